@@ -1,0 +1,84 @@
+# build    dist/eks-token, the executable
+# run      build, then mint a token for a made-up cluster, with the example keys of AWS's documentation
+# test     build, then all tests; as root on a system with apt, what they need is installed first
+# lint     ruff, mypy, shellcheck
+# bench    how long answers take
+# install  build, then copy the executable to PREFIX/bin
+# clean    remove what the others made here
+#
+# PYTHON is the interpreter below .venv, 3.11 or newer; PYTEST has more arguments for pytest.
+
+PYTHON ?= python3
+PREFIX ?= $(HOME)/.local
+PYTEST ?= -n auto
+
+SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py launcher.sh package.py requirements.txt start.py)
+FLAGS := --quiet --disable-pip-version-check
+
+# Debian's package and the command in it, for the tests that use real keyrings and shells.
+SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
+	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck
+
+.PHONY: build run test lint bench install clean system
+.DELETE_ON_ERROR:
+
+build: dist/eks-token
+
+dist/eks-token: $(SOURCES) .venv/build.done
+	.venv/bin/python build/package.py $@
+
+# No variable of the caller's is let in, AWS's are many; the secret key is nobody's.
+run: build
+	@echo '$$ dist/eks-token --cluster-name sample --region us-east-2' >&2
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
+	env -i PATH="$$PATH" HOME="$$home" EKS_TOKEN_PYTHON="$(CURDIR)/.venv/bin/python" \
+		AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE \
+		AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY \
+		dist/eks-token --cluster-name sample --region us-east-2
+
+test: build .venv/dev.done system
+	.venv/bin/pytest $(PYTEST)
+
+lint: .venv/dev.done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	@if command -v shellcheck >/dev/null; then shellcheck -s sh build/launcher.sh; \
+	else echo "make: shellcheck is not installed; build/launcher.sh was not checked" >&2; fi
+
+bench: build .venv/dev.done
+	.venv/bin/python tests/bench.py
+
+# A rename, since the file that is there may be in use. The tilde of PREFIX=~/.local is not expanded by every shell.
+install: build
+	@bin="$(subst ~/,$(HOME)/,$(PREFIX))/bin" && mkdir -p "$$bin" && \
+	cp dist/eks-token "$$bin/.eks-token.new" && chmod 755 "$$bin/.eks-token.new" && \
+	mv -f "$$bin/.eks-token.new" "$$bin/eks-token" && echo "$$bin/eks-token"
+
+clean:
+	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "make: $(PYTHON) is no Python 3.11 or newer; name one: make PYTHON=python3.13" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# The build needs one package and not the project's own dependencies, which are large.
+.venv/build.done: pyproject.toml | .venv/bin/python
+	.venv/bin/pip install $(FLAGS) "$$(.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["build"])')"
+	@touch $@
+
+.venv/dev.done: pyproject.toml | .venv/bin/python
+	.venv/bin/pip install $(FLAGS) --editable '.[dev]'
+	@touch $@
+
+system:
+	@missing=; for each in $(SYSTEM); do \
+		command -v "$${each#*:}" >/dev/null || missing="$$missing $${each%%:*}"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "make: installing$$missing" && apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	else echo "make: the tests that need these packages are skipped:$$missing" >&2; fi

@@ -1,0 +1,267 @@
+"""Makes dist/eks-token, the whole program in one file: resolve, prune, shiv, re-pack, prepend the launcher.
+
+    python build/package.py [FILE]
+
+The file is the launcher's text and after it a zip archive, which Python finds from its end:
+
+    __main__.py, start.py      the start, from this directory
+    _bootstrap/                shiv's bootstrap, which the start calls; environment.json is its settings
+    site-packages/             eks_token.py and what it imports; only this and the start are ever unpacked
+    LICENSES                   the licences of all that is in here
+
+Two builds from one commit are the same to the byte where zlib is the same, and their members are where it is
+not: nothing in the file comes from the machine, the clock, the umask, the locale or the order of a directory.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from importlib import metadata
+from pathlib import Path
+
+from shiv import builder
+from shiv.bootstrap.environment import Environment
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PROGRAM = ROOT / "eks_token.py"
+
+SIZE_LIMIT = 1_500_000  # bytes
+DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip archive can express
+MODE = stat.S_IFREG | 0o644
+
+# Patterns of fnmatch, in which * crosses slashes. What is dropped, in the order of the wheels:
+DROPPED = (
+    "bin/*",
+    "*.pyc",
+    "*.pyi",
+    "*/py.typed",
+    "*/__main__.py",
+    "*/tests/*",
+    # Metadata: nothing here asks for versions or entry points (keyring would, for backends that eks_token
+    # chooses itself); the licences are gathered first.
+    "*.dist-info/*",
+    # 400 services, of which KEPT has those that are called.
+    "botocore/data/*/*",
+    # The time zones of systems that have none; AWS's times are UTC.
+    "dateutil/zoneinfo/*.tar.gz",
+    "dateutil/zoneinfo/rebuild.py",
+    "dateutil/easter.py",
+    # Other ways to speak D-Bus than jeepney.io.blocking.
+    "jeepney/bindgen.py",
+    "jeepney/io/asyncio.py",
+    "jeepney/io/threading.py",
+    "jeepney/io/trio.py",
+    # keyring's own command line, and the backend that eks_token has its own for.
+    "keyring/backend_complete.*",
+    "keyring/backends/SecretService.py",
+    "keyring/cli.py",
+    "keyring/completion.py",
+    "keyring/devpi_client.py",
+    "keyring/http.py",
+    "keyring/testing/*",
+    "platformdirs/pytest_plugin.py",
+    "platformdirs/testing.py",
+    # Python in a browser.
+    "urllib3/contrib/emscripten/*",
+    # pywin32-ctypes takes ctypes where there is no cffi, which is compiled.
+    "win32ctypes/core/cffi/*",
+)
+
+# Kept in spite of that.
+KEPT = tuple(
+    f"botocore/data/{service}/*/{name}"
+    for service in ("eks", "sso", "sso-oidc", "sts")
+    for name in ("service-2.json.gz", "service-2.sdk-extras.json", "endpoint-rule-set-1.json.gz")
+)
+
+LICENCE = re.compile(r"(licen[cs]e|notice|copying)[^/]*", re.IGNORECASE)
+
+COMPILED_NAME = re.compile(r"\.(so(\.\d+)*|pyd|dylib|dll|exe|a|o|lib|obj|node|wasm)$", re.IGNORECASE)
+COMPILED_START = (
+    b"\x7fELF",
+    b"MZ",
+    b"\xca\xfe\xba\xbe",  # Mach-O, for several processors or one
+    b"\xcf\xfa\xed\xfe",
+    b"\xce\xfa\xed\xfe",
+    b"!<arch>",
+    b"\0asm",
+)
+
+
+class BuildError(Exception):
+    """What keeps the file from being made: one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Makes the executable.")
+    parser.add_argument("file", nargs="?", type=Path, default=ROOT / "dist" / "eks-token")
+    try:
+        build(parser.parse_args(argv).file)
+    except BuildError as error:
+        print(f"package.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build(target: Path) -> None:
+    """Makes target. Raises BuildError."""
+    with tempfile.TemporaryDirectory() as name:
+        packages = Path(name, "site-packages")
+        archive = Path(name, "archive")
+        resolve(packages)
+        licences = gather_licences(packages)
+        prune(packages)
+        shutil.copyfile(PROGRAM, packages / PROGRAM.name)
+        call_shiv(packages, archive)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        repack(archive, target, {"LICENSES": licences})
+    print(f"{target}: {target.stat().st_size:,} bytes")
+
+
+def resolve(target: Path) -> None:
+    """Installs into target the wheels that requirements.txt pins, the same ones whatever builds them."""
+    options = (
+        "--quiet --disable-pip-version-check --no-compile --no-deps --require-hashes "
+        "--only-binary :all: --platform any --abi none --implementation py --python-version 3.11"
+    )
+    command = [sys.executable, "-m", "pip", "install", *options.split()]
+    command += ["--target", str(target), "--requirement", str(HERE / "requirements.txt")]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise BuildError("pip could not get the wheels of build/requirements.txt")
+
+
+def gather_licences(packages: Path) -> bytes:
+    """The text of every licence, with the names and versions of what it is for: ours, shiv's, the wheels'.
+
+    They are due to whoever is given a copy. One member of the archive holds them, so that they cost little room
+    and no start looks at them. Raises BuildError where one is missing.
+    """
+    shiv = metadata.distribution("shiv")
+    owners = {
+        "eks-token": [ROOT / "LICENSE"],
+        f"shiv {shiv.version}": [Path(str(shiv.locate_file(path))) for path in shiv.files or []],
+    }
+    for information in packages.glob("*.dist-info"):
+        owners[information.stem.replace("-", " ")] = sorted(files(information))
+
+    names_by_text: dict[str, list[str]] = {}
+    for name, paths in sorted(owners.items()):
+        texts = [path.read_text(encoding="utf-8").strip("\n") for path in paths if LICENCE.fullmatch(path.name)]
+        if not texts:
+            raise BuildError(f"{name} comes without its licence")
+        for text in texts:
+            names_by_text.setdefault(text, []).append(name)
+    rule = "=" * 80
+    chapters = (f"{rule}\n{', '.join(names)}\n{rule}\n\n{text}\n" for text, names in names_by_text.items())
+    return "\n".join(chapters).encode()
+
+
+def files(directory: Path) -> Iterator[Path]:
+    return (path for path in directory.rglob("*") if path.is_file())
+
+
+def prune(packages: Path) -> None:
+    """Removes from packages what no command needs, and the directories that this leaves empty."""
+    for path in list(files(packages)):
+        name = path.relative_to(packages).as_posix()
+        if matches(name, DROPPED) and not matches(name, KEPT):
+            path.unlink()
+    for path in sorted(packages.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def call_shiv(packages: Path, archive: Path) -> None:
+    """Makes shiv's archive of packages. Its settings name eks_token.main, and no time."""
+    environment = Environment(
+        built_at="1980-01-01 00:00:00",
+        shiv_version=metadata.version("shiv"),
+        build_id="@BUILD@",
+        entry_point=f"{PROGRAM.stem}:main",
+        compile_pyc=False,
+        reproducible=True,
+    )
+    builder.create_archive([packages], archive, "/usr/bin/env python3", "_bootstrap:bootstrap", environment)
+
+
+def repack(archive: Path, target: Path, added: dict[str, bytes]) -> None:
+    """Writes target, mode 0755: the launcher, then the members of shiv's archive, our start, and added.
+
+    The build's id is a hash of all of that. It stands in the launcher, the start and shiv's settings, which are
+    hashed as they are before it is put in. Raises BuildError if the result is not for every machine, or is too
+    large.
+    """
+    with zipfile.ZipFile(archive) as made:
+        members = {name: made.read(name) for name in made.namelist()}
+    # shiv writes its settings in the order of an object's attributes.
+    members["environment.json"] = json.dumps(json.loads(members["environment.json"]), sort_keys=True).encode()
+    members |= {name: (HERE / name).read_bytes() for name in ("__main__.py", "start.py")} | added
+    refuse_compiled(members)
+
+    launcher = (HERE / "launcher.sh").read_bytes()
+    values = {b"@BUILD@": build_id(members, launcher), b"@VERSION@": version().encode()}
+    for name in ("environment.json", "start.py"):
+        members[name] = substitute(members[name], values)
+
+    beside = target.with_name(f".{target.name}.new")
+    with open(beside, "wb") as file:
+        file.write(substitute(launcher, values))
+        with zipfile.ZipFile(file, "w") as packed:
+            for name, content in sorted(members.items()):
+                member = zipfile.ZipInfo(name, DATE)
+                member.create_system = 3  # Unix, whose modes follow
+                member.external_attr = MODE << 16
+                packed.writestr(member, content, zipfile.ZIP_DEFLATED, 9)
+    beside.chmod(0o755)
+    size = beside.stat().st_size
+    if size > SIZE_LIMIT:
+        beside.unlink()
+        raise BuildError(f"the file would have {size:,} bytes; the limit is {SIZE_LIMIT:,}")
+    beside.replace(target)
+
+
+def refuse_compiled(members: Mapping[str, bytes]) -> None:
+    """Raises BuildError for a member that only one kind of machine can run, by its name or how it begins."""
+    for name, content in members.items():
+        if COMPILED_NAME.search(name) or content.startswith(COMPILED_START):
+            raise BuildError(f"{name} is compiled: the file is for every platform")
+
+
+def build_id(members: Mapping[str, bytes], launcher: bytes) -> bytes:
+    """16 hexadecimal digits. Each length is hashed before what has it, so that no two bundles read alike."""
+    digest = hashlib.sha256()
+    for part in [launcher, *(part for name in sorted(members) for part in (name.encode(), members[name]))]:
+        digest.update(b"%d:" % len(part) + part)
+    return digest.hexdigest()[:16].encode()
+
+
+def substitute(text: bytes, values: Mapping[bytes, bytes]) -> bytes:
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
+def version() -> str:
+    """The program's version, from its text: importing it would take what it imports."""
+    found = re.search(r'^__version__ = "([^"]+)"$', PROGRAM.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise BuildError(f"{PROGRAM.name} has no __version__")
+    return found[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,2632 @@
+"""eks-token: an EKS bearer token for kubectl, from credentials that stay in the OS keyring.
+
+kubectl runs this program before it talks to a cluster and reads an ExecCredential from its stdout. What happens
+between the two, in the order of the sections below:
+
+1. command line   argv and the environment become one `Request`, whichever program's grammar they are written in
+2. token          credentials and a `Request` become a presigned URL, a bearer token, an ExecCredential
+3. cache          a request finds its fresh answer; on a miss one process mints and the others wait for it
+4. identities     a name becomes credentials: botocore's providers over stored identities and AWS config
+5. keyring        the vault: strings in the OS keyring, and the Secret Service backend for Linux and the BSDs
+6. login          the one section that talks to a person
+7. main           the commands, and the edge where errors become two lines on stderr
+
+A fresh answer is mostly printed by the shell script at the head of the executable (build/launcher.sh) without this
+module; what reaches Python looks in the cache before anything heavy is imported. botocore and keyring are imported
+by the functions that use them, since kubectl waits: 60 and 10 ms, against 6 for Python itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any, NamedTuple, NoReturn
+else:
+
+    class NamedTuple(tuple):
+        """What this module needs of typing.NamedTuple, whose import would cost a cached answer 7 ms more."""
+
+        def __init_subclass__(cls):
+            cls._fields = tuple(cls.__annotations__)
+            cls._defaults = {name: vars(cls)[name] for name in cls._fields if name in vars(cls)}
+            for index, name in enumerate(cls._fields):
+                setattr(cls, name, property(lambda self, index=index: self[index]))
+
+        def __new__(cls, *values, **named):
+            fields = cls._defaults | dict(zip(cls._fields, values, strict=False)) | named
+            if len(values) > len(cls._fields) or fields.keys() != set(cls._fields):
+                raise TypeError(f"{cls.__name__} has the fields {', '.join(cls._fields)}")
+            return super().__new__(cls, (fields[name] for name in cls._fields))
+
+        def _replace(self, **named):
+            return type(self)(**(dict(zip(self._fields, self, strict=True)) | named))
+
+
+__version__ = "0.1.0"
+
+PROGRAM = "eks-token"
+
+
+class Problem(Exception):
+    """Something a user can act on: `message`, a `hint` perhaps, and the exit status (1 could not, 2 wrong usage)."""
+
+    def __init__(self, message: str, hint: str = "", status: int = 1) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.status = status
+
+
+def usage(message: str, hint: str = "") -> Problem:
+    return Problem(message, hint, status=2)
+
+
+class Setting(NamedTuple):
+    """What the process was started with, read in one place (`main`) and passed on."""
+
+    argv: tuple[str, ...]
+    environ: Mapping[str, str]
+    platform: str  # as sys.platform
+    terminal: bool  # whether stdin and stderr are a terminal, so that a person may be there
+
+
+_secrets: set[str] = set()
+_debugging = False
+
+
+def keep_secret(value: str | None) -> None:
+    """From now on, no message shows this value."""
+    if value and len(value) >= 4:
+        _secrets.add(value)
+
+
+def redacted(text: str) -> str:
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "[secret]")
+    return text
+
+
+def say(text: str) -> None:
+    """One line on stderr, free of secrets and of control characters that could play tricks on a terminal."""
+    line = "".join(char if char.isprintable() else " " for char in redacted(text))
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # stderr is closed: there is nobody to tell
+        return
+
+
+def warn(text: str) -> None:
+    say(f"{PROGRAM}: warning: {text}")
+
+
+def debug(text: str) -> None:
+    if _debugging:
+        say(f"{PROGRAM}: debug: {text}")
+
+
+# -- 1. command line --------------------------------------------------------------------------------------------------
+#
+# Three programs' kubeconfig entries work with nothing but `command:` changed. Each has a `Grammar`, a table of the
+# options that it takes, and its own rules for what is used where no option says it. argparse reads the commands that
+# are this program's own; it cannot read cobra's options whose value must be joined on, or words among options.
+
+CLIENT_AUTHENTICATION = "client.authentication.k8s.io/"
+API_VERSIONS = ("v1beta1", "v1", "v1alpha1")
+
+# What kubectl 1.20 and later pass in KUBERNETES_EXEC_INFO, to the byte (client-go, plugin/pkg/client/auth/exec), unless
+# the entry asks for cluster information. Knowing these saves the import of json, 6 ms.
+KUBECTL_EXEC_INFO = {
+    f'{{"kind":"ExecCredential","apiVersion":"{CLIENT_AUTHENTICATION}{version}"'
+    f',"spec":{{"interactive":{interactive}}}}}\n': (version, interactive == "true")
+    for version in ("v1beta1", "v1")
+    for interactive in ("true", "false")
+}
+
+
+class ExecInfo(NamedTuple):
+    """What the Kubernetes client says in KUBERNETES_EXEC_INFO."""
+
+    version: str  # of the client authentication API: v1beta1, v1 or v1alpha1
+    interactive: bool  # false: no person can answer
+
+
+def exec_info(raw: str) -> ExecInfo:
+    """Read KUBERNETES_EXEC_INFO ("Kubernetes API reference, Client Authentication").
+
+    Raises Problem for an API version that is not one of API_VERSIONS.
+    """
+    if not raw:
+        return ExecInfo("v1beta1", True)
+    if raw in KUBECTL_EXEC_INFO:
+        return ExecInfo(*KUBECTL_EXEC_INFO[raw])
+    import json
+
+    try:
+        info = json.loads(raw)
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        warn("KUBERNETES_EXEC_INFO is no JSON object; answering in v1beta1")
+        return ExecInfo("v1beta1", True)
+    spec = info.get("spec")
+    interactive = not (isinstance(spec, dict) and spec.get("interactive") is False)
+    named = info.get("apiVersion")
+    if named is None:
+        return ExecInfo("v1beta1", interactive)
+    version = named.removeprefix(CLIENT_AUTHENTICATION) if isinstance(named, str) else ""
+    if version not in API_VERSIONS or named != CLIENT_AUTHENTICATION + version:
+        raise Problem(
+            f"KUBERNETES_EXEC_INFO asks for the API version {json.dumps(named)}, which is not known",
+            f"set apiVersion: {CLIENT_AUTHENTICATION}v1 in the user's exec entry of the kubeconfig",
+        )
+    if version == "v1alpha1":
+        warn(f"the kubeconfig asks for the deprecated {named}: write v1beta1 or v1 there")
+    return ExecInfo(version, interactive)
+
+
+class Grammar(NamedTuple):
+    """How one program's token command is written: option -> the field it fills, "" where it is ignored."""
+
+    name: str
+    words: tuple[str, ...]
+    values: Mapping[str, str]
+    flags: Mapping[str, str]
+    joined: frozenset[str] = frozenset()  # the value, if any, is joined on with an equals sign
+
+
+def ignored(options: str) -> dict[str, str]:
+    return dict.fromkeys(options.split(), "")
+
+
+OUR_FLAGS = {"--refresh": "refresh", "--debug": "debug"}
+
+ATMOS_VALUES = ignored(
+    "-C --chdir --base-path --config --config-path --logs-level --logs-file --redirect-stderr --profiler-host"
+    " --profiler-port --profile-file --profile-type --heatmap-mode --skill --settings-list-merge-strategy --edition"
+    " --use-version"
+)
+ATMOS_FLAGS = ignored(
+    "--no-color --force-color --force-tty --mask --interactive --profiler-enabled --heatmap --ai -v --verbose"
+)
+
+BARE_VALUES = ATMOS_VALUES | {
+    "--cluster-name": "cluster_name",
+    "--cluster-id": "cluster_id",
+    "--region": "region",
+    "--identity": "identity",
+    "-i": "identity",
+    "--role-arn": "role_arn",
+    "--external-id": "external_id",
+    "--session-name": "session_name",
+    "--profile": "profile",
+}
+
+# The AWS CLI's global options, of v1 and v2 ("AWS CLI Command Reference", Global Options).
+AWS_VALUES = ignored("--endpoint-url --color --cli-binary-format --cli-error-format") | {
+    "--region": "region",
+    "--profile": "identity",
+    "--output": "output",
+    "--query": "query",
+    "--ca-bundle": "ca_bundle",
+    "--cli-connect-timeout": "connect_timeout",
+    "--cli-read-timeout": "read_timeout",
+    "--cluster-name": "cluster_name",
+    "--cluster-id": "cluster_id",
+    "--role-arn": "role_arn",
+    "--role": "role_arn",
+}
+AWS_FLAGS = ignored("--no-paginate --no-sign-request --no-cli-pager --cli-auto-prompt --no-cli-auto-prompt") | {
+    "--no-verify-ssl": "no_verify_ssl"
+}
+
+AUTHENTICATOR_VALUES = ignored("-c --config -l --log-format -v --log-verbosity --feature-gates") | {
+    "-i": "cluster_id",
+    "--cluster-id": "cluster_id",
+    "-r": "role_arn",
+    "--role": "role_arn",
+    "-e": "external_id",
+    "--external-id": "external_id",
+    "-s": "session_name",
+    "--session-name": "session_name",
+    "--region": "region",
+}
+AUTHENTICATOR_FLAGS = {"--forward-session-name": "forward_session_name", "--token-only": "token_only", "--cache": ""}
+
+BARE = Grammar(PROGRAM, (), BARE_VALUES, ATMOS_FLAGS | OUR_FLAGS, frozenset({"--pager", "--cast"}))
+ATMOS = BARE._replace(name="atmos", words=("aws", "eks", "token"))
+AWS = Grammar("aws", ("eks", "get-token"), AWS_VALUES, AWS_FLAGS | OUR_FLAGS)
+AUTHENTICATOR = Grammar("aws-iam-authenticator", ("token",), AUTHENTICATOR_VALUES, AUTHENTICATOR_FLAGS | OUR_FLAGS)
+GRAMMARS = (ATMOS, AWS, AWS._replace(words=("aws", *AWS.words)), AUTHENTICATOR, BARE)
+
+
+class Request(NamedTuple):
+    """One token, as asked for. An empty string stands for what was not said."""
+
+    grammar: str  # eks-token, atmos, aws or aws-iam-authenticator
+    cluster: str  # the cluster's name or id: the value of the signed header
+    region: str
+    identity: str  # named by an option, so that no environment variable overrides it
+    role_arn: str = ""  # assumed on top of the identity
+    external_id: str = ""
+    session_name: str = ""
+    forward_session_name: bool = False
+    version: str = "v1beta1"
+    output: str = "json"  # json, text or token
+    query: str = ""  # JMESPath
+    ca_bundle: str = ""
+    verify_tls: bool = True
+    connect_timeout: str = ""  # seconds
+    read_timeout: str = ""  # seconds
+
+
+class Words(NamedTuple):
+    """A command line, taken apart by one grammar."""
+
+    words: tuple[str, ...]
+    options: dict[str, str]  # field -> value; a flag's is "true" or "false"
+    unknown: tuple[str, ...]
+    broken: str  # the first thing wrong with an option's value, or ""
+
+
+def take_apart(grammar: Grammar, argv: Sequence[str]) -> Words:
+    words: list[str] = []
+    options: dict[str, str] = {}
+    unknown: list[str] = []
+    broken = ""
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("-") or argument == "-":
+            words.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("--") and len(name) > 2:  # -iNAME
+            name, equals, value = argument[:2], "=", argument[2:]
+        if name in grammar.values:
+            if not equals:
+                value = next(arguments, "-")
+                # Nothing that looks like an option is taken for a value. The cache depends on it: an argument
+                # --region always names a region.
+                if value.startswith("-"):
+                    broken = broken or f"{name} expects a value"
+            options[grammar.values[name]] = value
+        elif name in grammar.flags:
+            if equals and (value not in ("true", "false") or name in OUR_FLAGS):
+                broken = broken or f"{name} takes no value"
+            options[grammar.flags[name]] = value or "true"
+        elif name not in grammar.joined:
+            unknown.append(name)
+    return Words(tuple(words), options, tuple(unknown), broken)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that `word` was probably meant to be, or ""."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(known), 1, 0.5)), "")
+
+
+def choose_grammar(argv: Sequence[str]) -> tuple[Grammar, Words]:
+    """The grammar whose words these are, and what it reads in them. Raises Problem where none fits."""
+    for grammar in GRAMMARS:
+        taken = take_apart(grammar, argv)
+        if taken.words[: len(grammar.words)] == grammar.words and (grammar.words or not taken.words):
+            return grammar, taken
+    words = take_apart(BARE, argv).words
+    for grammar in GRAMMARS:
+        if sorted(words) == sorted(grammar.words):
+            raise usage(f"{' '.join(words)!r} is no command", f"did you mean {' '.join(grammar.words)!r}?")
+    known = [*COMMANDS, *(word for grammar in GRAMMARS for word in grammar.words)]
+    close = nearest(words[0], known)
+    raise usage(f"{words[0]!r} is no command", f"did you mean {close!r}?" if close else f"see {PROGRAM} --help")
+
+
+def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str) -> Request:
+    """The request that the arguments make, in whichever grammar. Raises Problem, status 2."""
+    grammar, taken = choose_grammar(argv)
+    if taken.unknown:
+        close = nearest(taken.unknown[0], [*grammar.values, *grammar.flags])
+        raise usage(f"unknown option {taken.unknown[0]}", f"did you mean {close}?" if close else "")
+    if taken.broken:
+        raise usage(taken.broken)
+    if len(taken.words) > len(grammar.words):
+        raise usage(f"unexpected argument {taken.words[len(grammar.words)]!r}")
+    options = taken.options
+    if "profile" in options:
+        raise usage(
+            "--profile is not an AWS profile in this grammar", "name the identity or AWS profile with --identity"
+        )
+    for field, value in options.items():
+        if not value and field not in ("", "identity"):
+            option = next(name for name, filled in grammar.values.items() if filled == field)
+            raise usage(f"{option} expects a value")
+    read = {
+        "aws": aws_request,
+        "aws-iam-authenticator": authenticator_request,
+    }.get(grammar.name, bare_request)
+    request = read(options, environ)._replace(grammar=grammar.name, version=version)
+    check_request(request)
+    return request
+
+
+def named_cluster(options: Mapping[str, str]) -> str:
+    """The one of --cluster-name and --cluster-id that is given."""
+    name, identifier = options.get("cluster_name", ""), options.get("cluster_id", "")
+    if name and identifier:
+        raise usage("--cluster-name and --cluster-id exclude each other")
+    if not name and not identifier:
+        raise usage("no cluster is named", "name it with --cluster-name")
+    if name and not (name.isascii() and name[0].isalnum() and name.replace("-", "").replace("_", "").isalnum()):
+        raise usage(
+            f"{name!r} is no EKS cluster name", "a name has letters, digits, - and _ and begins with a letter or digit"
+        )
+    if len(name) > 100:
+        raise usage(f"an EKS cluster name has at most 100 characters, {name[:20]}… has {len(name)}")
+    return name or identifier
+
+
+def bare_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
+    cluster = named_cluster(options)
+    if not options.get("region"):
+        raise usage("--region is missing", "name the cluster's AWS region, such as --region us-east-2")
+    return Request(
+        "",
+        cluster,
+        options["region"],
+        options.get("identity", ""),
+        options.get("role_arn", ""),
+        options.get("external_id", ""),
+        options.get("session_name", ""),
+    )
+
+
+def aws_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
+    output = options.get("output", "json")
+    if output not in ("json", "text"):
+        raise usage(f"--output {output} is not supported", "json and text are")
+    for field, name in (("connect_timeout", "--cli-connect-timeout"), ("read_timeout", "--cli-read-timeout")):
+        if not options.get(field, "0").isdecimal():
+            raise usage(f"{name} expects a number of seconds, not {options[field]!r}")
+    return Request(
+        "",
+        named_cluster(options),
+        options.get("region") or region_variable(environ),
+        options.get("identity", ""),
+        options.get("role_arn", ""),
+        output=output,
+        query=options.get("query", ""),
+        ca_bundle=options.get("ca_bundle", ""),
+        verify_tls=options.get("no_verify_ssl") != "true",
+        connect_timeout=options.get("connect_timeout", ""),
+        read_timeout=options.get("read_timeout", ""),
+    )
+
+
+def authenticator_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
+    cluster = options.get("cluster_id") or environ.get("KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID", "")
+    if not cluster:
+        raise usage("no cluster is named", "name it with -i or KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID")
+    forward = options.get("forward_session_name") == "true"
+    if forward and options.get("session_name"):
+        raise usage("--forward-session-name and --session-name exclude each other")
+    return Request(
+        "",
+        cluster,
+        options.get("region") or region_variable(environ),
+        "",
+        options.get("role_arn") or environ.get("DEFAULT_ROLE", ""),
+        options.get("external_id", ""),
+        options.get("session_name", ""),
+        forward,
+        output="token" if options.get("token_only") == "true" else "json",
+    )
+
+
+def region_variable(environ: Mapping[str, str]) -> str:
+    return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or ""
+
+
+def check_request(request: Request) -> None:
+    """Refuse what no cluster or no API would take, before anything is asked of anybody."""
+    if not request.cluster.isprintable() or request.cluster != request.cluster.strip():
+        raise usage(f"{request.cluster!r} cannot be a cluster's id")
+    if request.role_arn:
+        check_role_arn(request.role_arn)
+    elif request.external_id or (request.session_name and request.grammar != "aws-iam-authenticator"):
+        raise usage("--external-id and --session-name go with a role to assume")
+
+
+def check_role_arn(role_arn: str) -> None:
+    """Raise Problem unless it has the form of an IAM role's ARN ("IAM identifiers", IAM User Guide)."""
+    parts = role_arn.split(":", 5)
+    if len(parts) != 6 or parts[0] != "arn" or parts[2] != "iam" or not parts[5].startswith("role/"):
+        raise usage(f"{role_arn!r} is no role ARN", "one looks like arn:aws:iam::111122223333:role/NAME")
+
+
+# -- 2. token ---------------------------------------------------------------------------------------------------------
+#
+# A bearer token is a presigned STS GetCallerIdentity URL in base64url, with the cluster's name as a signed header. The
+# cluster sends that request to learn who signed it: aws-iam-authenticator, pkg/token/token.go, which also says what
+# it accepts.
+
+TOKEN_PREFIX = "k8s-aws-v1."
+CLUSTER_HEADER = "x-k8s-aws-id"
+MAX_TOKEN_LENGTH = 4096  # bytes, prefix included
+PRESIGN_EXPIRES = 60  # seconds; STS ignores it, and old verifiers want at most 60
+TOKEN_SECONDS = 14 * 60  # the verifier accepts 15 minutes from X-Amz-Date
+CREDENTIAL_MARGIN = 60  # seconds that a token ends before the credentials that signed it
+
+
+class Endpoint(NamedTuple):
+    host: str
+    signing_region: str
+
+
+class Minted(NamedTuple):
+    """What goes to stdout, and for how long it is good."""
+
+    text: str
+    issued: int  # seconds since the epoch, like the next
+    expires: int  # the ExecCredential's expirationTimestamp
+    cacheable: bool
+
+
+def sts_endpoint(
+    region: str, grammar: str = "", fips: bool = False, dual_stack: bool = False, legacy: bool = False
+) -> Endpoint:
+    """The STS host for a token, by the endpoint rules that botocore ships for STS.
+
+    No configured endpoint URL counts: a cluster accepts AWS's hosts alone. Without a region, `aws eks get-token` takes
+    the global host and aws-iam-authenticator that of us-east-1. Raises Problem for a region that cannot exist.
+    """
+    from botocore.endpoint_provider import EndpointProvider
+    from botocore.exceptions import BotoCoreError
+    from botocore.loaders import Loader
+
+    loader = Loader(extra_search_paths=[Loader.BUILTIN_DATA_PATH], include_default_search_paths=False)
+    partitions = loader.load_data("partitions")
+    rules = EndpointProvider(loader.load_service_model("sts", "endpoint-rule-set-1"), partitions)
+    if not region:
+        region = "us-east-1" if grammar == "aws-iam-authenticator" else "aws-global"
+    partition = check_region(region, partitions["partitions"])
+    if partition.startswith("aws-iso"):
+        dual_stack = False  # the verifier knows no dual-stack domain there
+    try:
+        found = rules.resolve_endpoint(Region=region, UseFIPS=fips, UseDualStack=dual_stack, UseGlobalEndpoint=legacy)
+    except BotoCoreError as error:
+        raise Problem(f"AWS has no such STS endpoint in {region}: {error}") from error
+    schemes = found.properties.get("authSchemes") or [{}]
+    return Endpoint(found.url.partition("://")[2], schemes[0].get("signingRegion", region))
+
+
+def check_region(region: str, partitions: Sequence[Mapping[str, Any]]) -> str:
+    """The id of the region's partition. Warns of a region that is new to botocore; raises Problem for no region."""
+    import re
+
+    known = [name for partition in partitions for name in partition["regions"]]
+    for partition in partitions:
+        if region in partition["regions"]:
+            return str(partition["id"])
+    close = nearest(region, known)
+    for partition in partitions:
+        if re.fullmatch(partition["regionRegex"], region):
+            warn(f"the region {region} is not known here" + (f"; the nearest known one is {close}" if close else ""))
+            return str(partition["id"])
+    raise usage(f"{region!r} is no AWS region", f"did you mean {close}?" if close else "")
+
+
+def presign(credentials: Credentials, endpoint: Endpoint, cluster: str) -> tuple[str, int]:
+    """The presigned GetCallerIdentity URL, and when it was signed (seconds since the epoch)."""
+    import calendar
+
+    from botocore.auth import SigV4QueryAuth
+    from botocore.awsrequest import AWSRequest
+
+    request = AWSRequest(
+        "GET",
+        f"https://{endpoint.host}/?Action=GetCallerIdentity&Version=2011-06-15",
+        headers={CLUSTER_HEADER: cluster},
+    )
+    SigV4QueryAuth(credentials, "sts", endpoint.signing_region, expires=PRESIGN_EXPIRES).add_auth(request)
+    signed = time.strptime(request.context["timestamp"], "%Y%m%dT%H%M%SZ")
+    return str(request.url), calendar.timegm(signed)
+
+
+def bearer_token(url: str) -> str:
+    import base64
+
+    token = TOKEN_PREFIX + base64.urlsafe_b64encode(url.encode()).decode().rstrip("=")
+    if len(token) > MAX_TOKEN_LENGTH:
+        raise Problem(
+            f"the token would have {len(token)} bytes, and clusters accept {MAX_TOKEN_LENGTH}: "
+            "the session token of these credentials is too long",
+            "a role with a shorter session (fewer tags, a smaller session policy) makes shorter ones",
+        )
+    return token
+
+
+def rfc3339(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def exec_credential(token: str, version: str, expires: int) -> dict[str, Any]:
+    return {
+        "kind": "ExecCredential",
+        "apiVersion": CLIENT_AUTHENTICATION + version,
+        "spec": {},
+        "status": {"expirationTimestamp": rfc3339(expires), "token": token},
+    }
+
+
+def rendered(credential: Mapping[str, Any], request: Request) -> str:
+    """The credential as the request wants it on stdout, without the newline at its end."""
+    import json
+
+    if request.output == "token":
+        return str(credential["status"]["token"])
+    shown: Any = credential
+    if request.query:
+        import jmespath
+
+        try:
+            shown = jmespath.search(request.query, credential)
+        except jmespath.exceptions.JMESPathError as error:
+            raise usage(f"--query {request.query!r} is no JMESPath expression: {first_line(error)}") from error
+    return as_text(shown) if request.output == "text" else json.dumps(shown)
+
+
+def as_text(value: Any, name: str = "") -> str:
+    """As the AWS CLI's `--output text`: scalars joined by tabs, then nested objects, each line begun with its name."""
+    if isinstance(value, dict):
+        items = sorted(value.items())
+        scalars = [str(item) for _, item in items if not isinstance(item, (dict, list))]
+        nested = [as_text(item, key.upper()) for key, item in items if isinstance(item, (dict, list))]
+        return "\n".join(["\t".join([name, *scalars] if name else scalars), *nested])
+    if isinstance(value, list):
+        return "\t".join(as_text(item) for item in value)
+    return str(value)
+
+
+def mint(request: Request, wallet: Wallet) -> Minted:
+    """A new token. Raises Problem."""
+    credentials = wallet.credentials(request)
+    fips, dual_stack, legacy = wallet.endpoint_settings()
+    region = request.region or wallet.region()
+    endpoint = sts_endpoint(region, request.grammar, fips, dual_stack, legacy)
+    url, issued = presign(credentials, endpoint, request.cluster)
+    token = bearer_token(url)
+    expires, cacheable = issued + TOKEN_SECONDS, True
+    if credentials.expires is not None:
+        if credentials.expires <= issued:
+            raise Problem(f"the credentials of {wallet.name} expired at {rfc3339(credentials.expires)}")
+        cacheable = credentials.expires - issued >= RENEW_SECONDS
+        expires = min(expires, int(credentials.expires) - CREDENTIAL_MARGIN)
+    debug(f"signed for {endpoint.host} with {credentials.access_key[-4:]:.>8}, expires {rfc3339(expires)}")
+    return Minted(rendered(exec_credential(token, request.version, expires), request), issued, expires, cacheable)
+
+
+# -- 3. cache ---------------------------------------------------------------------------------------------------------
+#
+# An answer is kept under the request line, which names everything that decides the token. Shared with
+# build/launcher.sh, which looks there first:
+#
+#     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory a part of the request line; a slash in a part nests
+#         %answer                             what goes to stdout; modified "at" FRESH_UNTIL
+#         %request                            eks-token-1 ISSUED FRESH_UNTIL LINE, then a line a watched file; modified
+#                                             "at" ISSUED
+#         %MTIME                              a stamp, modified when a watched file was
+#     tokens/%HASH/                           where a part cannot stand for itself: Python's alone
+#     tokens/%expiry/QUARTER/HASH             which answers end by when, to remove them in passing
+#
+# No part holds a bare percent sign, so these names are free.
+
+ANSWER_TAG = "eks-token-1"
+FRESH_MARGIN = 60  # seconds that an answer stops being served before its token expires
+SETTLE_SECONDS = 2  # a file changed this recently may change again within the same time stamp
+SWEEP_LIMIT = 50  # expired answers removed by one mint
+LOCK_SECONDS = 120  # a waiter gives up after this
+
+PATH_VARIABLES = frozenset(
+    {
+        "ATMOS_XDG_CONFIG_HOME",
+        "AWS_CONFIG_FILE",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        "AWS_CREDENTIAL_FILE",
+        "AWS_DATA_PATH",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "BOTO_CONFIG",
+        "KEYRING_PROPERTY_KEYCHAIN",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+    }
+)
+SECRET_VARIABLES = frozenset(
+    {
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SECURITY_TOKEN",
+        "AWS_SESSION_TOKEN",
+    }
+)
+REGION_VARIABLES = frozenset({"AWS_DEFAULT_REGION", "AWS_REGION"})
+
+# Every variable that decides whose token it is, in the launcher's order.
+REQUEST_VARIABLES = (
+    "HOME",
+    "ATMOS_AUTH_REALM",
+    "ATMOS_IDENTITY",
+    "ATMOS_XDG_CONFIG_HOME",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CONFIG_FILE",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CREDENTIAL_EXPIRATION",
+    "AWS_CREDENTIAL_FILE",
+    "AWS_DATA_PATH",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_DEFAULT_REGION",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_SSO",
+    "AWS_ENDPOINT_URL_SSO_OIDC",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_STS_REGIONAL_ENDPOINTS",
+    "AWS_USE_DUALSTACK_ENDPOINT",
+    "AWS_USE_FIPS_ENDPOINT",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "BOTO_CONFIG",
+    "DEFAULT_ROLE",
+    "KEYRING_PROPERTY_KEYCHAIN",
+    "KEYRING_PROPERTY_PREFERRED_COLLECTION",
+    "KEYRING_PROPERTY_SCHEME",
+    "KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID",
+    "PYTHON_KEYRING_BACKEND",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+)
+
+SAFE_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:/@=,+-")
+
+
+class Key(NamedTuple):
+    """A request line, and the directory of its answer under tokens/."""
+
+    line: str
+    directory: str
+
+
+def quoted(part: str) -> str:
+    """A part in safe bytes: any other is percent-encoded, and an empty part is a lone percent sign."""
+    return "".join(chr(byte) if byte in SAFE_BYTES else f"%{byte:02X}" for byte in os.fsencode(part)) or "%"
+
+
+def sha256(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def is_plain(part: str) -> bool:
+    """Whether a quoted part stands for itself in a path; launcher.sh has the same rule in et_plain."""
+    return "%" not in part and "#" not in part and len(part) <= 200 and not {"", ".", ".."} & set(part.split("/"))
+
+
+def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], platform: str) -> Key | None:
+    """What a request's answer is kept under; None where it cannot be told (a relative path, and no directory)."""
+    arguments = [version, *(word for word in argv if word not in ("--refresh", "--debug"))]
+    region_named = any(word == "--region" or word.startswith("--region=") for word in argv)
+    variables = []
+    for name in REQUEST_VARIABLES:
+        value = environ.get(name, "")
+        if not value:
+            continue
+        if name in REGION_VARIABLES and region_named:
+            continue
+        if name == "AWS_STS_REGIONAL_ENDPOINTS" and value == "regional":
+            continue
+        if name in PATH_VARIABLES and (not value.startswith("/") or "$" in value):
+            try:
+                value = os.path.abspath(os.path.expandvars(os.path.expanduser(value)))
+            except OSError:  # the working directory is gone
+                return None
+        if name in SECRET_VARIABLES:
+            variables.append(f"{name}#{sha256(value)}")
+        else:
+            variables.append(quoted(f"{name}={value}"))
+    parts = [*map(quoted, arguments), "", *variables]
+    line = "".join(part + "|" for part in parts)
+    if platform != "win32" and all(is_plain(part) for part in parts if part):
+        return Key(line, line.replace("|", "|/"))
+    return Key(line, f"%{sha256(line)}")
+
+
+def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
+    """The cache directory; None where there is no home to keep it in.
+
+    As platformdirs.user_cache_path has it, whose import would double the time of a cached answer (13 ms); but a home
+    that is not named is not looked for in the passwd file: launcher.sh cannot do that.
+    """
+    if platform == "win32":
+        import platformdirs
+
+        return platformdirs.user_cache_dir(PROGRAM)
+    return posix_home(environ, "XDG_CACHE_HOME", "Library/Caches" if platform == "darwin" else ".cache")
+
+
+def data_home(environ: Mapping[str, str], platform: str) -> str | None:
+    """Where identities.json lies: platformdirs.user_data_path, by the same reasoning as `cache_home`."""
+    if platform == "win32":
+        import platformdirs
+
+        return platformdirs.user_data_dir(PROGRAM)
+    native = "Library/Application Support" if platform == "darwin" else ".local/share"
+    return posix_home(environ, "XDG_DATA_HOME", native)
+
+
+def posix_home(environ: Mapping[str, str], variable: str, native: str) -> str | None:
+    home = environ.get("HOME", "")
+    if not home.startswith("/"):
+        return None
+    # "XDG Base Directory Specification": a relative path in these variables is invalid and to be ignored
+    base = environ.get(variable, "")
+    return os.path.join(base if base.startswith("/") else os.path.join(home, native), PROGRAM)
+
+
+Watched = tuple[str, int]  # a file and its modification time in nanoseconds; -1 where it is absent
+
+
+def look_at(paths: Iterable[str]) -> tuple[Watched, ...]:
+    """The state of the files that decide an answer, to be taken before they are read."""
+    watched = []
+    for path in paths:
+        try:
+            watched.append((path, os.stat(path).st_mtime_ns))
+        except (OSError, ValueError):
+            watched.append((path, -1))
+    return tuple(watched)
+
+
+class LocksUnavailable(Exception):
+    """This file system has no locks, or they do not work."""
+
+
+class Lock:
+    """An OS lock on a file, held while the `with` block runs.
+
+    A holder that dies lets go of it. The file is deleted by its holder alone; whoever acquires one makes sure that the
+    path still is that file. Raises Problem after `seconds`, LocksUnavailable where locks do not work.
+    """
+
+    def __init__(self, path: str, seconds: float = LOCK_SECONDS) -> None:
+        self.path = path
+        self.seconds = seconds
+        self._file = -1
+
+    def __enter__(self) -> Lock:
+        deadline = time.monotonic() + self.seconds
+        while not self._try():
+            if time.monotonic() > deadline:
+                raise Problem(
+                    f"another {PROGRAM} has been busy with this for {self.seconds:.0f} s",
+                    "it may be waiting for a person: look for its terminal or browser window",
+                )
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            os.unlink(self.path)
+        except OSError:  # Windows deletes no open file, and needs it not
+            pass
+        os.close(self._file)
+
+    def _try(self) -> bool:
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        except PermissionError:
+            if os.name == "nt":  # being deleted
+                return False
+            raise LocksUnavailable from None
+        except OSError as error:
+            raise LocksUnavailable from error
+        try:
+            if lock_file(self._file) and os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                return True
+        except FileNotFoundError:  # deleted by the one who held it
+            pass
+        except OSError as error:
+            os.close(self._file)
+            raise LocksUnavailable from error
+        os.close(self._file)
+        return False
+
+
+def lock_file(file: int) -> bool:
+    """Take the lock if it is free. Raises OSError where there are none."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        try:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except PermissionError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Cache:
+    """The directory of answers and locks. A miss is never an error; nor is an answer that cannot be kept."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def lookup(self, key: Key, now: float) -> str | None:
+        """The fresh answer to this request, or None."""
+        here = os.path.join(self.root, "tokens", key.directory)
+        try:
+            with open(os.path.join(here, "%request"), encoding="utf-8") as file:
+                head, *watched = file.read().splitlines()
+            tag, issued, fresh_until, line = head.split(" ")
+            if (tag, line) != (ANSWER_TAG, key.line) or not int(issued) <= now < int(fresh_until):
+                return None
+            for stamp, path in (record.split(" ", 1) for record in watched):
+                ((_, modified),) = look_at([path])
+                if modified != (-1 if stamp == "absent" else int(stamp[1:])):
+                    return None
+            with open(os.path.join(here, "%answer"), encoding="utf-8") as file:
+                answer = file.read()
+                # each file was put in place by a rename of its own: are they of one mint?
+                if int(os.fstat(file.fileno()).st_mtime) != int(fresh_until) or not answer.endswith("\n"):
+                    return None
+        except (OSError, ValueError):
+            return None
+        return answer.removesuffix("\n")
+
+    def lock(self, name: str) -> Lock:
+        """The lock of that name. Raises LocksUnavailable."""
+        directory = os.path.join(self.root, "lock")
+        try:
+            os.makedirs(directory, 0o700, exist_ok=True)
+        except OSError as error:
+            raise LocksUnavailable from error
+        return Lock(os.path.join(directory, name if name.isalpha() else sha256(name)[:32]))
+
+    def generation(self) -> str:
+        """Changes whenever the cache is emptied: what was begun before is not kept after."""
+        try:
+            with open(os.path.join(self.root, "generation"), encoding="utf-8") as file:
+                return file.read()
+        except (OSError, ValueError):
+            return ""
+
+    def store(self, key: Key, minted: Minted, watched: Sequence[Watched], generation: str) -> None:
+        """Keep an answer, if it can be kept safely."""
+        now = time.time()
+        fresh_until = minted.expires - FRESH_MARGIN
+        if not minted.cacheable or fresh_until <= now:
+            return debug("not cached: the credentials end too soon")
+        if any(modified > (now - SETTLE_SECONDS) * 1e9 for _, modified in watched):
+            return debug("not cached: a file that it depends on has just changed")
+        if any("\n" in path or "\r" in path for path, _ in watched):
+            return debug("not cached: a file that it depends on has a line break in its name")
+        here = os.path.join(self.root, "tokens", key.directory)
+        stamps = [(f"%{modified}", modified, path) for path, modified in watched if modified != -1]
+        record = [f"{ANSWER_TAG} {minted.issued} {fresh_until} {key.line}"]
+        record += [f"{stamp} {path}" for stamp, _, path in stamps]
+        record += [f"absent {path}" for path, modified in watched if modified == -1]
+        try:
+            with self.lock("cache"):
+                if self.generation() != generation:
+                    return debug("not cached: identities were changed meanwhile")
+                self.sweep(now)
+                make_directories(here)
+                old = [name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()]
+                for stamp, modified, _ in stamps:
+                    write_file(os.path.join(here, stamp), "", modified)
+                if not self.clock_agrees(time.time()):
+                    return debug("not cached: the file system's clock is another one")
+                # Whoever reads between the two renames sees an older record, which fits the older files alone.
+                write_file(os.path.join(here, "%answer"), minted.text + "\n", fresh_until * 10**9)
+                write_file(os.path.join(here, "%request"), "\n".join(record) + "\n", minted.issued * 10**9)
+                for name in set(old) - {stamp for stamp, _, _ in stamps}:
+                    os.unlink(os.path.join(here, name))
+                self.note_expiry(key, fresh_until)
+        except (OSError, ValueError, LocksUnavailable) as error:
+            debug(f"not cached: {type(error).__name__}")
+
+    def clock_agrees(self, now: float) -> bool:
+        """Whether opening an empty file to write dates it now: launcher.sh has no other clock."""
+        path = os.path.join(self.root, "now")
+        write_file(path, "", 0)
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+        return abs(os.stat(path).st_mtime - now) < SETTLE_SECONDS
+
+    def note_expiry(self, key: Key, fresh_until: int) -> None:
+        quarter = os.path.join(self.root, "tokens", "%expiry", str(fresh_until // 900 + 1))
+        make_directories(quarter)
+        write_file(os.path.join(quarter, sha256(key.line)), key.directory)
+
+    def sweep(self, now: float) -> None:
+        """Remove answers that ended in a quarter of an hour gone by, a bounded number at a time."""
+        tokens = os.path.join(self.root, "tokens")
+        index = os.path.join(tokens, "%expiry")
+        left = SWEEP_LIMIT
+        for quarter in sorted(os.listdir(index)) if os.path.isdir(index) else ():
+            if not quarter.isdigit() or int(quarter) * 900 > now:
+                continue
+            for name in os.listdir(os.path.join(index, quarter)):
+                if left == 0:
+                    return
+                left -= 1
+                note = os.path.join(index, quarter, name)
+                with open(note, encoding="utf-8") as file:
+                    self.remove_expired(tokens, file.read(), now)
+                os.unlink(note)
+            os.rmdir(os.path.join(index, quarter))
+
+    def remove_expired(self, tokens: str, directory: str, now: float) -> None:
+        here = os.path.normpath(os.path.join(tokens, directory))
+        try:
+            if not here.startswith(tokens + os.sep) or os.stat(os.path.join(here, "%answer")).st_mtime > now:
+                return
+            for name in os.listdir(here):
+                if name.startswith("%"):
+                    os.unlink(os.path.join(here, name))
+            while here != tokens:
+                os.rmdir(here)
+                here = os.path.dirname(here)
+        except OSError:  # gone already, or another answer lies further down
+            return
+
+    def empty(self) -> None:
+        """Forget every answer, also those that are being minted. Raises Problem where that fails."""
+        tokens = os.path.join(self.root, "tokens")
+        try:
+            with self.lock("cache"):
+                write_file(os.path.join(self.root, "generation"), os.urandom(16).hex())
+                try:
+                    os.rename(tokens, f"{tokens}.{os.getpid()}")
+                except FileNotFoundError:
+                    return
+            import shutil
+
+            shutil.rmtree(f"{tokens}.{os.getpid()}", ignore_errors=True)
+        except (OSError, LocksUnavailable) as error:
+            raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
+
+
+def make_directories(path: str) -> None:
+    """Like os.makedirs, but once more where a directory vanishes under it."""
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+    except FileNotFoundError:
+        os.makedirs(path, 0o700, exist_ok=True)
+
+
+def write_file(path: str, text: str, modified: int | None = None) -> None:
+    """Write a private file in one step: complete and on disk, or not at all. `modified` is in nanoseconds."""
+    beside = f"{path}.{os.getpid()}"
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        with open(file, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            if text:
+                os.fsync(stream.fileno())
+        if modified is not None:
+            os.utime(beside, ns=(modified, modified))
+        os.replace(beside, path)
+    except BaseException:
+        try:
+            os.unlink(beside)
+        except OSError:
+            pass
+        raise
+
+
+def untrusted(directory: str, environ: Mapping[str, str], platform: str) -> str:
+    """Why this directory is not to be used, or "". What others may read in it is closed to them."""
+    import stat
+
+    state = os.lstat(directory)
+    if platform == "win32":
+        return "" if stat.S_ISDIR(state.st_mode) else "it is no directory"
+    if not stat.S_ISDIR(state.st_mode):
+        return "it is a link" if stat.S_ISLNK(state.st_mode) else "it is no directory"
+    if state.st_uid != os.geteuid():
+        return "it belongs to another user"
+    if state.st_mode & 0o022:
+        return "others can write to it"
+    if os.geteuid() == 0 and os.stat(environ["HOME"]).st_uid != 0:
+        return "it lies in another user's home"
+    if state.st_mode & 0o077:
+        os.chmod(directory, 0o700)
+    return ""
+
+
+def open_cache(setting: Setting) -> Cache | None:
+    """The cache, or None where there is none to be trusted or written, with a warning where that is unexpected."""
+    start = sys.modules.get("start")
+    if start is not None and hasattr(start, "BUILD"):  # build/start.py has looked already, and said what it found
+        return Cache(start.cache) if start.cache else None
+    directory = cache_home(setting.environ, setting.platform)
+    if directory is None:
+        warn("HOME names no absolute path: nothing is cached")
+        return None
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+        reason = untrusted(directory, setting.environ, setting.platform)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    if reason:
+        warn(f"nothing is cached, {directory} is not used: {reason}")
+        return None
+    return Cache(directory)
+
+
+def token_command(setting: Setting) -> int:
+    """The token on stdout: from the cache if it is there, else minted by one process while the others wait."""
+    info = exec_info(setting.environ.get("KUBERNETES_EXEC_INFO", ""))
+    cache = open_cache(setting)
+    key = request_key(info.version, setting.argv, setting.environ, setting.platform) if cache else None
+    refresh = "--refresh" in setting.argv
+    if cache and key and not refresh and (answer := cache.lookup(key, time.time())):
+        debug("answered from the cache")
+        return print_answer(answer)
+
+    request = parse_request(setting.argv, setting.environ, info.version)
+    debug(f"minting for {request}")
+    person = setting.terminal and info.interactive
+    if cache is None or key is None:
+        return print_answer(mint(request, Wallet(setting, cache, person)).text)
+    try:
+        lock = cache.lock(f"request {key.line}")
+        with lock:
+            if not refresh and (answer := cache.lookup(key, time.time())):
+                debug("answered by another process meanwhile")
+                return print_answer(answer)
+            wallet = Wallet(setting, cache, person)
+            generation = cache.generation()
+            watched = look_at(wallet.files())
+            minted = mint(request, wallet)
+            cache.store(key, minted, (*watched, *wallet.more_files()), generation)
+    except LocksUnavailable:
+        debug("locks do not work in the cache directory")
+        minted = mint(request, Wallet(setting, None, person))
+    return print_answer(minted.text)
+
+
+def print_answer(text: str) -> int:
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the client went away
+        discard_stdout()
+        return 1
+    except OSError as error:
+        discard_stdout()
+        raise Problem(f"the token cannot be written to stdout: {error.strerror}") from error
+    return 0
+
+
+def discard_stdout() -> None:
+    """Keep Python from flushing stdout a second time when it exits, and from failing at it aloud."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# -- 4. identities ----------------------------------------------------------------------------------------------------
+#
+# A stored identity is a set of AWS shared-config keys: what is no secret in identities.json, what is one in the vault.
+# It is laid over the profiles of AWS config, and botocore's own providers resolve the result, so that each side may
+# name the other as source_profile. Temporary credentials are kept in the vault through botocore's `cache` hooks.
+
+RENEW_SECONDS = 120  # sessions with less left are renewed first
+MFA_SECONDS = 12 * 3600  # of an MFA session (sts:GetSessionToken) where duration_seconds does not say
+ROLE_SESSION_NAME = "EKSGetTokenAuth"  # as `aws eks get-token --role-arn` names it; trust policies match on it
+SSO_SCOPE = "sso:account:access"  # without it no refresh token is issued
+
+# The keys of an identity by which botocore's providers find its credentials; one without them is keys in the vault.
+RESOLVED_KEYS = {
+    "credential_process",
+    "credential_source",
+    "login_session",
+    "mfa_serial",
+    "role_arn",
+    "source_profile",
+    "sso_account_id",
+    "sso_session",
+    "sso_start_url",
+    "web_identity_token_file",
+}
+SECRET_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+
+
+class Credentials(NamedTuple):
+    """As botocore names them, so that its signer takes them as they are."""
+
+    access_key: str
+    secret_key: str
+    token: str | None
+    expires: float | None  # seconds since the epoch
+
+
+class Stored(NamedTuple):
+    """identities.json: AWS shared-config keys by identity, and which one is the default."""
+
+    default: str
+    identities: Mapping[str, Mapping[str, str]]
+
+    def only(self) -> str:
+        """The identity that is meant where none is named, or ""."""
+        return self.default or (next(iter(self.identities)) if len(self.identities) == 1 else "")
+
+
+class Choice(NamedTuple):
+    """Which identity a request is for, and what may speak for it."""
+
+    profile: str  # "" for botocore's own default
+    named: bool  # so it must exist
+    environment: bool  # environment variables may hold its credentials
+    fallback: str = ""  # the stored identity that answers where botocore finds nothing
+    undecided: tuple[str, ...] = ()  # stored identities of which none was chosen
+
+
+def identities_path(environ: Mapping[str, str], platform: str) -> str | None:
+    home = data_home(environ, platform)
+    return os.path.join(home, "identities.json") if home else None
+
+
+def read_identities(path: str | None) -> Stored:
+    """What is stored; nothing, if there is no such file. Raises Problem for one that cannot be read."""
+    import json
+
+    if path is None:
+        return Stored("", {})
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        identities = {str(name): dict(keys) for name, keys in content["identities"].items()}
+        if all(isinstance(value, str) for keys in identities.values() for value in keys.values()):
+            default = content.get("default", "")
+            return Stored(default if default in identities else "", identities)
+    except FileNotFoundError:
+        return Stored("", {})
+    except OSError as error:
+        raise Problem(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise Problem(
+        f"{path} is damaged", f"move it away and sign in again with `{PROGRAM} login NAME`; the keyring keeps the keys"
+    )
+
+
+def write_identities(path: str | None, stored: Stored) -> None:
+    import json
+
+    if path is None:
+        raise Problem("HOME names no absolute path: there is no place to keep identities in")
+    content = {"version": 1, "default": stored.default, "identities": stored.identities}
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise Problem(f"{path} cannot be written: {error.strerror}") from error
+
+
+def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored) -> Choice:
+    """Whom the request is for: the order of each grammar's original, and stored identities where it has no say."""
+    drop_in = request.grammar in ("aws", "aws-iam-authenticator")
+    name = request.identity or ("" if drop_in else environ.get("ATMOS_IDENTITY", ""))
+    if name:
+        return Choice(name, named=True, environment=False)
+    key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    if bool(key) != bool(secret):
+        there, missing = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+        if secret:
+            there, missing = missing, there
+        raise Problem(f"{there} is set, and {missing} is not", "set both of them, or neither")
+    profile = environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE") or ""
+    if key or profile:
+        return Choice(profile, named=bool(profile), environment=True)
+    undecided = () if stored.only() else tuple(sorted(stored.identities))
+    if drop_in:
+        return Choice("", named=False, environment=True, fallback=stored.only(), undecided=undecided)
+    if undecided:
+        raise no_choice(undecided)
+    return Choice(stored.only(), named=bool(stored.only()), environment=not stored.only())
+
+
+def no_choice(names: Sequence[str]) -> Problem:
+    return Problem(
+        f"which identity? These are stored: {', '.join(names)}",
+        f"name one with --identity, or make it the default: {PROGRAM} login NAME --default",
+    )
+
+
+class Wallet:
+    """The identities and settings of one run: whom a request is for, and that identity's credentials."""
+
+    def __init__(self, setting: Setting, cache: Cache | None, interactive: bool) -> None:
+        self.setting = setting
+        self.cache = cache
+        self.person = setting.terminal and interactive  # somebody can be asked for an MFA code
+        self.vault = Vault(setting.environ, setting.platform, interactive)
+        self.path = identities_path(setting.environ, setting.platform)
+        self.generation = cache.generation() if cache else ""
+        self.stored = read_identities(self.path)
+        self.name = ""  # of the chosen identity
+        self.found: list[Watched] = []  # files that turned out to matter
+        self._session: Any = None
+        self._locks: dict[str, Lock] = {}
+
+    def files(self) -> list[str]:
+        """The files that decide the answer as far as is known beforehand."""
+        from os.path import expanduser, expandvars
+
+        environ = self.setting.environ
+        aws = [
+            environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
+            environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
+        ]
+        paths = [os.path.abspath(expanduser(expandvars(path))) for path in aws]
+        return [*paths, self.path] if self.path else paths
+
+    def more_files(self) -> tuple[Watched, ...]:
+        return tuple(self.found)
+
+    def credentials(self, request: Request) -> Credentials:
+        """The credentials that sign this request's token. Raises Problem."""
+        choice = choose_identity(request, self.setting.environ, self.stored)
+        self.name = choice.profile or choice.fallback or "default"
+        if self.holds_keys(choice.profile) and not request.role_arn:
+            # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
+            return read_keys(self.vault, choice.profile)
+        self._session = self.open_session(choice, request)
+        try:
+            found = self.load(choice)
+            if request.role_arn:
+                found = self.assume(found, choice, request)
+            return frozen(found)
+        finally:
+            self.let_go()
+
+    def holds_keys(self, name: str) -> bool:
+        """Whether this is a stored identity that is no more than keys in the vault."""
+        keys = self.stored.identities.get(name)
+        return keys is not None and not RESOLVED_KEYS & keys.keys()
+
+    def endpoint_settings(self) -> tuple[bool, bool, bool]:
+        """Whether FIPS and dual-stack endpoints are configured, and the legacy, global one."""
+        on = self.configured("use_fips_endpoint"), self.configured("use_dualstack_endpoint")
+        legacy = self.configured("sts_regional_endpoints").lower() == "legacy"
+        return on[0].lower() == "true", on[1].lower() == "true", legacy
+
+    def region(self) -> str:
+        """The region that the identity's profile names, or ""."""
+        return self.configured("region")
+
+    def configured(self, name: str) -> str:
+        """A setting of the AWS SDKs, from its variable or the identity's keys; "" if there is none."""
+        if self._session is not None:
+            value = self._session.get_config_variable(name)
+            return "" if value is None else str(value)
+        variable = self.setting.environ.get(f"AWS_{name.upper()}")
+        return variable or self.stored.identities[self.name].get(name, "")
+
+    def open_session(self, choice: Choice, request: Request) -> Any:
+        """A botocore session for the chosen profile, with the stored identities among its profiles."""
+        with plain_errors(self.name):
+            session = session_class()(self, choice.profile or None)
+            if request.region:
+                session.set_config_variable("region", request.region)
+            if request.ca_bundle:
+                session.set_config_variable("ca_bundle", request.ca_bundle)
+            session.verify_tls = request.verify_tls
+            session.set_default_client_config(client_config(request))
+            profiles = session.full_config["profiles"]
+            if choice.named and choice.profile not in (*profiles, "default"):
+                self.adopt_unknown(choice.profile, session)
+            check_sources(choice.profile or "default", profiles, self.stored)
+            return session
+
+    def adopt_unknown(self, name: str, session: Any) -> None:
+        """Take in a name that is neither stored nor a profile: the vault may know it all the same."""
+        try:
+            known = self.vault.get(f"identity:{name}") is not None
+        except Problem as error:
+            debug(f"{name} is not looked for in the keyring: {error.message}")
+            known = False
+        if not known:
+            close = nearest(name, session.full_config["profiles"])
+            raise Problem(
+                f"no identity and no AWS profile is named {name!r}",
+                f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {name}`",
+            )
+        warn(f"{name} was missing from {self.path}, and is entered again")
+        with self.vault_lock():
+            stored = read_identities(self.path)
+            write_identities(self.path, stored._replace(identities={**stored.identities, name: {}}))
+        self.stored = read_identities(self.path)
+        session.overlay(self.stored)
+
+    def load(self, choice: Choice) -> Any:
+        """botocore's credentials for the choice: its chain of providers, with the vault's before instance metadata."""
+        from botocore.credentials import CredentialResolver
+
+        first, last = provider_chain(self, self._session, choice)
+        with plain_errors(self.name):
+            found = CredentialResolver(first).load_credentials()
+            if found is None and choice.undecided:
+                raise no_choice(choice.undecided)
+            if found is None and choice.fallback:
+                self.name = choice.fallback
+                again = Choice(choice.fallback, named=True, environment=False)
+                self._session = self.open_session(again, Request("", "", self.region(), ""))
+                return self.load(again)
+            if found is None:
+                found = CredentialResolver(last).load_credentials()
+        if found is None:
+            raise Problem(
+                f"no credentials were found for {self.name}",
+                f"store an identity with `{PROGRAM} login NAME`, or name a profile of ~/.aws/config",
+            )
+        return found
+
+    def assume(self, source: Any, choice: Choice, request: Request) -> Any:
+        """The role of --role-arn, assumed on top of the identity."""
+        from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+
+        session_name = request.session_name or ROLE_SESSION_NAME
+        if request.forward_session_name:
+            with plain_errors(self.name):
+                keys = source.get_frozen_credentials()
+                answer = self.client("sts", keys).get_caller_identity()
+            session_name = answer["UserId"].partition(":")[2] or session_name
+        details = {"RoleSessionName": session_name}
+        if request.external_id:
+            details["ExternalId"] = request.external_id
+        fetcher = AssumeRoleCredentialFetcher(
+            self._session.create_client,
+            source,
+            request.role_arn,
+            extra_args=details,
+            cache=self.session_cache(choice),
+        )
+        return DeferredRefreshableCredentials(method="assume-role", refresh_using=fetcher.fetch_credentials)
+
+    def client(self, service: str, keys: Any) -> Any:
+        return self._session.create_client(
+            service,
+            aws_access_key_id=keys.access_key,
+            aws_secret_access_key=keys.secret_key,
+            aws_session_token=keys.token,
+        )
+
+    def session_cache(self, choice: Choice) -> dict[str, Any]:
+        return {}
+
+    def vault_lock(self) -> Any:
+        """The lock for writing identities and vault; where there are no locks, writing goes on without."""
+        import contextlib
+
+        return self.cache.lock("vault") if self.cache else contextlib.nullcontext()
+
+    def let_go(self) -> None:
+        while self._locks:
+            self._locks.popitem()[1].__exit__()
+
+    def mfa_code(self, prompt: str) -> str:
+        """For botocore, which asks for the code of a role's mfa_serial."""
+        if not self.person:
+            raise sign_in_problem(self.name, "an MFA code is needed, and nobody can be asked for it")
+        return ask(prompt)
+
+
+def sign_in_problem(name: str, what: str) -> Problem:
+    return Problem(f"{name}: {what}", f"sign in with `{PROGRAM} login {name}`")
+
+
+def client_config(request: Request) -> Any:
+    from botocore.config import Config
+
+    timeouts = {"connect_timeout": request.connect_timeout, "read_timeout": request.read_timeout}
+    return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
+
+
+def check_sources(profile: str, profiles: Mapping[str, Mapping[str, Any]], stored: Stored) -> None:
+    """Raise Problem where source_profile leads round in a loop (a profile with keys may name itself)."""
+    trail = [profile]
+    while source := profiles.get(trail[-1], {}).get("source_profile"):
+        if "role_arn" not in profiles[trail[-1]]:
+            return
+        keys = profiles.get(source, {})
+        if "aws_access_key_id" in keys or "aws_secret_access_key" in keys:
+            return
+        trail.append(source)
+        if source in trail[:-1]:
+            raise Problem(f"the source_profile of these form a loop: {' -> '.join(trail)}")
+
+
+_session_class: Any = None
+
+
+def session_class() -> Any:
+    """botocore's Session, seeing stored identities among the profiles; made where botocore is needed at last."""
+    global _session_class
+    if _session_class is not None:
+        return _session_class
+
+    from botocore.credentials import CachedCredentialFetcher
+    from botocore.session import Session
+
+    # botocore renews what has under 15 minutes left, with which a session would need the network, or a person, long
+    # before its end. Our session caches have a rule of their own.
+    CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
+
+    class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
+        verify_tls = True
+
+        def __init__(self, wallet: Wallet, profile: str | None) -> None:
+            # The profile is chosen by our rule: no variable is read for it.
+            super().__init__(session_vars={"profile": (None, None, None, None)}, profile=profile)
+            self._laid_over: Any = None
+            self._stored = wallet.stored
+
+        @property
+        def full_config(self) -> Any:
+            if self._laid_over is None:
+                self._laid_over = dict(super().full_config)
+                self._laid_over["profiles"] = {**self._laid_over.get("profiles", {}), **self._stored.identities}
+            return self._laid_over
+
+        def overlay(self, stored: Stored) -> None:
+            self._stored, self._laid_over, self._profile_map = stored, None, None
+
+        def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
+            if not self.verify_tls:
+                named.setdefault("verify", False)
+            return super().create_client(service_name, *arguments, **named)
+
+    _session_class = IdentitySession
+    return _session_class
+
+
+def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[Any], list[Any]]:
+    """botocore's chain of providers in botocore's order, and apart from it the last one, instance metadata.
+
+    botocore.credentials.create_credential_resolver builds the same, with no place for a vault, for a stored identity
+    before the metadata, or for a prompt of our own.
+    """
+    from botocore.credentials import (
+        AssumeRoleProvider,
+        BotoProvider,
+        CanonicalNameCredentialSourcer,
+        ConfigProvider,
+        ContainerProvider,
+        EnvProvider,
+        InstanceMetadataProvider,
+        OriginalEC2Provider,
+        ProfileProviderBuilder,
+        SharedCredentialProvider,
+    )
+
+    class StoredProfileProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
+        """A profile's providers; a stored identity's keys come from the vault and from no file."""
+
+        def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
+            providers = super().providers(profile_name, disable_env_vars)
+            if profile_name not in wallet.stored.identities:
+                return list(providers)
+            files = (SharedCredentialProvider, ConfigProvider)
+            return [
+                *(provider for provider in providers if not isinstance(provider, files)),
+                vault_provider(wallet, profile_name),
+            ]
+
+    profile = choice.profile or "default"
+    cache = wallet.session_cache(choice)
+    environment, container, metadata = EnvProvider(), ContainerProvider(), None
+    metadata = InstanceMetadataProvider(metadata_fetcher(session))
+    builder = StoredProfileProviders(session, cache=cache)
+    roles = AssumeRoleProvider(
+        load_config=lambda: session.full_config,
+        client_creator=session.create_client,
+        cache=cache,
+        profile_name=profile,
+        prompter=wallet.mfa_code,
+        credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
+        profile_provider_builder=builder,
+    )
+    first = [roles, *builder.providers(profile, disable_env_vars=not choice.environment)]
+    if choice.environment:
+        first.insert(0, environment)
+    if profile in wallet.stored.identities:
+        return first, []
+    return [*first, OriginalEC2Provider(), BotoProvider(), container], [metadata]
+
+
+def metadata_fetcher(session: Any) -> Any:
+    from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
+
+    setting = session.get_config_variable
+    return InstanceMetadataFetcher(
+        timeout=setting("metadata_service_timeout"),
+        num_attempts=setting("metadata_service_num_attempts"),
+        user_agent=session.user_agent(),
+        config={
+            "ec2_metadata_service_endpoint": setting("ec2_metadata_service_endpoint"),
+            "ec2_metadata_service_endpoint_mode": resolve_imds_endpoint_mode(session),
+            "ec2_credential_refresh_window": RENEW_SECONDS,
+            "ec2_metadata_v1_disabled": setting("ec2_metadata_v1_disabled"),
+        },
+    )
+
+
+def vault_provider(wallet: Wallet, name: str) -> Any:
+    """A botocore credential provider for the keys of a stored identity."""
+    from botocore.credentials import CredentialProvider, RefreshableCredentials
+    from botocore.credentials import Credentials as StaticCredentials
+
+    class VaultProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
+        METHOD = "keyring"
+
+        def load(self) -> Any:
+            keys = read_keys(wallet.vault, name)
+            if keys.expires is None:
+                return StaticCredentials(*keys[:3], method=self.METHOD)
+            if keys.expires <= time.time():
+                raise sign_in_problem(name, f"the stored session expired at {rfc3339(keys.expires)}")
+            same = dict(zip(("access_key", "secret_key", "token"), keys[:3], strict=True))
+            same["expiry_time"] = rfc3339(keys.expires)
+            return RefreshableCredentials.create_from_metadata(same, lambda: same, self.METHOD)
+
+    return VaultProvider()
+
+
+def read_keys(vault: Vault, name: str) -> Credentials:
+    """The keys stored for an identity. Raises Problem where there are none."""
+    entry = vault.get_json(f"identity:{name}")
+    if entry is None:
+        raise sign_in_problem(name, "the keyring has no keys for it")
+    key, secret, token = (entry.get(name) for name in SECRET_KEYS)
+    if not isinstance(key, str) or not isinstance(secret, str):
+        raise damaged(f"identity:{name}", "incomplete")
+    keep_secret(secret)
+    keep_secret(token)
+    expiration = entry.get("expiration")
+    return Credentials(key, secret, token, parse_time(expiration) if expiration else None)
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of an ISO 8601 time. Raises ValueError."""
+    from datetime import UTC, datetime
+
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def frozen(credentials: Any) -> Credentials:
+    """botocore's credentials at this moment, renewed if they had to be. botocore tells their end in no public way."""
+    with plain_errors():
+        keys = credentials.get_frozen_credentials()
+    for value in (keys.secret_key, keys.token):
+        keep_secret(value)
+    expiry = getattr(credentials, "_expiry_time", None)
+    return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
+
+
+def first_line(error: object) -> str:
+    """An exception's words on one line, without what follows: STS quotes whole requests in some of its errors."""
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[0].split())[:300] if lines else type(error).__name__
+
+
+class plain_errors:
+    """While the `with` block runs, what botocore and what it calls may raise becomes a Problem."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(error, (BotoCoreError, ClientError, OSError, ValueError, KeyError, RuntimeError)):
+            raise credential_problem(error, self.name) from error
+
+
+def credential_problem(error: Exception, name: str) -> Problem:
+    from botocore import exceptions
+
+    whose = f"{name}: " if name else ""
+    if isinstance(error, exceptions.ClientError):
+        details = error.response.get("Error", {})
+        code, words = details.get("Code", "Unknown"), first_line(details.get("Message", ""))
+        return Problem(f"{whose}AWS refused {error.operation_name}: {code}: {words}")
+    if isinstance(error, exceptions.MissingDependencyException):
+        return Problem(
+            f"{whose}login_session (aws login) cannot be read here: it needs a compiled library",
+            "set credential_process = aws configure export-credentials --profile PROFILE in a profile of its own",
+        )
+    if isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)):
+        return sign_in_problem(name or "NAME", f"the SSO session has ended or was never begun ({first_line(error)})")
+    if isinstance(error, KeyError):
+        return Problem(f"{whose}the credentials lack {error}")
+    return Problem(f"{whose}{first_line(error)}")
+
+
+# -- 5. keyring ----------------------------------------------------------------------------------------------
+#
+# What is secret lies in the OS keyring and nowhere else. `Vault` is all that the other sections see of it;
+# `choose_backend` says which keyring that is; `SecretService` speaks to the Linux and BSD ones over D-Bus.
+
+VAULT_SERVICE = "eks-token"
+BUS_SECONDS = 10.0  # for one keyring operation, a person's answers not counted
+PROMPT_SECONDS = 60.0  # for a person to answer the keyring's own dialog
+
+# CredWrite takes CRED_MAX_CREDENTIAL_BLOB_SIZE = 5 * 512 bytes (CREDENTIALW, Microsoft Learn), and keyring's
+# backend writes UTF-16 without a terminator: so the limit is in code units, not in characters.
+WINDOWS_LIMIT = 1280
+PARTS_MARK = "eks-token-parts"  # how the head item of a split value begins
+PARTS_GENERATIONS = ("a", "b")  # two, so that the leftovers of a torn write can be found by name
+
+NATIVE_BACKENDS = {
+    "darwin": "keyring.backends.macOS.Keyring",
+    "win32": "keyring.backends.Windows.WinVaultKeyring",
+}
+SECRET_SERVICE_NAMES = ("keyring.backends.SecretService.Keyring", "keyring.backends.libsecret.Keyring")
+REFUSED_BACKENDS = {
+    "keyring.backends.null.Keyring": "it keeps nothing",
+    "keyring.backends.fail.Keyring": "it keeps nothing",
+    "keyring.backends.chainer.ChainerBackend": "it tries every backend it finds; name the one that is meant",
+}
+
+UNREACHABLE_HINT = "environment keys and AWS profiles need no keyring; PYTHON_KEYRING_BACKEND names another"
+LOCKED_HINT = "unlock it in the desktop session, or use what needs no keyring: environment keys, AWS profiles"
+WINDOWS_NO_LOGON = 1312  # ERROR_NO_SUCH_LOGON_SESSION: over ssh and in services there is no credential store
+MACOS_NO_DIALOG = "-25308"  # errSecInteractionNotAllowed: locked, and over ssh no dialog can be shown
+
+DBUS = "org.freedesktop.DBus"
+SECRETS_BUS = "org.freedesktop.secrets"
+SECRETS_ROOT = "/org/freedesktop/secrets"
+SECRETS_DEFAULT = SECRETS_ROOT + "/aliases/default"
+SECRETS_API = "org.freedesktop.Secret."
+SECRETS_LOCKED = SECRETS_API + "Error.IsLocked"
+SECRETS_NO_SESSION = SECRETS_API + "Error.NoSession"
+# What services say of a collection or an item that is not there (GNOME Keyring, KWallet, KeePassXC).
+SECRETS_MISSING = (
+    SECRETS_API + "Error.NoSuchObject",
+    DBUS + ".Error.UnknownMethod",
+    DBUS + ".Error.UnknownObject",
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, TypeVar
+
+    from keyring.backend import KeyringBackend
+
+    T = TypeVar("T")
+
+
+class KeyringUnavailable(Problem):
+    """The keyring cannot be reached or opened at all: no service, no answer, locked, refused."""
+
+
+class DamagedEntry(Problem):
+    """The keyring answered, but what it holds under this name is not what was stored."""
+
+
+class Vault:
+    """The OS keyring: a string, or a JSON object, for each user of one service.
+
+    Nothing is opened before the first use. A keyring that could not be reached is not asked again: a mute bus
+    or a dismissed dialog costs its wait once. Writers hold `lock/vault`; readers need no lock.
+
+    Every method raises KeyringUnavailable, DamagedEntry or Problem; no message shows a stored value.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        platform: str = sys.platform,
+        interactive: bool = True,
+        service: str = VAULT_SERVICE,
+        backend: KeyringBackend | None = None,
+    ) -> None:
+        self.service = service
+        self._environ = environ
+        self._platform = platform
+        self._interactive = interactive
+        self._backend = backend
+        self._unavailable: KeyringUnavailable | None = None
+        self._limit = WINDOWS_LIMIT if platform == "win32" else None
+
+    def get(self, user: str) -> str | None:
+        for _ in range(3):  # a writer may change generations between the head and its parts
+            head = self._read(user)
+            if head is None or not head.startswith(PARTS_MARK):
+                return head
+            value = self._joined(user, head)
+            if value is not None:
+                return value
+        raise damaged(user, "incomplete")
+
+    def set(self, user: str, value: str) -> None:
+        """Store `value`; until all of it is stored, the old value is what `get` returns."""
+        if self._limit is None:
+            self._write(user, value)
+            return
+        head = self._read(user) or ""
+        if utf16_length(value) <= self._limit and not value.startswith(PARTS_MARK):
+            self._write(user, value)
+            stale: tuple[str, ...] = PARTS_GENERATIONS
+        else:
+            first, second = PARTS_GENERATIONS
+            fresh = second if head.startswith(f"{PARTS_MARK} {first} ") else first
+            stale = tuple(generation for generation in PARTS_GENERATIONS if generation != fresh)
+            self._drop_parts(user, fresh)
+            pieces = utf16_pieces(value, self._limit)
+            for number, piece in enumerate(pieces, 1):
+                self._write(part_of(user, fresh, number), piece)
+            self._write(user, f"{PARTS_MARK} {fresh} {len(pieces)} {sha256_of(value)}")
+        try:
+            for generation in stale:
+                self._drop_parts(user, generation)
+        except Problem:
+            pass  # the new value stands; the next write of this user finds what is left
+
+    def delete(self, user: str) -> bool:
+        """Remove the user's value; false if there was none."""
+        found = self._remove(user)
+        if self._limit is not None:
+            for generation in PARTS_GENERATIONS:
+                self._drop_parts(user, generation)
+        return found
+
+    def users(self) -> list[str] | None:
+        """The users that have a value; None where the keyring cannot list them (macOS, Windows)."""
+
+        def listed(backend: KeyringBackend) -> list[str] | None:
+            users = getattr(backend, "users", None)
+            return None if users is None else sorted(users(self.service))
+
+        return self._ask("list its entries", listed)
+
+    def get_json(self, user: str) -> dict[str, Any] | None:
+        import json
+
+        text = self.get(user)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise damaged(user, "unreadable")
+        return value
+
+    def set_json(self, user: str, value: Mapping[str, Any]) -> None:
+        import json
+
+        self.set(user, json.dumps(value, separators=(",", ":")))
+
+    def get_foreign(self, service: str, user: str) -> str | None:
+        """What another program stored (Atmos: service `atmos_NAME`, user `atmos-auth`), as it is."""
+        if self._platform != "win32":
+            return self._ask(f"read {service}", lambda backend: backend.get_password(service, user))
+        # Go programs name the credential SERVICE:USER and write UTF-8 (zalando/go-keyring,
+        # keyring_windows.go); keyring takes an even number of bytes for UTF-16, and ASCII text so read
+        # begins beyond U+2000.
+        text = self._ask(f"read {service}", lambda backend: backend.get_password(f"{service}:{user}", ""))
+        if text and text[0] >= "\u2000":
+            try:
+                return text.encode("utf-16-le", "surrogatepass").decode()
+            except UnicodeDecodeError:
+                pass
+        return text
+
+    def _joined(self, user: str, head: str) -> str | None:
+        """The value whose head item is `head`; None if its parts are not, or no longer, all there."""
+        try:
+            generation, count, digest = head.removeprefix(PARTS_MARK).split()
+            numbers = range(1, int(count) + 1)
+        except ValueError:
+            return None
+        pieces = [self._read(part_of(user, generation, number)) for number in numbers]
+        value = "".join(piece or "" for piece in pieces)
+        return value if sha256_of(value) == digest else None
+
+    def _drop_parts(self, user: str, generation: str) -> None:
+        """Remove a generation's parts, last one first, so that an interruption leaves what can be counted."""
+        count = 0
+        while self._read(part_of(user, generation, count + 1)) is not None:
+            count += 1
+        for number in range(count, 0, -1):
+            self._remove(part_of(user, generation, number))
+
+    def _read(self, user: str) -> str | None:
+        name = self._name(user)
+        return self._ask(f"read {user}", lambda backend: backend.get_password(self.service, name))
+
+    def _write(self, user: str, value: str) -> None:
+        name = self._name(user)
+        self._ask(f"store {user}", lambda backend: backend.set_password(self.service, name, value))
+
+    def _remove(self, user: str) -> bool:
+        from keyring.errors import PasswordDeleteError
+
+        name = self._name(user)
+
+        def removed(backend: KeyringBackend) -> bool:
+            try:
+                backend.delete_password(self.service, name)
+            except PasswordDeleteError:  # which backends raise for an absent one, and for any failure too
+                if backend.get_password(self.service, name) is not None:
+                    raise
+                return False
+            return True
+
+        return self._ask(f"remove {user}", removed)
+
+    def _name(self, user: str) -> str:
+        """The user as stored. Windows compares names without case, but `Dev` must not answer for `dev`."""
+        if self._platform != "win32":
+            return user
+        return "".join(f"%{ord(char):x};" if char != char.lower() or char == "%" else char for char in user)
+
+    def _ask(self, doing: str, question: Callable[[KeyringBackend], T]) -> T:
+        """The backend's answer to one question; its failures, of whatever kind, become Problems."""
+        if self._unavailable is not None:
+            raise self._unavailable
+        try:
+            if self._backend is None:
+                self._backend = choose_backend(self._environ, self._platform, self._interactive)
+            return question(self._backend)
+        except KeyringUnavailable as error:
+            self._unavailable = error
+            raise
+        except Problem:
+            raise
+        except Exception as error:
+            problem = keyring_problem(error, doing, self._backend)
+            if isinstance(problem, KeyringUnavailable):
+                self._unavailable = problem
+            raise problem from error
+
+
+def part_of(user: str, generation: str, number: int) -> str:
+    return f"part:{generation}{number}:{user}"
+
+
+def sha256_of(value: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def utf16_length(value: str) -> int:
+    """The length in UTF-16 code units, as Windows counts."""
+    return len(value) + sum(char > "\uffff" for char in value)
+
+
+def utf16_pieces(value: str, limit: int) -> list[str]:
+    """Cut `value` into pieces of at most `limit` UTF-16 code units, never inside a surrogate pair."""
+    pieces, start, size = [], 0, 0
+    for index, char in enumerate(value):
+        width = utf16_length(char)
+        if size + width > limit:
+            pieces.append(value[start:index])
+            start, size = index, 0
+        size += width
+    return [*pieces, value[start:]]
+
+
+def damaged(user: str, how: str) -> DamagedEntry:
+    kind, _, name = user.partition(":")
+    name = name if kind == "identity" and name else "NAME"
+    return DamagedEntry(
+        f"the keyring's entry {user} is {how}",
+        f"`eks-token login {name}` stores it anew, `eks-token logout {name}` removes it",
+    )
+
+
+def keyring_problem(error: Exception, doing: str, backend: KeyringBackend | None) -> Problem:
+    """Say in one line what a backend's exception means.
+
+    Only the words of backends we know are shown: a third party's may quote the secret.
+    """
+    from keyring.errors import InitError, KeyringError, KeyringLocked, NoKeyringError
+
+    known = type(backend).__module__ in (__name__, "keyring.backends.macOS", "keyring.backends.Windows")
+    words = str(error) if isinstance(error, KeyringError) else getattr(error, "strerror", None)
+    reason = " ".join(str(words).split()) if known and words else type(error).__name__
+    if isinstance(error, KeyringLocked) or MACOS_NO_DIALOG in reason:
+        return KeyringUnavailable(f"the keyring is locked: {reason}", LOCKED_HINT)
+    if isinstance(error, (InitError, NoKeyringError)) or getattr(error, "winerror", 0) == WINDOWS_NO_LOGON:
+        return KeyringUnavailable(f"no keyring: {reason}", UNREACHABLE_HINT)
+    return Problem(f"the keyring could not {doing}: {reason}")
+
+
+def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool) -> KeyringBackend:
+    """The backend that PYTHON_KEYRING_BACKEND or keyringrc.cfg names, else the platform's.
+
+    It is chosen by name; keyring's own way, to try all backends, costs more than the rest of a mint.
+    """
+    import logging
+
+    logging.getLogger("keyring").addHandler(logging.NullHandler())  # its warnings are not our stderr
+    configured, search_path = configured_backend()
+    name = environ.get("PYTHON_KEYRING_BACKEND") or configured or NATIVE_BACKENDS.get(platform, "")
+    refuse_unsafe(name, name)
+    if not name or name in SECRET_SERVICE_NAMES:
+        return secret_service_backend()(environ, interactive)
+    return load_backend(name, search_path)
+
+
+def configured_backend() -> tuple[str, str]:
+    """`default-keyring` and `keyring-path` of keyring's own configuration file, each empty if not set."""
+    import configparser
+
+    from keyring.util import platform_
+
+    config = configparser.RawConfigParser()
+    try:
+        path = platform_.config_root() / "keyringrc.cfg"
+        config.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise KeyringUnavailable(f"{path} is no configuration file", UNREACHABLE_HINT) from error
+    except (OSError, RuntimeError):  # a file of someone else's; no home directory
+        return "", ""
+    return (
+        config.get("backend", "default-keyring", fallback="").strip(),
+        config.get("backend", "keyring-path", fallback="").strip(),
+    )
+
+
+def refuse_unsafe(class_name: str, name: str) -> None:
+    why = REFUSED_BACKENDS.get(class_name)
+    if why is None and "plaintext" in class_name.rpartition(".")[2].lower():
+        why = "it keeps secrets in plain text"
+    if why is not None:
+        raise KeyringUnavailable(f"the keyring backend {name} is refused: {why}", UNREACHABLE_HINT)
+
+
+def load_backend(name: str, search_path: str) -> KeyringBackend:
+    """An instance of the backend class `name`, a third party's if need be from `search_path`."""
+    import importlib
+
+    from keyring.backend import KeyringBackend
+
+    if search_path and not name.startswith("keyring.backends."):
+        sys.path.append(os.path.expanduser(search_path))  # last, lest its modules replace the bundled ones
+    module, _, attribute = name.rpartition(".")
+    try:
+        backend_class = getattr(importlib.import_module(module), attribute)
+        for base in backend_class.__mro__:
+            refuse_unsafe(f"{base.__module__}.{base.__qualname__}", name)
+        if not issubclass(backend_class, KeyringBackend):
+            raise TypeError("it is no KeyringBackend")
+        _ = backend_class.priority  # keyring's rule: raises RuntimeError where the backend cannot work
+        backend: KeyringBackend = backend_class()
+    except Problem:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        message = f"the keyring backend {name} cannot be loaded: {reason}"
+        raise KeyringUnavailable(message, UNREACHABLE_HINT) from error
+    return backend
+
+
+class SecretService:
+    """A client of the Secret Service (freedesktop.org, "Secret Service API Draft" 0.2) in one collection.
+
+    The connection is opened at the first operation and kept. Secrets cross the user's own bus in a session of
+    algorithm `plain`. Operations run inside `perform`, which raises keyring's exceptions.
+    """
+
+    def __init__(self, environ: Mapping[str, str], interactive: bool, collection: str) -> None:
+        self.environ = environ
+        self.can_prompt = interactive and bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
+        self.collection = collection
+        self.connection: Any = None
+        self.session = ""
+        self.found: list[str] = []  # by the last search
+        self.deadline = 0.0
+
+    def perform(self, operation: Callable[[], T]) -> T:
+        """Run one operation within BUS_SECONDS, unlocking what it finds locked."""
+        self.deadline = time.monotonic() + BUS_SECONDS
+        try:
+            return self.attempt(operation)
+        except BaseException as error:
+            self.close()  # whatever its state: the next operation starts anew
+            failure = bus_failure(error)
+            if failure is None:
+                raise
+            raise failure from error
+
+    def attempt(self, operation: Callable[[], T]) -> T:
+        from jeepney import DBusErrorResponse
+
+        self.connect()
+        try:
+            return operation()
+        except DBusErrorResponse as error:
+            if error.name == SECRETS_LOCKED:
+                self.unlock()
+            elif error.name == SECRETS_NO_SESSION:  # the service was restarted since the last operation
+                self.open_session()
+            else:
+                raise
+        return operation()
+
+    def connect(self) -> None:
+        if self.connection is not None:
+            return
+        from jeepney.auth import AuthenticationError
+        from jeepney.io.blocking import DBusConnection, prep_socket
+        from keyring.errors import InitError
+
+        service = self
+
+        class Connection(DBusConnection):  # type: ignore[misc]
+            """Every call ends with the operation's time; jeepney's own first, Hello, would wait for ever."""
+
+            def send_and_get_reply(self, message: Any, *, timeout: float | None = None) -> Any:
+                return super().send_and_get_reply(message, timeout=service.seconds_left())
+
+        failure: Exception | None = None
+        for address in session_bus_addresses(self.environ):
+            try:
+                socket = prep_socket(address, timeout=self.seconds_left())
+                socket.settimeout(BUS_SECONDS)  # for sending; receiving waits in a selector
+            except TimeoutError:
+                raise
+            except (OSError, AuthenticationError) as error:
+                failure = error
+                continue
+            self.connection = Connection(socket)
+            self.open_session()
+            return
+        if failure is None:
+            raise InitError("no session bus (DBUS_SESSION_BUS_ADDRESS is not set)")
+        reason = getattr(failure, "strerror", None) or "the bus refused this user"
+        raise InitError(f"the session bus cannot be reached ({reason})") from failure
+
+    def open_session(self) -> None:
+        _, self.session = self.call(SECRETS_ROOT, "Service", "OpenSession", "sv", "plain", ("s", ""))
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def seconds_left(self) -> float:
+        return max(self.deadline - time.monotonic(), 0.001)
+
+    def call(self, path: str, interface: str, method: str, signature: str = "", *body: Any) -> Any:
+        return self.call_bus(SECRETS_BUS, path, SECRETS_API + interface, method, signature, *body)
+
+    def call_bus(self, name: str, path: str, interface: str, method: str, signature: str, *body: Any) -> Any:
+        """The reply's values; raises jeepney's DBusErrorResponse for an error reply."""
+        from jeepney import DBusAddress, new_method_call
+        from jeepney.wrappers import unwrap_msg
+
+        message = new_method_call(DBusAddress(path, name, interface), method, signature or None, body)
+        return unwrap_msg(self.connection.send_and_get_reply(message))
+
+    def get_property(self, path: str, interface: str, name: str) -> Any:
+        arguments = (SECRETS_API + interface, name)
+        ((_, value),) = self.call_bus(SECRETS_BUS, path, DBUS + ".Properties", "Get", "ss", *arguments)
+        return value
+
+    def search(self, attributes: dict[str, str]) -> list[str]:
+        """The paths of the matching items, last modified first: that is where an unfinished update wrote."""
+        from jeepney import DBusErrorResponse
+
+        try:
+            items = self.search_once(attributes)
+            # Some services show no items of a locked collection (KeePassXC); that is not "there are none".
+            if not items and self.is_locked():
+                self.unlock()
+                items = self.search_once(attributes)
+        except DBusErrorResponse as error:
+            if error.name in SECRETS_MISSING:  # no default collection yet
+                return []
+            raise
+        if len(items) > 1:
+            items.sort(key=lambda item: -int(self.get_property(item, "Item", "Modified")))
+        return items
+
+    def search_once(self, attributes: dict[str, str]) -> list[str]:
+        (items,) = self.call(self.collection, "Collection", "SearchItems", "a{ss}", attributes)
+        self.found = list(items)
+        return self.found
+
+    def is_locked(self) -> bool:
+        return bool(self.get_property(self.collection, "Collection", "Locked"))
+
+    def get_attributes(self, item: str) -> dict[str, str]:
+        return dict(self.get_property(item, "Item", "Attributes"))
+
+    def get_secret(self, item: str) -> bytes:
+        ((_, _, value, _),) = self.call(item, "Item", "GetSecret", "o", self.session)
+        return bytes(value)
+
+    def set_secret(self, item: str, value: bytes, attributes: dict[str, str]) -> None:
+        self.call(item, "Item", "SetSecret", "(oayays)", (self.session, b"", value, "text/plain"))
+        old = self.get_attributes(item)
+        if old != old | attributes:
+            arguments = (SECRETS_API + "Item", "Attributes", ("a{ss}", old | attributes))
+            self.call_bus(SECRETS_BUS, item, DBUS + ".Properties", "Set", "ssv", *arguments)
+
+    def create_item(self, label: str, attributes: dict[str, str], value: bytes) -> None:
+        from jeepney import DBusErrorResponse
+
+        properties = {
+            SECRETS_API + "Item.Label": ("s", label),
+            SECRETS_API + "Item.Attributes": ("a{ss}", attributes),
+        }
+        arguments = (properties, (self.session, b"", value, "text/plain"), True)
+        try:
+            _, prompt = self.call(self.collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
+        except DBusErrorResponse as error:
+            if error.name not in SECRETS_MISSING:
+                raise
+            self.create_default_collection()
+            _, prompt = self.call(self.collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
+        self.prompt(prompt, "to store in it")
+
+    def create_default_collection(self) -> None:
+        from keyring.errors import InitError
+
+        properties = {SECRETS_API + "Collection.Label": ("s", "Default")}
+        _, prompt = self.call(SECRETS_ROOT, "Service", "CreateCollection", "a{sv}s", properties, "default")
+        self.prompt(prompt, "to create one", InitError)
+
+    def delete_item(self, item: str) -> None:
+        (prompt,) = self.call(item, "Item", "Delete")
+        self.prompt(prompt, "to remove from it")
+
+    def unlock(self) -> None:
+        # the items too: KeePassXC can ask for each of them
+        _, prompt = self.call(SECRETS_ROOT, "Service", "Unlock", "ao", [self.collection, *self.found])
+        self.prompt(prompt, "to unlock it")
+
+    def prompt(self, path: str, purpose: str, refusal: type[Exception] | None = None) -> None:
+        """Let the service show its dialog and wait for a person; the path `/` means that none is needed."""
+        if path == "/":
+            return
+        from jeepney import MatchRule
+        from keyring.errors import KeyringLocked
+
+        refusal = refusal or KeyringLocked
+        if not self.can_prompt:
+            raise refusal(f"nobody can be asked {purpose}")
+        interface = SECRETS_API + "Prompt"
+        completed = MatchRule(type="signal", path=path, interface=interface, member="Completed")
+        # GNOME Keyring sends the signal to the caller alone, other services to whoever listens.
+        self.call_bus(DBUS, "/org/freedesktop/DBus", DBUS, "AddMatch", "s", completed.serialise())
+        with self.connection.filter(completed) as signals:
+            self.call(path, "Prompt", "Prompt", "s", "")
+            try:
+                dismissed, _ = self.connection.recv_until_filtered(signals, timeout=PROMPT_SECONDS).body
+            except TimeoutError as error:
+                raise refusal(f"asked {purpose}, nobody answered in {PROMPT_SECONDS:.0f} s") from error
+        if dismissed:
+            raise refusal(f"the request {purpose} was dismissed or could not be shown")
+        self.deadline = time.monotonic() + BUS_SECONDS
+
+
+def bus_failure(error: BaseException) -> Exception | None:
+    """keyring's exception for a failure of the bus or the service, None for any other.
+
+    A D-Bus error's own text stays out; it may quote anything.
+    """
+    from jeepney import DBusErrorResponse
+    from keyring.errors import InitError, KeyringError, KeyringLocked
+
+    if isinstance(error, TimeoutError):
+        return InitError(f"the session bus or its keyring service gave no answer in {BUS_SECONDS:.0f} s")
+    if isinstance(error, OSError):
+        return InitError(f"the connection to the session bus failed ({error.strerror})")
+    if not isinstance(error, DBusErrorResponse):
+        return None
+    short = str(error.name).removeprefix(DBUS + ".Error.")
+    if short == SECRETS_LOCKED:
+        return KeyringLocked("the service did not unlock it")
+    if short in ("ServiceUnknown", "NameHasNoOwner") or short.startswith("Spawn."):
+        return InitError(f"no keyring service ({SECRETS_BUS}) runs on the session bus")
+    if short in ("NoReply", "Timeout", "TimedOut", "Disconnected"):
+        return InitError("the keyring service went away")
+    return KeyringError(f"the keyring service reported {short}")
+
+
+def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
+    """Where the session bus may listen, as addresses for a Unix socket, in the order to try.
+
+    All of DBUS_SESSION_BUS_ADDRESS ("D-Bus Specification", Server Addresses: percent-encoded bytes, `;`
+    between alternatives; jeepney looks at the first only), else the well-known path of systemd's user bus.
+    """
+    from urllib.parse import unquote_to_bytes
+
+    from keyring.errors import InitError
+
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    wanted = environ.get("DBUS_SESSION_BUS_ADDRESS")
+    if not wanted:
+        paths = dict.fromkeys([f"{runtime}/bus", f"/run/user/{os.getuid()}/bus"])
+        return [os.fsencode(path) for path in paths if os.path.exists(path)]
+    addresses = []
+    for address in wanted.split(";"):
+        transport, _, settings = address.partition(":")
+        keys = dict(setting.partition("=")[::2] for setting in settings.split(","))
+        if transport != "unix":
+            continue
+        if "path" in keys:
+            addresses.append(unquote_to_bytes(keys["path"]))
+        elif "abstract" in keys:
+            addresses.append(b"\0" + unquote_to_bytes(keys["abstract"]))
+        elif keys.get("runtime") == "yes":
+            addresses.append(os.fsencode(f"{runtime}/bus"))
+    if not addresses:
+        raise InitError("DBUS_SESSION_BUS_ADDRESS names no Unix socket")
+    return addresses
+
+
+_secret_service_backend: Callable[[Mapping[str, str], bool], KeyringBackend] | None = None
+
+
+def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBackend]:
+    """The class of our Secret Service backend, made once: at the top of the module keyring is not imported.
+
+    It reads and writes the items that keyring's own backend (keyring.backends.SecretService) does.
+    """
+    global _secret_service_backend
+    if _secret_service_backend is not None:
+        return _secret_service_backend
+
+    from keyring.backend import KeyringBackend, SchemeSelectable
+    from keyring.errors import KeyringError, PasswordDeleteError
+
+    class SecretServiceKeyring(SchemeSelectable, KeyringBackend):
+        priority = 5.0
+        appid = "Python keyring library"
+        preferred_collection = SECRETS_DEFAULT  # as in keyring, KEYRING_PROPERTY_PREFERRED_COLLECTION sets it
+
+        def __init__(self, environ: Mapping[str, str], interactive: bool) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.secrets = SecretService(environ, interactive, self.preferred_collection)
+
+        def get_password(self, service: str, username: str) -> str | None:
+            def read() -> bytes | None:
+                items = self.secrets.search(self._query(service, username))
+                return self.secrets.get_secret(items[0]) if items else None
+
+            value = self.secrets.perform(read)
+            try:
+                return None if value is None else value.decode()
+            except UnicodeDecodeError:
+                raise KeyringError("what is stored there is no text") from None
+
+        def set_password(self, service: str, username: str, password: str) -> None:
+            # Without `application` keyring would not find the item, make a second one, and read the first.
+            attributes = self._query(service, username, application=self.appid)
+
+            def write() -> None:
+                items = self.secrets.search(self._query(service, username))
+                if items:
+                    self.secrets.set_secret(items[0], password.encode(), attributes)
+                else:
+                    label = f"Password for '{username}' on '{service}'"
+                    self.secrets.create_item(label, attributes, password.encode())
+                for duplicate in items[1:]:
+                    self.secrets.delete_item(duplicate)
+
+            self.secrets.perform(write)
+
+        def delete_password(self, service: str, username: str) -> None:
+            def remove() -> int:
+                items = self.secrets.search(self._query(service, username))
+                for item in items:
+                    self.secrets.delete_item(item)
+                return len(items)
+
+            if not self.secrets.perform(remove):
+                raise PasswordDeleteError("there is no such entry")
+
+        def users(self, service: str) -> set[str]:
+            key = self.schemes[self.scheme]["username"]
+
+            def listed() -> set[str]:
+                items = self.secrets.search(self._query(service))
+                if items and self.secrets.is_locked():  # GNOME Keyring finds them, without their attributes
+                    self.secrets.unlock()
+                return {self.secrets.get_attributes(item).get(key, "") for item in items} - {""}
+
+            return self.secrets.perform(listed)
+
+    _secret_service_backend = SecretServiceKeyring
+    return _secret_service_backend
+
+
+# -- 6. login ---------------------------------------------------------------------------------------------------------
+#
+# The one section that talks to a person. What is asked goes to stderr and comes from stdin; a secret is typed unseen.
+
+
+def ask(prompt: str, secret: bool = False) -> str:
+    """A line that a person types. Raises Problem at the end of the input."""
+    try:
+        if secret:
+            import getpass
+
+            return getpass.getpass(prompt, sys.stderr).strip()
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+    except EOFError:
+        line = ""
+    if not line:
+        raise Problem("the input ended before the answer")
+    return line.strip()
+
+
+def login_command(setting: Setting, options: Any) -> int:
+    """Store an identity's keys, once AWS has said whose they are."""
+    check_name(options.name)
+    if options.stdin:
+        keys = read_process_credentials(sys.stdin.read())
+    elif setting.terminal:
+        keys = ask_for_keys()
+    else:
+        raise usage("no terminal is there to ask for the keys", "--stdin reads them as credential_process writes them")
+    cache = open_cache(setting)
+    wallet = Wallet(setting, cache, interactive=True)
+    if not options.no_verify:
+        arn = whose_keys(keys, setting, options.region)
+        say(f"{options.name} is {arn}")
+    store_identity(wallet, options.name, keys, {"region": options.region} if options.region else {}, options.default)
+    say(f"stored {options.name} in the keyring")
+    return 0
+
+
+def check_name(name: str) -> None:
+    if (
+        not name.isprintable()
+        or name != name.strip()
+        or name.startswith("-")
+        or set(name) & set("[]")
+        or len(name) > 128
+    ):
+        raise usage(f"{name!r} cannot be an identity's name")
+
+
+def ask_for_keys() -> Credentials:
+    key = ask("AWS access key ID: ")
+    secret = ask("AWS secret access key (not shown): ", secret=True)
+    if not key or not secret:
+        raise Problem("both the access key ID and the secret access key are needed; nothing was stored")
+    keep_secret(secret)
+    return Credentials(key, secret, None, None)
+
+
+def read_process_credentials(text: str) -> Credentials:
+    """Keys as a credential_process prints them ("Sourcing credentials with an external process", AWS SDKs guide)."""
+    import json
+
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise Problem("stdin holds no JSON object", 'expected {"Version": 1, "AccessKeyId": …, "SecretAccessKey": …}')
+    for value in content.values():
+        keep_secret(value if isinstance(value, str) and len(value) > 20 else None)
+    if content.get("Version") != 1:
+        raise Problem("stdin's JSON is not of Version 1, the one that is known")
+    key, secret, token = (content.get(name) or None for name in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
+    if not isinstance(key, str) or not isinstance(secret, str):
+        raise Problem("stdin's JSON lacks AccessKeyId or SecretAccessKey")
+    if not isinstance(token, (str, type(None))):
+        raise Problem("stdin's JSON has a SessionToken that is no string")
+    expires = None
+    if content.get("Expiration"):
+        try:
+            expires = parse_time(content["Expiration"])
+        except (ValueError, TypeError):
+            raise Problem("stdin's JSON has an Expiration that is no ISO 8601 time") from None
+        if expires <= time.time():
+            raise Problem(f"these credentials expired at {rfc3339(expires)}; nothing was stored")
+    return Credentials(key, secret, token, expires)
+
+
+def whose_keys(keys: Credentials, setting: Setting, region: str) -> str:
+    """The ARN that sts:GetCallerIdentity answers for these keys. Raises Problem; nothing is stored then."""
+    with plain_errors():
+        from botocore.session import Session
+
+        session = Session(session_vars={"profile": (None, None, None, None)})
+        sts = session.create_client(
+            "sts",
+            region_name=region or region_variable(setting.environ) or "us-east-1",
+            aws_access_key_id=keys.access_key,
+            aws_secret_access_key=keys.secret_key,
+            aws_session_token=keys.token,
+        )
+        return str(sts.get_caller_identity()["Arn"])
+
+
+def store_identity(wallet: Wallet, name: str, keys: Credentials, settings: Mapping[str, str], default: bool) -> None:
+    """Write the keys into the vault and the rest into identities.json; then nothing that was cached before counts."""
+    entry = dict(zip(SECRET_KEYS, keys[:3], strict=True))
+    entry = {key: value for key, value in entry.items() if value}
+    if keys.expires is not None:
+        entry["expiration"] = rfc3339(keys.expires)
+    record = {**settings, "access_key": keys.access_key[-4:], "revision": os.urandom(8).hex()}
+    with wallet.vault_lock():
+        stored = read_identities(wallet.path)
+        wallet.vault.set_json(f"identity:{name}", entry)
+        identities = {**stored.identities, name: record}
+        write_identities(wallet.path, Stored(name if default else stored.default, identities))
+    if wallet.cache:
+        wallet.cache.empty()
+
+
+def logout_command(setting: Setting, options: Any) -> int:
+    """Forget an identity: its keys, its record, what was cached."""
+    cache = open_cache(setting)
+    wallet = Wallet(setting, cache, interactive=True)
+    with wallet.vault_lock():
+        stored = read_identities(wallet.path)
+        known = options.name in stored.identities
+        known = wallet.vault.delete(f"identity:{options.name}") or known
+        if not known:
+            raise Problem(
+                f"no identity named {options.name!r} is stored",
+                f"stored are: {', '.join(sorted(stored.identities))}" if stored.identities else "",
+            )
+        identities = {name: keys for name, keys in stored.identities.items() if name != options.name}
+        write_identities(wallet.path, Stored(stored.default if stored.default in identities else "", identities))
+    if cache:
+        cache.empty()
+    say(f"forgot {options.name}")
+    return 0
+
+
+# -- 7. main ----------------------------------------------------------------------------------------------------------
+
+COMMANDS: dict[str, tuple[str, Callable[[Setting, Any], int]]] = {
+    "login": ("sign in, and store an identity", login_command),
+    "logout": ("forget a stored identity", logout_command),
+}
+
+HELP = f"""\
+Usage: {PROGRAM} --cluster-name NAME --region REGION [--identity NAME] [--role-arn ARN]
+       {PROGRAM} login NAME | logout NAME
+
+Prints an EKS bearer token for kubectl, as an ExecCredential.
+
+Examples:
+  {PROGRAM} login dev                                 store an access key in the OS keyring
+  {PROGRAM} --cluster-name main --region us-east-2    a token for the cluster main
+
+Options:
+  --cluster-name NAME   the EKS cluster (--cluster-id ID for a local one on Outposts)
+  --region REGION       its AWS region
+  -i, --identity NAME   a stored identity or an AWS profile; else ATMOS_IDENTITY, keys in the environment,
+                        AWS_PROFILE, the default or only stored identity, AWS's own defaults
+  --role-arn ARN        a role to assume on top (with --external-id ID, --session-name NAME)
+  --refresh             mint a new token even if one is cached
+  --debug               say on stderr what is done (or EKS_TOKEN_DEBUG=1); no secret is shown
+
+The commands of `atmos aws eks token`, `aws eks get-token` and `aws-iam-authenticator token` are understood
+as well, each for the principal that the original would choose: change `command:` in a kubeconfig and nothing else.
+"""
+
+
+def command_parser(name: str) -> Any:
+    """The argparse parser of one of our own commands."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise usage(message, f"see {PROGRAM} {name} --help")
+
+    summary, _ = COMMANDS[name]
+    parser = Parser(prog=f"{PROGRAM} {name}", description=summary, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="say on stderr what is done")
+    parser.add_argument("name", metavar="NAME", help="the identity")
+    if name == "login":
+        parser.add_argument("--stdin", action="store_true", help="read the keys as credential_process prints them")
+        parser.add_argument("--no-verify", action="store_true", help="do not ask AWS whose keys these are")
+        parser.add_argument("--default", action="store_true", help="use it where no identity is named")
+        parser.add_argument("--region", default="", help="the identity's AWS region")
+    return parser
+
+
+def run(setting: Setting) -> int:
+    command = setting.argv[0] if setting.argv else ""
+    if command in COMMANDS:
+        _, act = COMMANDS[command]
+        return act(setting, command_parser(command).parse_args(setting.argv[1:]))
+    if not setting.argv or "--help" in setting.argv or "-h" in setting.argv:
+        print(HELP, end="")
+        return 0 if setting.argv else 2
+    if setting.argv == ("--version",):
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    return token_command(setting)
+
+
+def clear_empty_variables() -> None:
+    """An empty variable counts as unset. botocore, which reads the environment itself, would take it for a value."""
+    for name in [name for name, value in os.environ.items() if not value and name.startswith("AWS_")]:
+        del os.environ[name]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line, the process's own if none is given, and return the exit status."""
+    import gc
+
+    global _debugging
+    gc.disable()  # a short life: collecting while modules are imported costs 5 ms of a mint
+    arguments = tuple(sys.argv[1:] if argv is None else argv)
+    clear_empty_variables()
+    os.umask(0o077)
+    _debugging = "--debug" in arguments or bool(os.environ.get("EKS_TOKEN_DEBUG"))
+    for name in SECRET_VARIABLES:
+        keep_secret(os.environ.get(name))
+    try:
+        terminal = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
+        return run(Setting(arguments, os.environ, sys.platform, terminal))
+    except Problem as problem:
+        say(f"{PROGRAM}: error: {problem.message}")
+        if problem.hint:
+            say(f"hint: {problem.hint}")
+        return problem.status
+    except KeyboardInterrupt:
+        say(f"{PROGRAM}: error: interrupted")
+        return 130
+    except Exception as error:  # a bug: one line for the user, the whole story for who mends it
+        if _debugging:
+            import traceback
+
+            for line in traceback.format_exc().splitlines():
+                say(line)
+        say(f"{PROGRAM}: error: unexpected {type(error).__name__}, which is a bug in {PROGRAM}")
+        say("hint: run the same again with --debug, and report what it says")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1197 @@
+"""The vault, against GNOME Keyring with stock keyring and secret-tool as judges, and against keyrings gone wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import keyring.backend
+import keyring.errors
+import pytest
+
+import eks_token
+from eks_token import Vault
+
+REQUIRED = os.environ.get("EKS_TOKEN_TESTS_REQUIRED") == "1"
+PASSWORD = "correct horse"
+SECRETS = "org.freedesktop.secrets"
+DEFAULT = "/org/freedesktop/secrets/aliases/default"
+
+# -- fixtures (to move to conftest.py) ---------------------------------------------------------------------------
+
+
+def need(name: str) -> str:
+    """The path of a program, or the name of a Python module, that a test cannot do without."""
+    found = shutil.which(name) or (importlib.util.find_spec(name) and name)
+    if not found:
+        (pytest.fail if REQUIRED else pytest.skip)(f"{name} is not installed")
+    return str(found)
+
+
+def until(condition, what: str, seconds: float = 20.0):
+    """The condition's first true value; what we wait for comes from other processes."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    pytest.fail(f"waited {seconds:.0f} s for {what}")
+
+
+@contextmanager
+def running(command, password: str = "", **options):
+    """A child process that is stopped, by its own handle, when the block ends."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, **options) as process:
+        try:
+            process.stdin.write(password)
+            process.stdin.close()
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig><type>session</type><listen>{address}</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/>
+<allow own="*"/></policy></busconfig>"""
+
+
+class Desktop:
+    """A session bus of its own (nothing is activated on it), a home of its own, and perhaps a keyring daemon."""
+
+    def __init__(self, root: Path, stack: ExitStack, listen: str = "") -> None:
+        self.root, self._stack, self._daemon = root, stack, ExitStack()
+        directories = {
+            name: str(root / name.lower())
+            for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+        }
+        for directory in directories.values():
+            os.mkdir(directory, 0o700)
+        config = root / "bus.conf"
+        config.write_text(BUS_CONFIG.format(address=listen or f"unix:path={root}/bus"))
+        bus = stack.enter_context(
+            running(
+                [need("dbus-daemon"), f"--config-file={config}", "--nofork", "--print-address=1"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        self.address = bus.stdout.readline().strip()
+        self.environ = {"PATH": os.environ["PATH"], "DBUS_SESSION_BUS_ADDRESS": self.address, **directories}
+        stack.enter_context(self._daemon)
+
+    def start_keyring(self, password: str = PASSWORD) -> None:
+        """(Re)start GNOME Keyring; a wrong password leaves the login keyring as it was, locked."""
+        self._daemon.close()
+        until(lambda: not self.call_bus("NameHasOwner", "s", SECRETS), "the old keyring to go")
+        command = [need("gnome-keyring-daemon"), "--foreground", "--components=secrets"]
+        self._daemon.enter_context(
+            running(
+                [*command, "--unlock"] if password else command,
+                password,
+                env=self.environ,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        until(lambda: self.call_bus("NameHasOwner", "s", SECRETS), "GNOME Keyring")
+        if password:
+            until(lambda: self.call("ReadAlias", "s", "default") != "/", "its login keyring")
+
+    def vault(self, interactive: bool = True, **environ: str) -> Vault:
+        return Vault({**self.environ, **environ}, interactive=interactive)
+
+    def run(self, *command: str, stdin: str | None = None) -> str:
+        done = subprocess.run(command, env=self.environ, input=stdin, capture_output=True, text=True, timeout=60)
+        return done.stdout if done.returncode == 0 else ""
+
+    def call_bus(self, method: str, signature: str = "", *body, name="org.freedesktop.DBus", path=None, interface=None):
+        """The first value of the reply to one D-Bus call, on a connection of its own."""
+        from jeepney import DBusAddress, new_method_call
+        from jeepney.io.blocking import DBusConnection, prep_socket
+        from jeepney.wrappers import unwrap_msg
+
+        path = path or "/" + name.replace(".", "/")
+        message = new_method_call(DBusAddress(path, name, interface or name), method, signature or None, body)
+        bus = eks_token.session_bus_addresses(self.environ)[0]
+        with DBusConnection(prep_socket(bus)) as connection:
+            values = unwrap_msg(connection.send_and_get_reply(message, timeout=10))
+        return values[0] if values else None
+
+    def call(self, method: str, signature: str, *body, path="/org/freedesktop/secrets", interface="Service"):
+        interface = "org.freedesktop.Secret." + interface
+        return self.call_bus(method, signature, *body, name=SECRETS, path=path, interface=interface)
+
+    def lock(self) -> None:
+        self.call("Lock", "ao", [DEFAULT])
+
+    def items(self, **attributes: str) -> list[str]:
+        return list(self.call("SearchItems", "a{ss}", attributes, path=DEFAULT, interface="Collection"))
+
+    def attributes(self, item: str) -> dict[str, str]:
+        return dict(self.item_property(item, "Attributes"))
+
+    def item_property(self, item: str, name: str):
+        properties = "org.freedesktop.DBus.Properties"
+        arguments = ("org.freedesktop.Secret.Item", name)
+        return self.call_bus("Get", "ss", *arguments, name=SECRETS, path=item, interface=properties)[1]
+
+
+@contextmanager
+def desktop_in_a_directory(listen: str = ""):
+    # not tmp_path: the address of a Unix socket has at most 107 bytes
+    with tempfile.TemporaryDirectory(prefix="ekt") as directory, ExitStack() as stack:
+        yield Desktop(Path(directory), stack, listen)
+
+
+@pytest.fixture(scope="session")
+def shared_desktop():
+    need("gnome-keyring-daemon")
+    with desktop_in_a_directory() as desktop:
+        desktop.start_keyring()
+        yield desktop
+
+
+@pytest.fixture
+def desktop(shared_desktop):
+    """An unlocked GNOME Keyring with no item of ours in it."""
+    yield shared_desktop
+    for item in shared_desktop.items():
+        shared_desktop.call("Delete", "", path=item, interface="Item")
+
+
+@pytest.fixture
+def own_desktop():
+    """A desktop for one test alone, which may lock, restart or never start its keyring."""
+    with desktop_in_a_directory() as desktop:
+        yield desktop
+
+
+@pytest.fixture(autouse=True)
+def configuration(tmp_path, monkeypatch):
+    """keyring reads its own configuration from os.environ: none of this machine's, a directory for the test's."""
+    for name in [*os.environ]:
+        if name.startswith(("PYTHON_KEYRING_", "KEYRING_PROPERTY_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    directory = tmp_path / "config" / "python_keyring"
+    directory.mkdir(parents=True)
+    return directory / "keyringrc.cfg"
+
+
+# -- the judges --------------------------------------------------------------------------------------------------
+
+STOCK = """
+import json, sys
+from keyring.backends.SecretService import Keyring
+method, *arguments = json.load(sys.stdin)
+print(json.dumps(getattr(Keyring(), method)(*arguments)))
+"""
+
+
+class StockKeyring:
+    """keyring's own backend, on secretstorage and cryptography, in a process of its own."""
+
+    def __init__(self, desktop: Desktop) -> None:
+        need("secretstorage")
+        self.desktop = desktop
+
+    def ask(self, *request: str) -> str | None:
+        return json.loads(self.desktop.run(sys.executable, "-c", STOCK, stdin=json.dumps(request)))
+
+    def get(self, user: str) -> str | None:
+        return self.ask("get_password", "eks-token", user)
+
+    def set(self, user: str, value: str) -> None:
+        self.ask("set_password", "eks-token", user, value)
+
+
+class SecretTool:
+    """libsecret's command."""
+
+    def __init__(self, desktop: Desktop) -> None:
+        self.command = need("secret-tool")
+        self.desktop = desktop
+
+    def get(self, user: str) -> str | None:
+        return self.desktop.run(self.command, "lookup", "service", "eks-token", "username", user) or None
+
+    def set(self, user: str, value: str) -> None:
+        words = ("store", "--label", "by hand", "service", "eks-token", "username", user)
+        self.desktop.run(self.command, *words, stdin=value)
+
+
+@pytest.fixture(params=[StockKeyring, SecretTool])
+def judge(request, desktop):
+    return request.param(desktop)
+
+
+VALUES = [
+    pytest.param("s3cret", id="plain"),
+    pytest.param('{"aws_secret_access_key":"wJalr/+="}', id="json"),
+    pytest.param("Zürich \U0001f511", id="beyond ASCII"),
+    pytest.param("x" * 8000, id="longer than any token, and as long as secret-tool reads"),
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_what_we_store_the_judge_reads(desktop, judge, value):
+    desktop.vault().set("identity:dev", value)
+    assert judge.get("identity:dev") == value
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_what_the_judge_stores_we_read(desktop, judge, value):
+    judge.set("identity:dev", value)
+    assert desktop.vault().get("identity:dev") == value
+
+
+def test_an_item_of_the_judge_is_updated_in_its_place(desktop, judge):
+    judge.set("identity:dev", "old")
+    before = desktop.items(service="eks-token")
+    desktop.vault().set("identity:dev", "new")
+    assert judge.get("identity:dev") == "new"
+    assert desktop.items(service="eks-token") == before
+
+
+def test_an_item_of_ours_is_updated_in_its_place_by_the_judge(desktop, judge):
+    desktop.vault().set("identity:dev", "old")
+    judge.set("identity:dev", "new")
+    assert desktop.vault().get("identity:dev") == "new"
+    assert len(desktop.items(service="eks-token")) == 1
+
+
+def test_an_item_of_secret_tool_that_we_updated_is_updated_by_stock_keyring(desktop):
+    SecretTool(desktop).set("identity:dev", "by hand")
+    desktop.vault().set("identity:dev", "ours")
+    StockKeyring(desktop).set("identity:dev", "stock")
+    assert desktop.vault().get("identity:dev") == "stock"
+    assert len(desktop.items(service="eks-token")) == 1
+
+
+def test_an_item_of_ours_looks_like_one_of_stock_keyring(desktop):
+    StockKeyring(desktop).set("stock", "x")
+    desktop.vault().set("ours", "x")
+    (theirs,) = desktop.items(username="stock")
+    (ours,) = desktop.items(username="ours")
+    assert desktop.attributes(ours) == desktop.attributes(theirs) | {"username": "ours"}
+    assert desktop.item_property(ours, "Label") == "Password for 'ours' on 'eks-token'"
+    assert desktop.item_property(theirs, "Label") == "Password for 'stock' on 'eks-token'"
+
+
+@pytest.fixture
+def duplicates(desktop):
+    """Two items of one name: stock keyring makes its own beside secret-tool's, and here the first is written last."""
+    SecretTool(desktop).set("identity:dev", "newer")
+    StockKeyring(desktop).set("identity:dev", "older")
+    older, newer = sorted(
+        desktop.items(service="eks-token"), key=lambda item: "application" not in desktop.attributes(item)
+    )
+
+    secrets = eks_token.SecretService(desktop.environ, False, DEFAULT)
+
+    def newer_is_newer():  # GNOME Keyring counts whole seconds
+        secrets.perform(lambda: secrets.set_secret(newer, b"newer", {}))
+        return desktop.item_property(newer, "Modified") > desktop.item_property(older, "Modified")
+
+    until(newer_is_newer, "the next second")
+    return desktop
+
+
+def test_of_duplicates_the_newest_is_read(duplicates):
+    assert duplicates.vault().get("identity:dev") == "newer"
+
+
+def test_a_write_leaves_one_of_duplicates(duplicates):
+    duplicates.vault().set("identity:dev", "one")
+    assert len(duplicates.items(service="eks-token")) == 1
+    assert StockKeyring(duplicates).get("identity:dev") == SecretTool(duplicates).get("identity:dev") == "one"
+
+
+def test_deleting_removes_all_duplicates(duplicates):
+    assert duplicates.vault().delete("identity:dev") is True
+    assert duplicates.items(service="eks-token") == []
+
+
+def test_deleting_what_is_not_there_says_so(desktop):
+    assert desktop.vault().delete("identity:dev") is False
+
+
+def test_an_absent_user_has_no_value(desktop):
+    assert desktop.vault().get("identity:dev") is None
+
+
+def test_the_users_of_our_service_are_listed(desktop):
+    vault = desktop.vault()
+    for user in ("identity:b", "identity:a", "sso:1"):
+        vault.set(user, "x")
+    Vault(desktop.environ, service="other").set("identity:c", "x")
+    assert vault.users() == ["identity:a", "identity:b", "sso:1"]
+
+
+def test_a_json_object_comes_back(desktop):
+    value = {"aws_access_key_id": "AKIDEXAMPLE", "n": [1, None, "ü"]}
+    desktop.vault().set_json("identity:dev", value)
+    assert desktop.vault().get_json("identity:dev") == value
+    assert desktop.vault().get_json("identity:other") is None
+
+
+@pytest.mark.parametrize("text", ['{"aws_secret_access_key": "TOPSECRET', '"TOPSECRET"', "", "TOPSECRET"])
+def test_broken_json_is_named_and_not_shown(desktop, text):
+    desktop.vault().set("identity:dev", text)
+    with pytest.raises(eks_token.DamagedEntry) as caught:
+        desktop.vault().get_json("identity:dev")
+    assert "identity:dev" in caught.value.message
+    assert "`eks-token login dev`" in caught.value.hint
+    assert "`eks-token logout dev`" in caught.value.hint
+    assert "TOPSECRET" not in caught.value.message + caught.value.hint
+
+
+def test_bytes_that_are_no_text_are_an_error_and_can_be_deleted(desktop):
+    desktop.vault().set("identity:dev", "x")
+    (item,) = desktop.items(service="eks-token")
+    secrets = eks_token.SecretService(desktop.environ, False, DEFAULT)
+    secrets.perform(lambda: secrets.set_secret(item, b"\xff\xfe", {}))
+    with pytest.raises(eks_token.Problem, match="no text"):
+        desktop.vault().get("identity:dev")
+    assert desktop.vault().delete("identity:dev") is True
+
+
+def test_a_foreign_item_is_read(desktop):
+    words = ("store", "--label", "x", "service", "atmos_dev", "username", "atmos-auth")
+    desktop.run(need("secret-tool"), *words, stdin='{"type":"aws"}')
+    assert desktop.vault().get_foreign("atmos_dev", "atmos-auth") == '{"type":"aws"}'
+    assert desktop.vault().get_foreign("atmos_other", "atmos-auth") is None
+
+
+def test_one_vault_keeps_one_connection(desktop, monkeypatch):
+    vault = desktop.vault()
+    vault.set("identity:dev", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(eks_token, "session_bus_addresses", lambda environ: pytest.fail("connected again"))
+        assert vault.get("identity:dev") == "x"
+        assert vault.get_foreign("atmos_x", "atmos-auth") is None
+
+
+def test_a_restarted_keyring_is_spoken_to_again(own_desktop):
+    need("gnome-keyring-daemon")
+    own_desktop.start_keyring()
+    vault = own_desktop.vault()
+    vault.set("identity:dev", "x")
+    own_desktop.start_keyring()
+    assert vault.get("identity:dev") == "x"
+
+
+def test_a_mint_imports_no_compiled_library(desktop):
+    program = (
+        "import os, sys, eks_token; eks_token.Vault(os.environ).get('identity:dev');"
+        "print(sorted({'cryptography', 'secretstorage', 'cffi'} & set(sys.modules)), 'jeepney' in sys.modules)"
+    )
+    desktop.environ["PYTHONPATH"] = str(Path(eks_token.__file__).parent)
+    assert desktop.run(sys.executable, "-c", program).strip() == "[] True"
+
+
+# -- locked ------------------------------------------------------------------------------------------------------
+
+QUESTIONS = [
+    pytest.param(lambda vault: vault.get("identity:dev"), id="read"),
+    pytest.param(lambda vault: vault.get("identity:absent"), id="read what is not there"),
+    pytest.param(lambda vault: vault.set("identity:dev", "TOPSECRET"), id="update"),
+    pytest.param(lambda vault: vault.set("identity:new", "TOPSECRET"), id="store"),
+    pytest.param(lambda vault: vault.delete("identity:dev"), id="delete"),
+]
+
+
+@contextmanager
+def refused(message: str, seconds: float = 2.0):
+    """The block ends soon with a KeyringUnavailable, in two lines that show no secret."""
+    begin = time.monotonic()
+    with pytest.raises(eks_token.KeyringUnavailable, match=message) as caught:
+        yield caught
+    assert time.monotonic() - begin < seconds
+    assert caught.value.status == 1
+    assert caught.value.hint
+    assert "\n" not in caught.value.message + caught.value.hint
+    assert "TOPSECRET" not in caught.value.message + caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def locked_desktop():
+    need("gnome-keyring-daemon")
+    with desktop_in_a_directory() as desktop:
+        desktop.start_keyring()
+        desktop.vault().set("identity:dev", "x")
+        desktop.lock()
+        yield desktop
+
+
+@pytest.fixture(scope="module")
+def never_unlocked_desktop():
+    need("gnome-keyring-daemon")
+    with desktop_in_a_directory() as desktop:
+        desktop.start_keyring()
+        desktop.vault().set("identity:dev", "x")
+        desktop.start_keyring("wrong")
+        yield desktop
+
+
+@pytest.mark.parametrize("kind", ["locked_desktop", "never_unlocked_desktop"])
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize(
+    ("interactive", "display"),
+    [
+        pytest.param(False, {"DISPLAY": ":0"}, id="kubectl says that nobody is there"),
+        pytest.param(True, {}, id="no desktop"),
+        pytest.param(True, {"DISPLAY": "", "WAYLAND_DISPLAY": ""}, id="no desktop, empty variables"),
+    ],
+)
+def test_a_locked_keyring_is_refused_at_once(request, kind, question, interactive, display):
+    vault = request.getfixturevalue(kind).vault(interactive, **display)
+    with refused("the keyring is locked: nobody can be asked to unlock it"):
+        question(vault)
+
+
+@pytest.mark.parametrize("kind", ["locked_desktop", "never_unlocked_desktop"])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_dialog_that_cannot_be_shown_is_a_locked_keyring(request, kind, question):
+    with refused("the keyring is locked: .* dismissed or could not be shown", 10.0):
+        question(request.getfixturevalue(kind).vault(WAYLAND_DISPLAY="wayland-0"))
+
+
+def test_the_users_of_a_keyring_that_was_never_unlocked_are_not_none(never_unlocked_desktop):
+    with refused("the keyring is locked"):
+        never_unlocked_desktop.vault().users()
+
+
+def test_a_keyring_without_a_collection_is_empty_and_takes_nothing(own_desktop):
+    need("gnome-keyring-daemon")
+    own_desktop.start_keyring(password="")
+    assert own_desktop.vault().get("identity:dev") is None
+    assert own_desktop.vault().users() == []
+    assert own_desktop.vault().delete("identity:dev") is False
+    with refused("no keyring: nobody can be asked to create one"):
+        own_desktop.vault().set("identity:dev", "TOPSECRET")
+
+
+# -- a person answers: a service that follows a script -----------------------------------------------------------
+
+
+class ScriptedService:
+    """A Secret Service of one item; what its dialog comes to, and what a locked collection shows, is told to it.
+
+    It sends `Completed` to all who listen, as services other than GNOME Keyring do.
+    """
+
+    def __init__(self, desktop: Desktop, answer: str, shows_locked: bool = True, has_collection: bool = True) -> None:
+        from jeepney.io.blocking import DBusConnection, prep_socket
+
+        self.answer, self.shows_locked, self.has_collection = answer, shows_locked, has_collection
+        self.locked, self.secret, self.dialogs = True, b"stored", 0
+        self.bus = DBusConnection(prep_socket(eks_token.session_bus_addresses(desktop.environ)[0]))
+        self.bus.bus_proxy.RequestName(SECRETS)
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self) -> None:
+        from jeepney import DBusAddress, HeaderFields, MessageType, new_error, new_method_return, new_signal
+
+        while True:
+            try:
+                message = self.bus.receive()
+            except (OSError, ValueError):
+                return
+            if message.header.message_type is not MessageType.method_call:
+                continue
+            reply = self.reply(message.header.fields[HeaderFields.member], message.body)
+            if reply is None:
+                continue
+            if isinstance(reply, str):
+                self.bus.send(new_error(message, reply, "s", ("the secret is TOPSECRET",)))
+                continue
+            self.bus.send(new_method_return(message, *reply))
+            if message.header.fields[HeaderFields.member] == "Prompt" and self.answer != "nobody":
+                self.locked = self.answer != "unlock"
+                self.has_collection = not self.locked
+                prompt = DBusAddress("/prompt/1", interface="org.freedesktop.Secret.Prompt")
+                self.bus.send(new_signal(prompt, "Completed", "bv", (self.locked, ("s", ""))))
+
+    def reply(self, method: str, body):
+        if method == "OpenSession":
+            return "vo", (("s", ""), "/session/1")
+        if method == "SearchItems":
+            if not self.has_collection:
+                return "org.freedesktop.DBus.Error.UnknownObject"
+            return "ao", (["/item/1"] if self.shows_locked or not self.locked else [],)
+        if method == "Unlock":
+            return "aoo", ([], "/prompt/1")
+        if method == "CreateCollection":
+            return "oo", ("/", "/prompt/1")
+        if method == "CreateItem":
+            if not self.has_collection:
+                return "org.freedesktop.DBus.Error.UnknownObject"
+            self.secret = body[1][2]
+            return "oo", ("/item/1", "/")
+        if method == "Get":
+            return "v", (("b", self.locked) if body[1] == "Locked" else ("a{ss}", {}),)
+        if method == "Prompt":
+            self.dialogs += 1
+            return ()
+        if method in ("GetSecret", "SetSecret") and self.locked:
+            return "org.freedesktop.Secret.Error.IsLocked"
+        if method == "GetSecret":
+            return "(oayays)", (("/session/1", b"", self.secret, "text/plain"),)
+        if method == "Mute":
+            return None
+        if method == "SetSecret":
+            self.secret = body[0][2]
+        return ()
+
+
+@pytest.fixture
+def scripted(own_desktop):
+    services = []
+
+    def start(answer: str, **behaviour: bool) -> tuple[ScriptedService, Vault]:
+        services.append(ScriptedService(own_desktop, answer, **behaviour))
+        return services[-1], own_desktop.vault(DISPLAY=":0")
+
+    yield start
+    for service in services:
+        service.bus.sock.shutdown(socket.SHUT_RDWR)
+        service.thread.join(10)
+        service.bus.close()
+
+
+@pytest.mark.parametrize("shows_locked", [True, False], ids=["as GNOME Keyring", "locked shows nothing, as KeePassXC"])
+def test_a_person_unlocks_the_keyring(scripted, shows_locked):
+    service, vault = scripted("unlock", shows_locked=shows_locked)
+    assert vault.get("identity:dev") == "stored"
+    vault.set("identity:dev", "new")
+    assert service.secret == b"new"
+    assert service.dialogs == 1
+
+
+@pytest.mark.parametrize("shows_locked", [True, False], ids=["as GNOME Keyring", "locked shows nothing, as KeePassXC"])
+def test_a_dismissed_dialog_is_shown_once(scripted, shows_locked):
+    service, vault = scripted("dismiss", shows_locked=shows_locked)
+    for _ in range(3):
+        with refused("the keyring is locked: the request to unlock it was dismissed"):
+            vault.get("identity:dev")
+    assert service.dialogs == 1
+
+
+def test_a_dialog_that_nobody_answers_is_given_up(scripted, monkeypatch):
+    monkeypatch.setattr(eks_token, "PROMPT_SECONDS", 0.2)
+    _, vault = scripted("nobody")
+    with refused("the keyring is locked: asked to unlock it, nobody answered"):
+        vault.get("identity:dev")
+
+
+def test_a_person_creates_the_default_collection(scripted):
+    service, vault = scripted("unlock", has_collection=False)
+    vault.set("identity:dev", "new")
+    assert (service.secret, service.dialogs) == (b"new", 1)
+
+
+def test_the_words_of_a_service_are_not_repeated(scripted, monkeypatch):
+    service, vault = scripted("unlock")
+    monkeypatch.setattr(service, "reply", lambda method, body: "org.example.Error.Odd")
+    with pytest.raises(eks_token.Problem, match=r"reported org\.example\.Error\.Odd") as caught:
+        vault.set("identity:dev", "TOPSECRET")
+    assert "TOPSECRET" not in caught.value.message + caught.value.hint
+
+
+def test_a_service_that_never_answers_is_given_up(scripted, monkeypatch):
+    monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.3)
+    service, vault = scripted("unlock")
+    monkeypatch.setattr(service, "reply", lambda method, body: None)
+    with refused("no keyring: .* gave no answer"):
+        vault.get("identity:dev")
+
+
+# -- no keyring at all -------------------------------------------------------------------------------------------
+
+
+def test_a_bus_without_a_keyring_service_is_said(own_desktop):
+    with refused(r"no keyring service \(org\.freedesktop\.secrets\)") as caught:
+        own_desktop.vault().get("identity:dev")
+    assert "PYTHON_KEYRING_BACKEND" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        pytest.param("unix:path=/nonexistent/bus", "cannot be reached", id="no such socket"),
+        pytest.param("tcp:host=localhost,port=1", "names no Unix socket", id="a transport we do not speak"),
+        pytest.param("nonsense", "names no Unix socket", id="no address"),
+        pytest.param(";;", "names no Unix socket", id="nothing but separators"),
+    ],
+)
+def test_a_bus_that_cannot_be_reached_is_said(address, message):
+    with refused(f"no keyring: .*{message}"):
+        Vault({"DBUS_SESSION_BUS_ADDRESS": address}).get("identity:dev")
+
+
+@pytest.mark.parametrize("environ", [{}, {"DBUS_SESSION_BUS_ADDRESS": ""}], ids=["unset", "empty"])
+def test_no_bus_at_all_is_said(environ, tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    with refused("no keyring: no session bus"):
+        Vault({**environ, "XDG_RUNTIME_DIR": str(tmp_path)}).get("identity:dev")
+
+
+class DumbBus:
+    """A Unix socket that accepts, says what it is told to say, and then nothing more."""
+
+    def __init__(self, path: str, replies: list[bytes]) -> None:
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(path)
+        self.server.listen()
+        self.replies, self.connections = replies, []
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self) -> None:
+        try:
+            while True:
+                connection, _ = self.server.accept()
+                self.connections.append(connection)
+                for reply in self.replies:
+                    connection.recv(4096)
+                    connection.sendall(reply)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.thread.join(10)
+        for connection in [self.server, *self.connections]:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        pytest.param([], id="accepts only"),
+        pytest.param([b"", b"OK 1234567890abcdef1234567890abcdef\r\n"], id="authenticates, then is mute to Hello"),
+    ],
+)
+def test_a_mute_bus_is_given_up_once_for_all_questions(replies, monkeypatch):
+    monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.4)
+    with tempfile.TemporaryDirectory(prefix="ekt") as directory:
+        bus = DumbBus(f"{directory}/bus", replies)
+        vault = Vault({"DBUS_SESSION_BUS_ADDRESS": f"unix:path={directory}/bus;unix:path={directory}/bus"})
+        with refused("gave no answer", 1.0):
+            vault.get("identity:dev")
+        with refused("gave no answer", 0.1):
+            vault.set("identity:dev", "TOPSECRET")
+        bus.close()
+
+
+def test_a_bus_that_refuses_us_is_said():
+    with tempfile.TemporaryDirectory(prefix="ekt") as directory:
+        bus = DumbBus(f"{directory}/bus", [b"", b"REJECTED KERBEROS\r\n"])
+        with refused("cannot be reached"):
+            Vault({"DBUS_SESSION_BUS_ADDRESS": f"unix:path={directory}/bus"}).get("identity:dev")
+        bus.close()
+
+
+def test_ten_seconds_are_the_limit_and_a_minute_for_a_person():
+    assert (eks_token.BUS_SECONDS, eks_token.PROMPT_SECONDS) == (10.0, 60.0)
+
+
+# -- where the bus is --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        pytest.param("unix:path=/run/user/1000/bus", [b"/run/user/1000/bus"], id="systemd"),
+        pytest.param("unix:path=/tmp/b,guid=0123", [b"/tmp/b"], id="with a guid"),
+        pytest.param("unix:guid=0123,path=/tmp/b", [b"/tmp/b"], id="guid first"),
+        pytest.param("unix:abstract=/tmp/dbus-x", [b"\0/tmp/dbus-x"], id="abstract"),
+        pytest.param("unix:path=/tmp/a%20b%c3%bc", [b"/tmp/a b\xc3\xbc"], id="escaped bytes"),
+        pytest.param("tcp:host=h;unix:path=/a;unix:path=/b", [b"/a", b"/b"], id="several"),
+        pytest.param("unix:path=/a;", [b"/a"], id="a separator at the end"),
+        pytest.param("unix:runtime=yes", [b"/run/me/bus"], id="the runtime directory"),
+    ],
+)
+def test_a_bus_address_is_understood(address, expected):
+    environ = {"DBUS_SESSION_BUS_ADDRESS": address, "XDG_RUNTIME_DIR": "/run/me"}
+    assert eks_token.session_bus_addresses(environ) == expected
+
+
+def test_without_an_address_the_user_bus_is_tried(tmp_path):
+    (tmp_path / "bus").touch()
+    assert eks_token.session_bus_addresses({"XDG_RUNTIME_DIR": str(tmp_path)})[0] == os.fsencode(tmp_path / "bus")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        pytest.param("{bus}", id="path"),
+        pytest.param("unix:path=/nonexistent;{bus}", id="the second of two"),
+        pytest.param("", id="the well-known path"),
+    ],
+)
+def test_the_keyring_is_found_at(desktop, address, tmp_path):
+    desktop.vault().set("identity:dev", "x")
+    runtime = Path(desktop.environ["XDG_RUNTIME_DIR"], "bus")
+    runtime.unlink(missing_ok=True)
+    runtime.symlink_to(desktop.root / "bus")
+    vault = desktop.vault(DBUS_SESSION_BUS_ADDRESS=address.format(bus=desktop.address))
+    assert vault.get("identity:dev") == "x"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+def test_the_keyring_is_found_at_an_abstract_socket():
+    need("gnome-keyring-daemon")
+    with desktop_in_a_directory(f"unix:abstract=/tmp/ekt-{os.getpid()}") as desktop:
+        assert desktop.address.startswith("unix:abstract=")
+        desktop.start_keyring()
+        desktop.vault().set("identity:dev", "x")
+        assert desktop.vault().get("identity:dev") == "x"
+
+
+# -- values over the limit of Windows ----------------------------------------------------------------------------
+
+
+class LimitedBackend(keyring.backend.KeyringBackend):
+    """A store that takes no more than Windows does, and fails at the change (write or deletion) it is told to."""
+
+    priority = 1
+
+    def __init__(self, fail_at: int = -1) -> None:
+        super().__init__()
+        self.items: dict[tuple[str, str], str] = {}
+        self.changes, self.fail_at = 0, fail_at
+
+    def change(self) -> None:
+        self.changes += 1
+        if self.changes == self.fail_at:
+            raise keyring.errors.PasswordSetError("disk full: TOPSECRET")
+
+    def get_password(self, service, username):
+        return self.items.get((service, username))
+
+    def set_password(self, service, username, password):
+        self.change()
+        assert len(password.encode("utf-16-le")) <= 2560
+        self.items[service, username] = password
+
+    def delete_password(self, service, username):
+        self.change()
+        if self.items.pop((service, username), None) is None:
+            raise keyring.errors.PasswordDeleteError("not found")
+
+
+def windows_vault(backend) -> Vault:
+    return Vault({}, platform="win32", backend=backend)
+
+
+LENGTHS = [
+    pytest.param("x" * 1280, 1, id="just fits"),
+    pytest.param("x" * 1281, 3, id="one too long"),
+    pytest.param("x" * 2560, 3, id="two full parts"),
+    pytest.param("".join(map(str, range(5000))), 16, id="many parts"),
+    pytest.param("\U0001f511" * 640, 1, id="surrogate pairs that fit"),
+    pytest.param("x" + "\U0001f511" * 640, 3, id="a pair across the cut"),
+    pytest.param("eks-token-parts a 1 0", 2, id="looks like a head"),
+    pytest.param("", 1, id="empty"),
+]
+
+
+@pytest.mark.parametrize(("value", "items"), LENGTHS)
+def test_a_long_value_is_split_and_joined(value, items):
+    backend = LimitedBackend()
+    windows_vault(backend).set("identity:dev", value)
+    assert windows_vault(backend).get("identity:dev") == value
+    assert len(backend.items) == items
+
+
+@pytest.mark.parametrize(("value", "items"), LENGTHS)
+@pytest.mark.parametrize("before", ["short", "y" * 6000, "z" * 1300], ids=["short", "long", "two parts"])
+def test_a_replaced_value_leaves_no_parts(before, value, items):
+    backend = LimitedBackend()
+    vault = windows_vault(backend)
+    for text in (value, before, value, before, value):
+        vault.set("identity:dev", text)
+        assert vault.get("identity:dev") == text
+    assert len(backend.items) == items
+
+
+@pytest.mark.parametrize("before", ["short", "y" * 6000], ids=["short before", "long before"])
+@pytest.mark.parametrize("after", ["other", "z" * 4000], ids=["short after", "long after"])
+def test_a_write_that_fails_anywhere_leaves_the_old_value_or_the_new(before, after):
+    clean = LimitedBackend()
+    vault = windows_vault(clean)
+    vault.set("identity:dev", before)
+    clean.changes = 0
+    vault.set("identity:dev", after)
+    left, failures = len(clean.items), 0
+    for fail_at in range(1, clean.changes + 1):
+        backend = LimitedBackend()
+        vault = windows_vault(backend)
+        vault.set("identity:dev", before)
+        backend.changes, backend.fail_at = 0, fail_at
+        try:
+            vault.set("identity:dev", after)
+        except eks_token.Problem as problem:
+            failures += 1
+            assert "TOPSECRET" not in problem.message
+            assert vault.get("identity:dev") == before
+        else:
+            assert vault.get("identity:dev") == after
+        vault.set("identity:dev", after)
+        assert vault.get("identity:dev") == after
+        assert len(backend.items) == left, "parts of the failed write are still there"
+    assert failures >= 1
+
+
+@pytest.mark.parametrize("fail_at", range(1, 7))
+def test_a_deletion_that_fails_can_be_repeated(fail_at):
+    backend = LimitedBackend()
+    vault = windows_vault(backend)
+    vault.set("identity:dev", "y" * 6000)
+    backend.changes, backend.fail_at = 0, fail_at
+    with pytest.raises(eks_token.Problem):
+        vault.delete("identity:dev")
+    vault.delete("identity:dev")
+    assert backend.items == {}
+
+
+def torn_by_loss(items):
+    del items["eks-token", "part:a2:identity:dev"]
+
+
+def torn_by_mixture(items):
+    items["eks-token", "part:a2:identity:dev"] = "w" * 1280
+
+
+def torn_at_the_head(items):
+    items["eks-token", "identity:dev"] = "eks-token-parts a many"
+
+
+@pytest.mark.parametrize("tear", [torn_by_loss, torn_by_mixture, torn_at_the_head])
+def test_a_torn_value_is_noticed(tear):
+    backend = LimitedBackend()
+    vault = windows_vault(backend)
+    vault.set("identity:dev", "y" * 6000)
+    tear(backend.items)
+    with pytest.raises(eks_token.DamagedEntry, match="incomplete") as caught:
+        vault.get("identity:dev")
+    assert "`eks-token login dev`" in caught.value.hint
+    vault.set("identity:dev", "z" * 6000)
+    assert vault.get("identity:dev") == "z" * 6000
+    assert vault.delete("identity:dev") is True
+
+
+def test_a_reader_sees_one_value_or_the_other_while_a_writer_writes():
+    class RewrittenBackend(LimitedBackend):
+        """Another process replaces the value after the first read of its head."""
+
+        def get_password(self, service, username):
+            value = super().get_password(service, username)
+            if username == "identity:dev" and not self.rewritten:
+                self.rewritten = True
+                windows_vault(self).set("identity:dev", "z" * 6000)
+            return value
+
+    backend = RewrittenBackend()
+    backend.rewritten = True
+    vault = windows_vault(backend)
+    vault.set("identity:dev", "y" * 6000)
+    backend.rewritten = False
+    assert vault.get("identity:dev") == "z" * 6000
+
+
+def test_nothing_is_split_where_there_is_no_limit():
+    backend = LimitedBackend()
+    backend.set_password = lambda service, username, password: backend.items.update({(service, username): password})
+    vault = Vault({}, platform="linux", backend=backend)
+    vault.set("identity:dev", "x" * 6000)
+    assert backend.items == {("eks-token", "identity:dev"): "x" * 6000}
+
+
+# -- keyring's Windows backend on a stand-in for the Credential Manager ------------------------------------------
+
+
+class CredentialManager:
+    """CredRead, CredWrite and CredDelete as keyring calls them: names without case, at most 2560 bytes."""
+
+    CRED_TYPE_GENERIC, CRED_PERSIST_ENTERPRISE = 1, 3
+
+    def __init__(self) -> None:
+        self.credentials: dict[str, dict] = {}
+        self.error = type("error", (Exception,), {"__module__": "pywintypes"})
+
+    def failure(self, number: int, function: str, text: str) -> Exception:
+        failure = self.error(number, function, text)
+        failure.winerror, failure.funcname, failure.strerror = number, function, text
+        return failure
+
+    def CredRead(self, TargetName, Type):
+        try:
+            return self.credentials[TargetName.lower()]
+        except KeyError:
+            raise self.failure(1168, "CredRead", "Element not found.") from None
+
+    def CredWrite(self, credential, flags):
+        blob = credential["CredentialBlob"].encode("utf-16-le")
+        if len(blob) > 2560:
+            raise self.failure(1783, "CredWrite", "The stub received bad data.")
+        self.credentials[credential["TargetName"].lower()] = credential | {"CredentialBlob": blob}
+
+    def CredDelete(self, TargetName, Type):
+        if self.credentials.pop(TargetName.lower(), None) is None:
+            raise self.failure(1168, "CredDelete", "Element not found.")
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    manager = CredentialManager()
+    package = types.ModuleType("win32ctypes")
+    pywin32 = types.ModuleType("win32ctypes.pywin32")
+    win32cred = types.ModuleType("win32ctypes.pywin32.win32cred")
+    pywintypes = types.ModuleType("win32ctypes.pywin32.pywintypes")
+    pywintypes.error = manager.error
+    for name in ("CredRead", "CredWrite", "CredDelete", "CRED_TYPE_GENERIC", "CRED_PERSIST_ENTERPRISE"):
+        setattr(win32cred, name, getattr(manager, name))
+    pywin32.win32cred, pywin32.pywintypes, package.pywin32 = win32cred, pywintypes, pywin32
+    for module in (package, pywin32, win32cred, pywintypes):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "keyring.backends.Windows", raising=False)
+    yield manager
+    sys.modules.pop("keyring.backends.Windows", None)
+
+
+@pytest.mark.parametrize(("value", "items"), LENGTHS)
+def test_the_windows_backend_keeps_values_of_any_length(windows, value, items):
+    if not value:
+        pytest.skip("keyring itself answers None or '' for an empty credential")
+    vault = Vault({}, platform="win32")
+    for user in ("identity:dev", "identity:prod"):
+        vault.set(user, value)
+        vault.set(user, value + "2")
+        vault.set(user, value)
+    assert [Vault({}, platform="win32").get(user) for user in ("identity:dev", "identity:prod")] == [value, value]
+    assert vault.users() is None
+    assert [vault.delete(user) for user in ("identity:dev", "identity:prod", "identity:dev")] == [True, True, False]
+    assert windows.credentials == {}
+
+
+def test_on_windows_names_that_differ_in_case_stay_apart(windows):
+    vault = Vault({}, platform="win32")
+    vault.set("identity:Dev", "upper")
+    vault.set("identity:other", "x")
+    assert vault.get("identity:dev") is None
+    vault.set("identity:dev", "lower")
+    assert (vault.get("identity:Dev"), vault.get("identity:dev")) == ("upper", "lower")
+
+
+@pytest.mark.parametrize("padding", ["", " "], ids=["an even number of bytes", "an odd one"])
+def test_on_windows_an_item_of_a_go_program_is_read(windows, padding, capfd):
+    text = '{"type":"aws"}' + padding
+    windows.credentials["atmos_dev:atmos-auth"] = {"UserName": "atmos-auth", "CredentialBlob": text.encode()}
+    assert Vault({}, platform="win32").get_foreign("atmos_dev", "atmos-auth") == text
+    assert Vault({}, platform="win32").get_foreign("atmos_x", "atmos-auth") is None
+
+
+def test_a_windows_error_is_one_line(windows):
+    windows.CredWrite = None
+    sys.modules["win32ctypes.pywin32.win32cred"].CredWrite = lambda credential, flags: (_ for _ in ()).throw(
+        windows.failure(8, "CredWrite", "Not enough memory.")
+    )
+    with pytest.raises(eks_token.Problem, match=r"could not store identity:dev: Not enough memory\."):
+        Vault({}, platform="win32").set("identity:dev", "TOPSECRET")
+
+
+def test_a_windows_logon_without_a_credential_store_has_no_keyring(windows):
+    sys.modules["win32ctypes.pywin32.win32cred"].CredRead = lambda TargetName, Type: (_ for _ in ()).throw(
+        windows.failure(1312, "CredRead", "A specified logon session does not exist.")
+    )
+    with refused("no keyring: A specified logon session does not exist"):
+        Vault({}, platform="win32").get("identity:dev")
+
+
+# -- which backend -----------------------------------------------------------------------------------------------
+
+THIRD_PARTY = """
+from keyring.backend import KeyringBackend
+class Fine(KeyringBackend):
+    priority = 1
+    def get_password(self, service, username): return "third party"
+    def set_password(self, service, username, password): raise RuntimeError(password)
+class HidesPlaintext(Fine): pass
+class PlaintextKeyring(Fine): pass
+class Disguised(PlaintextKeyring): pass
+class Unable(Fine):
+    @property
+    def priority(cls): raise RuntimeError
+class NoBackend: priority = 1
+class Broken(Fine):
+    def __init__(self): raise OSError("no device\\nattached")
+Function = print
+Blank = Disguised
+"""
+
+
+@pytest.fixture
+def third_party(tmp_path, monkeypatch):
+    """The directory of a module `third_party_backend`, not on the path."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    directory = tmp_path / "third party"
+    directory.mkdir()
+    (directory / "third_party_backend.py").write_text(THIRD_PARTY)
+    yield directory
+    sys.modules.pop("third_party_backend", None)
+
+
+def backend_name(environ, platform="linux") -> str:
+    return type(eks_token.choose_backend(environ, platform, False)).__name__
+
+
+@pytest.mark.parametrize("platform", ["linux", "freebsd14", "openbsd7"])
+def test_where_there_is_no_native_keyring_ours_is_chosen(platform):
+    assert backend_name({}, platform) == "SecretServiceKeyring"
+
+
+def test_windows_has_its_own(windows):
+    assert backend_name({}, "win32") == "WinVaultKeyring"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there it works")
+def test_macos_has_its_own_which_says_that_this_is_no_mac():
+    with refused(r"keyring\.backends\.macOS\.Keyring cannot be loaded: macOS required"):
+        backend_name({}, "darwin")
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+@pytest.mark.parametrize("name", ["keyring.backends.SecretService.Keyring", "keyring.backends.libsecret.Keyring"])
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_the_secret_service_by_name_is_ours(configuration, name, where, platform):
+    if where == "file":
+        configuration.write_text(f"[backend]\ndefault-keyring={name}\n")
+    environ = {"PYTHON_KEYRING_BACKEND": name} if where == "environment" else {}
+    assert backend_name(environ, platform) == "SecretServiceKeyring"
+
+
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_a_third_party_is_loaded_through_keyring_path(configuration, third_party, where):
+    name = "third_party_backend.Fine"
+    configured = name if where == "file" else "keyring.backends.null.Keyring"
+    configuration.write_text(f"[backend]\ndefault-keyring = {configured}\nkeyring-path = {third_party}\n")
+    environ = {"PYTHON_KEYRING_BACKEND": name} if where == "environment" else {}
+    assert Vault(environ).get("identity:dev") == "third party"
+    assert sys.path[-1] == str(third_party)
+
+
+def test_a_tilde_in_keyring_path_is_home(configuration, third_party, monkeypatch):
+    monkeypatch.setenv("HOME", str(third_party.parent))
+    configuration.write_text("[backend]\ndefault-keyring=third_party_backend.Fine\nkeyring-path=~/third party\n")
+    assert Vault({}).get("identity:dev") == "third party"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[other]\nx=1\n", "[backend]\n", "[backend]\nkeyring-path=/nonexistent\n"], ids=repr
+)
+def test_a_configuration_that_names_no_backend_changes_nothing(configuration, text):
+    configuration.write_text(text)
+    assert backend_name({"PYTHON_KEYRING_BACKEND": ""}) == "SecretServiceKeyring"
+
+
+@pytest.mark.parametrize("content", [b"default-keyring=x\n", b"\xff\xfe\n", b"[backend]\n[backend]\n"])
+def test_a_broken_configuration_is_one_line(configuration, content):
+    configuration.write_bytes(content)
+    with refused("keyringrc.cfg is no configuration file"):
+        Vault({}).get("identity:dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("keyring.backends.null.Keyring", "is refused: it keeps nothing", id="null"),
+        pytest.param("keyring.backends.fail.Keyring", "is refused: it keeps nothing", id="fail"),
+        pytest.param("keyrings.alt.file.PlaintextKeyring", "is refused: it keeps secrets in plain text", id="plain"),
+        pytest.param("third_party_backend.HidesPlaintext", "plain text", id="plain text in the name"),
+        pytest.param("third_party_backend.Blank", "plain text", id="an alias of a subclass of a plain one"),
+        pytest.param("keyring.backends.chainer.ChainerBackend", "name the one that is meant", id="chainer"),
+        pytest.param("nonexistent_module.Keyring", "cannot be loaded: No module named", id="no such module"),
+        pytest.param("third_party_backend.Missing", "cannot be loaded: .*no attribute", id="no such class"),
+        pytest.param("third_party_backend.Broken", "cannot be loaded: no device attached", id="fails to start"),
+        pytest.param("third_party_backend.NoBackend", "cannot be loaded: it is no KeyringBackend", id="another class"),
+        pytest.param("third_party_backend.Function", "cannot be loaded", id="no class"),
+        pytest.param("Keyring", "cannot be loaded", id="no module named"),
+        pytest.param("..", "cannot be loaded", id="nonsense"),
+    ],
+)
+def test_a_backend_that_is_unsafe_or_absent_is_refused(configuration, third_party, name, message):
+    configuration.write_text(f"[backend]\nkeyring-path={third_party}\n")
+    with refused(f"the keyring backend {name} .*{message}"):
+        Vault({"PYTHON_KEYRING_BACKEND": name}).get("identity:dev")
+
+
+def test_the_words_of_a_third_party_are_not_repeated(configuration, third_party):
+    configuration.write_text(f"[backend]\ndefault-keyring=third_party_backend.Fine\nkeyring-path={third_party}\n")
+    with pytest.raises(eks_token.Problem, match="could not store identity:dev: RuntimeError") as caught:
+        Vault({}).set("identity:dev", "TOPSECRET")
+    assert "TOPSECRET" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        pytest.param(
+            keyring.errors.KeyringLocked("Can't get password from keychain: (-128, 'Keychain Access Denied')"),
+            eks_token.KeyringUnavailable,
+            "the keyring is locked: Can't get password from keychain: .-128",
+            id="denied",
+        ),
+        pytest.param(
+            keyring.errors.KeyringError("Can't get password from keychain: (-25308, 'Unknown Error')"),
+            eks_token.KeyringUnavailable,
+            "the keyring is locked: .*-25308",
+            id="locked, over ssh",
+        ),
+        pytest.param(
+            keyring.errors.KeyringError("Can't get password from keychain: (-25293, 'Security Auth Failure')"),
+            eks_token.Problem,
+            "could not read identity:dev: .*-25293",
+            id="another failure",
+        ),
+    ],
+)
+def test_an_error_of_the_macos_keychain_is_one_line(error, kind, message):
+    class Keychain(LimitedBackend):
+        __module__ = "keyring.backends.macOS"
+
+        def get_password(self, service, username):
+            raise error
+
+    with pytest.raises(eks_token.Problem, match=message) as caught:
+        Vault({}, platform="darwin", backend=Keychain()).get("identity:dev")
+    assert type(caught.value) is kind
+
+
+def test_properties_from_the_environment_are_keyrings_business(desktop, monkeypatch):
+    monkeypatch.setenv("KEYRING_PROPERTY_SCHEME", "KeePassXC")
+    desktop.vault().set("identity:dev", "x")
+    (item,) = desktop.items(Title="eks-token")
+    assert desktop.attributes(item)["UserName"] == "identity:dev"
+    assert desktop.vault().users() == ["identity:dev"]
