@@ -221,9 +221,9 @@ AWS_VALUES = ignored("--endpoint-url --color --cli-binary-format --cli-error-for
     "--role-arn": "role_arn",
     "--role": "role_arn",
 }
-AWS_FLAGS = ignored("--no-paginate --no-sign-request --no-cli-pager --cli-auto-prompt --no-cli-auto-prompt") | {
-    "--no-verify-ssl": "no_verify_ssl"
-}
+AWS_FLAGS = ignored(
+    "--no-paginate --no-sign-request --no-cli-pager --cli-auto-prompt --no-cli-auto-prompt --v2-debug"
+) | {"--no-verify-ssl": "no_verify_ssl"}
 
 AUTHENTICATOR_VALUES = ignored("-c --config -l --log-format -v --log-verbosity --feature-gates") | {
     "-i": "cluster_id",
@@ -279,9 +279,10 @@ def take_apart(grammar: Grammar, argv: Sequence[str]) -> Words:
     options: dict[str, str] = {}
     unknown: list[str] = []
     broken = ""
-    arguments = iter(argv)
-    for argument in arguments:
-        if not argument.startswith("-") or argument == "-":
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("-"):
             words.append(argument)
             continue
         name, equals, value = argument.partition("=")
@@ -289,11 +290,12 @@ def take_apart(grammar: Grammar, argv: Sequence[str]) -> Words:
             name, equals, value = argument[:2], "=", argument[2:]
         if name in grammar.values:
             if not equals:
-                value = next(arguments, "-")
                 # Nothing that looks like an option is taken for a value. The cache depends on it: an argument
                 # --region always names a region.
-                if value.startswith("-"):
+                if not arguments or arguments[0].startswith("-"):
                     broken = broken or f"{name} expects a value"
+                    continue
+                value = arguments.pop(0)
             options[grammar.values[name]] = value
         elif name in grammar.flags:
             if equals and (value not in ("true", "false") or name in OUR_FLAGS):
@@ -308,7 +310,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that `word` was probably meant to be, or ""."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(word, list(known), 1, 0.5)), "")
+    known = list(known)
+    longer = [name for name in known if word and name.startswith(word)]
+    return next(iter(longer or difflib.get_close_matches(word, known, 1, 0.5)), "")
 
 
 def choose_grammar(argv: Sequence[str]) -> tuple[Grammar, Words]:
@@ -317,23 +321,31 @@ def choose_grammar(argv: Sequence[str]) -> tuple[Grammar, Words]:
         taken = take_apart(grammar, argv)
         if taken.words[: len(grammar.words)] == grammar.words and (grammar.words or not taken.words):
             return grammar, taken
+    if argv[0].startswith("-"):  # the first word may be the value of a misspelt option
+        for grammar in GRAMMARS:
+            taken = take_apart(grammar, argv)
+            if taken.unknown and set(grammar.words) <= set(taken.words):
+                return grammar, taken
     words = take_apart(BARE, argv).words
+    phrase = " ".join(words)
     for grammar in GRAMMARS:
         if sorted(words) == sorted(grammar.words):
-            raise usage(f"{' '.join(words)!r} is no command", f"did you mean {' '.join(grammar.words)!r}?")
-    known = [*COMMANDS, *(word for grammar in GRAMMARS for word in grammar.words)]
-    close = nearest(words[0], known)
-    raise usage(f"{words[0]!r} is no command", f"did you mean {close!r}?" if close else f"see {PROGRAM} --help")
+            raise usage(f"{phrase!r} is no command", f"did you mean {' '.join(grammar.words)!r}?")
+    phrases = [" ".join(grammar.words) for grammar in GRAMMARS if grammar.words]
+    close = nearest(words[0], COMMANDS) or nearest(phrase, phrases)
+    raise usage(f"{phrase!r} is no command", f"did you mean {close!r}?" if close else f"see {PROGRAM} --help")
 
 
 def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str) -> Request:
     """The request that the arguments make, in whichever grammar. Raises Problem, status 2."""
     grammar, taken = choose_grammar(argv)
-    if taken.unknown:
-        close = nearest(taken.unknown[0], [*grammar.values, *grammar.flags])
-        raise usage(f"unknown option {taken.unknown[0]}", f"did you mean {close}?" if close else "")
     if taken.broken:
         raise usage(taken.broken)
+    if taken.unknown:
+        option = taken.unknown[0]
+        known = [name for name in (*grammar.values, *grammar.flags) if grammar.values.get(name) != "profile"]
+        close = nearest(option, known) if len(option) > 2 else ""
+        raise usage(f"unknown option {option}", f"did you mean {close}?" if close else "")
     if len(taken.words) > len(grammar.words):
         raise usage(f"unexpected argument {taken.words[len(grammar.words)]!r}")
     options = taken.options
@@ -341,8 +353,12 @@ def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str)
         raise usage(
             "--profile is not an AWS profile in this grammar", "name the identity or AWS profile with --identity"
         )
+    # An empty value is, in Go's programs, as good as none. Of a region it is not: the cache takes --region for named.
+    may_be_empty = {"", "identity"}
+    if grammar.name == "aws-iam-authenticator":
+        may_be_empty |= {"role_arn", "external_id", "session_name"}
     for field, value in options.items():
-        if not value and field not in ("", "identity"):
+        if not value and field not in may_be_empty:
             option = next(name for name, filled in grammar.values.items() if filled == field)
             raise usage(f"{option} expects a value")
     read = {
@@ -419,7 +435,7 @@ def authenticator_request(options: Mapping[str, str], environ: Mapping[str, str]
         cluster,
         options.get("region") or region_variable(environ),
         "",
-        options.get("role_arn") or environ.get("DEFAULT_ROLE", ""),
+        options.get("role_arn", environ.get("DEFAULT_ROLE", "")),
         options.get("external_id", ""),
         options.get("session_name", ""),
         forward,
@@ -444,7 +460,14 @@ def check_request(request: Request) -> None:
 def check_role_arn(role_arn: str) -> None:
     """Raise Problem unless it has the form of an IAM role's ARN ("IAM identifiers", IAM User Guide)."""
     parts = role_arn.split(":", 5)
-    if len(parts) != 6 or parts[0] != "arn" or parts[2] != "iam" or not parts[5].startswith("role/"):
+    account = parts[4] if len(parts) == 6 else ""
+    if (
+        not role_arn.isascii()
+        or not role_arn.startswith("arn:aws")
+        or parts[2:4] != ["iam", ""]
+        or not (len(account) == 12 and account.isdecimal())
+        or not (parts[5].startswith("role/") and parts[5] > "role/")
+    ):
         raise usage(f"{role_arn!r} is no role ARN", "one looks like arn:aws:iam::111122223333:role/NAME")
 
 
@@ -617,8 +640,8 @@ def mint(request: Request, wallet: Wallet) -> Minted:
 #
 #     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory a part of the request line; a slash in a part nests
 #         %answer                             what goes to stdout; modified "at" FRESH_UNTIL
-#         %request                            eks-token-1 ISSUED FRESH_UNTIL LINE, then a line a watched file; modified
-#                                             "at" ISSUED
+#         %request                            eks-token-1 ISSUED FRESH_UNTIL LINE, a line a watched file, and "end";
+#                                             modified "at" ISSUED
 #         %MTIME                              a stamp, modified when a watched file was
 #     tokens/%HASH/                           where a part cannot stand for itself: Python's alone
 #     tokens/%expiry/QUARTER/HASH             which answers end by when, to remove them in passing
@@ -890,9 +913,9 @@ class Cache:
         here = os.path.join(self.root, "tokens", key.directory)
         try:
             with open(os.path.join(here, "%request"), encoding="utf-8") as file:
-                head, *watched = file.read().splitlines()
+                head, *watched, end, rest = file.read().split("\n")
             tag, issued, fresh_until, line = head.split(" ")
-            if (tag, line) != (ANSWER_TAG, key.line) or not int(issued) <= now < int(fresh_until):
+            if (tag, line, end, rest) != (ANSWER_TAG, key.line, "end", "") or not int(issued) <= now < int(fresh_until):
                 return None
             for stamp, path in (record.split(" ", 1) for record in watched):
                 ((_, modified),) = look_at([path])
@@ -932,18 +955,22 @@ class Cache:
             return debug("not cached: the credentials end too soon")
         if any(modified > (now - SETTLE_SECONDS) * 1e9 for _, modified in watched):
             return debug("not cached: a file that it depends on has just changed")
-        if any("\n" in path or "\r" in path for path, _ in watched):
-            return debug("not cached: a file that it depends on has a line break in its name")
+        if any("\n" in path or "\r" in path or path != path.strip() for path, _ in watched):
+            return debug("not cached: a file that it depends on has a name that sh would not read whole")
         here = os.path.join(self.root, "tokens", key.directory)
         stamps = [(f"%{modified}", modified, path) for path, modified in watched if modified != -1]
         record = [f"{ANSWER_TAG} {minted.issued} {fresh_until} {key.line}"]
         record += [f"{stamp} {path}" for stamp, _, path in stamps]
         record += [f"absent {path}" for path, modified in watched if modified == -1]
+        record.append("end")
         try:
             with self.lock("cache"):
                 if self.generation() != generation:
                     return debug("not cached: identities were changed meanwhile")
-                self.sweep(now)
+                try:
+                    self.sweep(now)
+                except OSError as error:
+                    debug(f"old answers are not removed: {error.strerror}")
                 make_directories(here)
                 old = [name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()]
                 for stamp, modified, _ in stamps:
@@ -956,7 +983,7 @@ class Cache:
                 for name in set(old) - {stamp for stamp, _, _ in stamps}:
                     os.unlink(os.path.join(here, name))
                 self.note_expiry(key, fresh_until)
-        except (OSError, ValueError, LocksUnavailable) as error:
+        except (OSError, ValueError, LocksUnavailable, Problem) as error:
             debug(f"not cached: {type(error).__name__}")
 
     def clock_agrees(self, now: float) -> bool:
@@ -984,8 +1011,11 @@ class Cache:
                     return
                 left -= 1
                 note = os.path.join(index, quarter, name)
-                with open(note, encoding="utf-8") as file:
-                    self.remove_expired(tokens, file.read(), now)
+                try:
+                    with open(note, encoding="utf-8") as file:
+                        self.remove_expired(tokens, file.read(), now)
+                except ValueError:  # damaged: it leads nowhere
+                    pass
                 os.unlink(note)
             os.rmdir(os.path.join(index, quarter))
 
@@ -1111,10 +1141,9 @@ def token_command(setting: Setting) -> int:
                 debug("answered by another process meanwhile")
                 return print_answer(answer)
             wallet = Wallet(setting, cache, person)
-            generation = cache.generation()
             watched = look_at(wallet.files())
             minted = mint(request, wallet)
-            cache.store(key, minted, (*watched, *wallet.more_files()), generation)
+            cache.store(key, minted, (*watched, *wallet.more_files()), wallet.generation)
     except LocksUnavailable:
         debug("locks do not work in the cache directory")
         minted = mint(request, Wallet(setting, None, person))
@@ -1149,6 +1178,31 @@ RENEW_SECONDS = 120  # sessions with less left are renewed first
 MFA_SECONDS = 12 * 3600  # of an MFA session (sts:GetSessionToken) where duration_seconds does not say
 ROLE_SESSION_NAME = "EKSGetTokenAuth"  # as `aws eks get-token --role-arn` names it; trust policies match on it
 SSO_SCOPE = "sso:account:access"  # without it no refresh token is issued
+
+# What decides where credentials come from, by endpoint or, where the environment has a say, by variable.
+ENDPOINT_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_SSO",
+    "AWS_ENDPOINT_URL_SSO_OIDC",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+)
+CREDENTIAL_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CREDENTIAL_FILE",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "BOTO_CONFIG",
+)
 
 # The keys of an identity by which botocore's providers find its credentials; one without them is keys in the vault.
 RESOLVED_KEYS = {
@@ -1281,8 +1335,14 @@ class Wallet:
         self.stored = read_identities(self.path)
         self.name = ""  # of the chosen identity
         self.found: list[Watched] = []  # files that turned out to matter
+        self.foreign: dict[str, AtmosEntry] = {}
+        self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
+        self.renew = False  # sign in again, however long the sessions still live
         self._session: Any = None
-        self._locks: dict[str, Lock] = {}
+        self._last_resort = False  # sessions that cannot be renewed are used up to their end
+        self._renewed: set[str] = set()
+        self._ending: set[str] = set()
+        self._held: dict[str, Lock] = {}
 
     def files(self) -> list[str]:
         """The files that decide the answer as far as is known beforehand."""
@@ -1306,14 +1366,25 @@ class Wallet:
         if self.holds_keys(choice.profile) and not request.role_arn:
             # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
             return read_keys(self.vault, choice.profile)
+        try:
+            return self.resolve(choice, request)
+        except Problem:
+            if not self._ending or self.renew:
+                raise
+        self._last_resort = True
+        debug(f"{self.name}: its session cannot be renewed, and is used while it lasts")
+        return self.resolve(choice, request)
+
+    def resolve(self, choice: Choice, request: Request) -> Credentials:
         self._session = self.open_session(choice, request)
         try:
-            found = self.load(choice)
+            found, choice = self.load(choice)
             if request.role_arn:
                 found = self.assume(found, choice, request)
-            return frozen(found)
+            return frozen(found, self.name)
         finally:
-            self.let_go()
+            for user in list(self._held):
+                self.let_go(user)
 
     def holds_keys(self, name: str) -> bool:
         """Whether this is a stored identity that is no more than keys in the vault."""
@@ -1348,45 +1419,52 @@ class Wallet:
                 session.set_config_variable("ca_bundle", request.ca_bundle)
             session.verify_tls = request.verify_tls
             session.set_default_client_config(client_config(request))
-            profiles = session.full_config["profiles"]
-            if choice.named and choice.profile not in (*profiles, "default"):
-                self.adopt_unknown(choice.profile, session)
-            check_sources(choice.profile or "default", profiles, self.stored)
+            if choice.named and choice.profile not in (*session.full_config["profiles"], "default"):
+                self.look_elsewhere(choice.profile, session)
             return session
 
-    def adopt_unknown(self, name: str, session: Any) -> None:
-        """Take in a name that is neither stored nor a profile: the vault may know it all the same."""
+    def look_elsewhere(self, name: str, session: Any) -> None:
+        """Take in a name that is neither stored nor a profile: the vault may know it all the same, or Atmos."""
         try:
             known = self.vault.get(f"identity:{name}") is not None
         except Problem as error:
             debug(f"{name} is not looked for in the keyring: {error.message}")
             known = False
-        if not known:
+        if known:
+            warn(f"{name} was missing from {self.path}, and is entered again")
+            with self.vault_lock():
+                stored = read_identities(self.path)
+                self.stored = stored._replace(identities={**stored.identities, name: {}})
+                write_identities(self.path, self.stored)
+        elif entry := find_in_atmos(self, name):
+            debug(f"{name} is Atmos's")
+            self.foreign[name] = entry
+        else:
             close = nearest(name, session.full_config["profiles"])
             raise Problem(
                 f"no identity and no AWS profile is named {name!r}",
                 f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {name}`",
             )
-        warn(f"{name} was missing from {self.path}, and is entered again")
-        with self.vault_lock():
-            stored = read_identities(self.path)
-            write_identities(self.path, stored._replace(identities={**stored.identities, name: {}}))
-        self.stored = read_identities(self.path)
-        session.overlay(self.stored)
+        session.lay_over_again()
 
-    def load(self, choice: Choice) -> Any:
-        """botocore's credentials for the choice: its chain of providers, with the vault's before instance metadata."""
+    def load(self, choice: Choice) -> tuple[Any, Choice]:
+        """botocore's credentials for the choice, and the choice that they are of at last.
+
+        They come from botocore's chain of providers, with a stored identity before instance metadata.
+        """
         from botocore.credentials import CredentialResolver
 
-        first, last = provider_chain(self, self._session, choice)
         with plain_errors(self.name):
+            check_sources(choice.profile or "default", self._session.full_config["profiles"])
+            first, last = provider_chain(self, self._session, choice)
             found = CredentialResolver(first).load_credentials()
             if found is None and choice.undecided:
                 raise no_choice(choice.undecided)
             if found is None and choice.fallback:
                 self.name = choice.fallback
                 again = Choice(choice.fallback, named=True, environment=False)
-                self._session = self.open_session(again, Request("", "", self.region(), ""))
+                region = self.configured("region")
+                self._session = self.open_session(again, Request("", "", region, ""))
                 return self.load(again)
             if found is None:
                 found = CredentialResolver(last).load_credentials()
@@ -1395,7 +1473,7 @@ class Wallet:
                 f"no credentials were found for {self.name}",
                 f"store an identity with `{PROGRAM} login NAME`, or name a profile of ~/.aws/config",
             )
-        return found
+        return found, choice
 
     def assume(self, source: Any, choice: Choice, request: Request) -> Any:
         """The role of --role-arn, assumed on top of the identity."""
@@ -1404,8 +1482,7 @@ class Wallet:
         session_name = request.session_name or ROLE_SESSION_NAME
         if request.forward_session_name:
             with plain_errors(self.name):
-                keys = source.get_frozen_credentials()
-                answer = self.client("sts", keys).get_caller_identity()
+                answer = self.client("sts", source.get_frozen_credentials()).get_caller_identity()
             session_name = answer["UserId"].partition(":")[2] or session_name
         details = {"RoleSessionName": session_name}
         if request.external_id:
@@ -1415,36 +1492,310 @@ class Wallet:
             source,
             request.role_arn,
             extra_args=details,
-            cache=self.session_cache(choice),
+            cache=self.session_cache(choice.profile, choice.environment),
         )
         return DeferredRefreshableCredentials(method="assume-role", refresh_using=fetcher.fetch_credentials)
 
-    def client(self, service: str, keys: Any) -> Any:
+    def client(self, service: str, keys: Any, region: str | None = None) -> Any:
         return self._session.create_client(
             service,
+            region_name=region,
             aws_access_key_id=keys.access_key,
             aws_secret_access_key=keys.secret_key,
             aws_session_token=keys.token,
         )
 
-    def session_cache(self, choice: Choice) -> dict[str, Any]:
-        return {}
-
     def vault_lock(self) -> Any:
-        """The lock for writing identities and vault; where there are no locks, writing goes on without."""
+        """The lock for writing identities and vault, as a context; where there are no locks it goes on without."""
         import contextlib
 
-        return self.cache.lock("vault") if self.cache else contextlib.nullcontext()
+        held = contextlib.ExitStack()
+        if self.cache:
+            try:
+                held.enter_context(self.cache.lock("vault"))
+            except LocksUnavailable:
+                debug("locks do not work in the cache directory")
+        return held
 
-    def let_go(self) -> None:
-        while self._locks:
-            self._locks.popitem()[1].__exit__()
+    # Sessions, that is temporary credentials, and SSO tokens
 
-    def mfa_code(self, prompt: str) -> str:
-        """For botocore, which asks for the code of a role's mfa_serial."""
-        if not self.person:
+    def profile(self, name: str) -> dict[str, Any]:
+        return dict(self._session.full_config["profiles"].get(name, {}))
+
+    def session_cache(self, profile: str, environment: bool = False) -> SessionCache:
+        """botocore's `cache` for the sessions that are obtained on the way to a profile's credentials.
+
+        Its scope is all that decides whose they are; a key that left some of it out would mix them up. The region is
+        not among it: AWS's temporary credentials are good in all of a partition.
+        """
+        import json
+
+        sso_sessions = self._session.full_config["sso_sessions"]
+        trail: dict[str, Any] = {}
+        name = profile or "default"
+        while name and name not in trail:
+            keys = self.profile(name)
+            trail[name] = [keys, sso_sessions.get(keys.get("sso_session"))]
+            environment = environment or "credential_source" in keys
+            name = keys.get("source_profile") or keys.get(MFA_SOURCE) or ""
+        about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
+        variables = {name: self.setting.environ[name] for name in about if self.setting.environ.get(name)}
+        return SessionCache(self, sha256(json.dumps([trail, variables], sort_keys=True)), list(trail))
+
+    def kept_session(self, user: str) -> dict[str, Any] | None:
+        """A session from the vault, if it is good for some time yet. If not, this process holds its lock until it has
+        renewed it, and whoever else wants it waits, and finds it renewed."""
+        entry = self.read_session(user)
+        if left(entry) < RENEW_SECONDS and self.hold(user):
+            entry = self.read_session(user)
+        if left(entry) >= RENEW_SECONDS:
+            self.let_go(user)
+            return entry
+        if left(entry) > 0:
+            self._ending.add(user)
+        return entry if self._last_resort and left(entry) > 0 else None
+
+    def hold(self, user: str) -> bool:
+        """Take the lock under which a session is renewed; false if it is held already, or there are no locks."""
+        if self.cache is None or user in self._held:
+            return False
+        try:
+            lock = self.cache.lock(f"session {user}")
+            lock.__enter__()
+        except LocksUnavailable:
+            debug("locks do not work in the cache directory")
+            return False
+        self._held[user] = lock
+        return True
+
+    def let_go(self, user: str) -> None:
+        if user in self._held:
+            self._held.pop(user).__exit__()
+
+    def read_session(self, user: str) -> dict[str, Any] | None:
+        if self.renew and user not in self._renewed:
+            return None
+        try:
+            entry = self.vault.get_json(user)
+            if entry is None:
+                return None
+            for name in ("SecretAccessKey", "SessionToken"):
+                keep_secret(entry["Credentials"][name])
+            parse_time(entry["Credentials"]["Expiration"])
+        except (KeyError, TypeError, ValueError, DamagedEntry):
+            debug(f"the kept session {user} is damaged")
+            return None
+        except KeyringUnavailable as error:
+            debug(f"no session is kept: {error.message}")
+            return None
+        return entry
+
+    def keep_session(self, user: str, response: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Keep a session in the vault, unless the identities were changed while it was obtained."""
+        keys = dict(response["Credentials"])
+        keep_secret(keys["SecretAccessKey"])
+        keep_secret(keys["SessionToken"])
+        expires = keys["Expiration"]
+        seconds = parse_time(expires) if isinstance(expires, str) else expires.timestamp()
+        keys["Expiration"] = rfc3339(seconds)
+        self._renewed.add(user)
+        try:
+            with self.vault_lock():
+                if not self.unchanged():
+                    return debug("the session is not kept: identities were changed meanwhile")
+                self.vault.set_json(user, {"Credentials": keys})
+                self.note_session(user, {"names": list(names), "expires": seconds})
+        except KeyringUnavailable as error:
+            debug(f"the session is not kept: {error.message}")
+        finally:
+            self.let_go(user)
+
+    def unchanged(self) -> bool:
+        generation = self.cache.generation() if self.cache else ""
+        return generation == self.generation and read_identities(self.path) == self.stored
+
+    def sessions_path(self) -> str | None:
+        return os.path.join(os.path.dirname(self.path), "sessions.json") if self.path else None
+
+    def sessions(self) -> dict[str, Any]:
+        """What is known of the vault's sessions without opening it: user -> names of identities, end in seconds."""
+        import json
+
+        try:
+            with open(self.sessions_path() or "", encoding="utf-8") as file:
+                content = json.load(file)
+            return {user: about for user, about in content.items() if about["names"] and about["expires"] > 0}
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            return {}
+
+    def note_session(self, user: str, about: Mapping[str, Any] | None) -> None:
+        """Enter a session into sessions.json, or strike it out; a few that have ended leave the vault with it."""
+        import json
+
+        sessions = self.sessions()
+        over = [name for name, known in sessions.items() if known["expires"] < time.time() and name != user][:3]
+        for name in over:
+            self.vault.delete(name)
+        sessions = {name: known for name, known in sessions.items() if name not in (user, *over)}
+        if about is not None:
+            sessions[user] = dict(about)
+        path = self.sessions_path()
+        if path is None:
+            return
+        try:
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            write_file(path, json.dumps(sessions, indent=2, sort_keys=True) + "\n")
+        except OSError as error:
+            debug(f"{path} cannot be written: {error.strerror}")
+
+    def ask_mfa_code(self, prompt: str) -> str:
+        """An MFA code: the one that was read from stdin, else a person's. Raises Problem where nobody can be asked."""
+        if self.mfa_code is not None:
+            code, self.mfa_code = self.mfa_code, ""
+            if not code:
+                raise Problem(f"{self.name}: AWS did not accept the MFA code")
+        elif not self.person and self.renew:
+            raise Problem(f"{self.name}: an MFA code is needed", "--mfa-code-stdin reads it from stdin")
+        elif not self.person:
             raise sign_in_problem(self.name, "an MFA code is needed, and nobody can be asked for it")
-        return ask(prompt)
+        else:
+            code = ask(prompt)
+        keep_secret(code)
+        return code
+
+
+def left(entry: Mapping[str, Any] | None) -> float:
+    """The seconds until a session ends; 0 for none."""
+    return parse_time(entry["Credentials"]["Expiration"]) - time.time() if entry else 0
+
+
+class SessionCache:
+    """botocore's `cache` of temporary credentials, backed by the vault."""
+
+    def __init__(self, wallet: Wallet, scope: str, names: Sequence[str] = ()) -> None:
+        self.wallet = wallet
+        self.scope = scope
+        self.names = names
+        self.entries: dict[str, Any] = {}
+
+    def user(self, key: str) -> str:
+        return f"session:{sha256(f'{self.scope} {key}')[:32]}"
+
+    def __contains__(self, key: str) -> bool:
+        self.entries[key] = self.wallet.kept_session(self.user(key))
+        return self.entries[key] is not None
+
+    def __getitem__(self, key: str) -> Any:
+        return self.entries[key]
+
+    def __setitem__(self, key: str, response: Mapping[str, Any]) -> None:
+        self.wallet.keep_session(self.user(key), response, self.names)
+
+
+class SsoTokens:
+    """botocore's `cache` of SSO access tokens, backed by the vault, over those that the AWS CLI left in its files.
+
+    The AWS CLI's are only read, and not refreshed: a refresh token is good once, and theirs would be spent.
+    """
+
+    def __init__(self, wallet: Wallet, sessions: Mapping[str, Mapping[str, str]]) -> None:
+        from hashlib import sha1
+
+        self.wallet = wallet
+        # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
+        self.sessions = {sha1(name.encode()).hexdigest(): session for name, session in sessions.items()}
+
+    def __contains__(self, key: str) -> bool:
+        return self.find(key) is not None
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        token = self.find(key)
+        if token is None:
+            raise KeyError(key)
+        return token
+
+    def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
+        session = self.sessions[key]
+        keep_sso_token(self.wallet, session["sso_start_url"], session["sso_region"], token)
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        session = self.sessions.get(key, {})
+        start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
+        ours = read_sso_token(self.wallet, start_url, region)
+        if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
+            ours = self.locked(start_url, region)
+        if ours and (sso_seconds_left(ours) > 0 or "refreshToken" in ours):
+            return ours
+        return self.left_by_aws_cli(key, start_url) or ours
+
+    def locked(self, start_url: str, region: str) -> dict[str, Any] | None:
+        """The token once more, under the lock that its renewal is done under."""
+        user = sso_user(start_url, region)
+        self.wallet.hold(user)
+        return read_sso_token(self.wallet, start_url, region)
+
+    def left_by_aws_cli(self, key: str, start_url: str) -> dict[str, Any] | None:
+        import json
+        from hashlib import sha1
+
+        for name in (key, sha1(start_url.encode()).hexdigest()):
+            path = os.path.expanduser(os.path.join("~", ".aws", "sso", "cache", f"{name}.json"))
+            try:
+                with open(path, encoding="utf-8") as file:
+                    token = json.load(file)
+                keep_secret(token.pop("refreshToken", None))
+                keep_secret(token.get("clientSecret"))
+                keep_secret(token["accessToken"])
+                if token.get("startUrl") == start_url and sso_seconds_left(token) > 0:
+                    return dict(token)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return None
+
+
+SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a token with less left
+
+
+def sso_user(start_url: str, region: str) -> str:
+    """The vault's user for an SSO token: whoever signs in at the same place has the same one."""
+    return f"sso:{sha256(f'{region} {start_url}')[:32]}"
+
+
+def sso_seconds_left(token: Mapping[str, Any]) -> float:
+    return parse_time(token["expiresAt"]) - time.time()
+
+
+def read_sso_token(wallet: Wallet, start_url: str, region: str) -> dict[str, Any] | None:
+    try:
+        token = wallet.vault.get_json(sso_user(start_url, region))
+        if token is None:
+            return None
+        for name in ("accessToken", "refreshToken", "clientSecret"):
+            keep_secret(token.get(name))
+        sso_seconds_left(token)
+        return token if isinstance(token["accessToken"], str) else None
+    except (KeyError, TypeError, ValueError, DamagedEntry):
+        debug("the kept SSO token is damaged")
+    except KeyringUnavailable as error:
+        debug(f"no SSO token is kept: {error.message}")
+    return None
+
+
+def keep_sso_token(wallet: Wallet, start_url: str, region: str, token: Mapping[str, Any]) -> None:
+    """Store an SSO token in the vault. Raises KeyringUnavailable."""
+    user = sso_user(start_url, region)
+    plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
+    for name in ("accessToken", "refreshToken", "clientSecret"):
+        keep_secret(plain.get(name))
+    try:
+        with wallet.vault_lock():
+            wallet.vault.set_json(user, plain)
+            ends = parse_time(plain["expiresAt"])
+            forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
+            about = {"names": [start_url], "expires": forgotten, "token_expires": ends, "sso": [start_url, region]}
+            wallet.note_session(user, about)
+    finally:
+        wallet.let_go(user)
 
 
 def sign_in_problem(name: str, what: str) -> Problem:
@@ -1458,18 +1809,66 @@ def client_config(request: Request) -> Any:
     return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
 
 
-def check_sources(profile: str, profiles: Mapping[str, Mapping[str, Any]], stored: Stored) -> None:
+def check_sources(profile: str, profiles: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise Problem where source_profile leads round in a loop (a profile with keys may name itself)."""
     trail = [profile]
     while source := profiles.get(trail[-1], {}).get("source_profile"):
         if "role_arn" not in profiles[trail[-1]]:
             return
-        keys = profiles.get(source, {})
-        if "aws_access_key_id" in keys or "aws_secret_access_key" in keys:
+        if has_keys(profiles.get(source, {})):
             return
         trail.append(source)
         if source in trail[:-1]:
             raise Problem(f"the source_profile of these form a loop: {' -> '.join(trail)}")
+
+
+def has_keys(profile: Mapping[str, Any]) -> bool:
+    return "aws_access_key_id" in profile or "aws_secret_access_key" in profile
+
+
+# Keys of our own among those of AWS in a profile: of an MFA session the identity with the keys, of a record in
+# identities.json the last four characters of its access key id and a mark that every login changes.
+MFA_SOURCE = "eks_token_mfa_source"
+KEY_ENDING = "eks_token_key_ending"
+REVISION = "eks_token_revision"
+
+
+def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, AtmosEntry]) -> dict[str, Any]:
+    """AWS config with the identities among its profiles, and two things made to serve all identities at once.
+
+    An SSO start URL without an sso_session gets one, since botocore refreshes the tokens of sessions alone. A role's
+    mfa_serial over an identity with keys becomes an MFA session of that identity, in the place of its source.
+    """
+    atmos = {name: entry.profile() for name, entry in foreign.items()}
+    profiles = {**config.get("profiles", {}), **atmos, **stored.identities}
+    sso_sessions = dict(config.get("sso_sessions", {}))
+    for name, keys in list(profiles.items()):
+        if "sso_start_url" in keys and "sso_region" in keys and "sso_session" not in keys:
+            session = f"{PROGRAM} {keys['sso_start_url']} {keys['sso_region']}"
+            sso_sessions[session] = {key: keys[key] for key in ("sso_start_url", "sso_region")}
+            profiles[name] = {**keys, "sso_session": session}
+        source = keys.get("source_profile", "")
+        if "role_arn" in keys and "mfa_serial" in keys and may_have_mfa_session(source, profiles, stored, foreign):
+            session = f"{source} with {keys['mfa_serial']}"
+            of_source = profiles[source]
+            if not has_keys(of_source) and of_source.get("mfa_serial") == keys["mfa_serial"]:
+                session = source
+            else:
+                details = {MFA_SOURCE: source, "mfa_serial": keys["mfa_serial"]}
+                profiles[session] = {**details, **{key: of_source[key] for key in (REVISION,) if key in of_source}}
+            profiles[name] = {**keys, "source_profile": session}
+            del profiles[name]["mfa_serial"]
+    return {**config, "profiles": profiles, "sso_sessions": sso_sessions}
+
+
+def may_have_mfa_session(
+    name: str, profiles: Mapping[str, Mapping[str, Any]], stored: Stored, foreign: Mapping[str, AtmosEntry]
+) -> bool:
+    """Whether sts:GetSessionToken can be called for this source: it has long-term keys, and is no role."""
+    keys = profiles.get(name, {})
+    if name in stored.identities or name in foreign:
+        return not (RESOLVED_KEYS - {"mfa_serial"}) & keys.keys()
+    return {"aws_access_key_id", "aws_secret_access_key"} <= keys.keys() and "aws_session_token" not in keys
 
 
 _session_class: Any = None
@@ -1485,7 +1884,7 @@ def session_class() -> Any:
     from botocore.session import Session
 
     # botocore renews what has under 15 minutes left, with which a session would need the network, or a person, long
-    # before its end. Our session caches have a rule of their own.
+    # before its end. Our session cache has a rule of its own.
     CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
 
     class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
@@ -1495,21 +1894,25 @@ def session_class() -> Any:
             # The profile is chosen by our rule: no variable is read for it.
             super().__init__(session_vars={"profile": (None, None, None, None)}, profile=profile)
             self._laid_over: Any = None
-            self._stored = wallet.stored
+            self._wallet = wallet
 
         @property
         def full_config(self) -> Any:
             if self._laid_over is None:
-                self._laid_over = dict(super().full_config)
-                self._laid_over["profiles"] = {**self._laid_over.get("profiles", {}), **self._stored.identities}
+                self._laid_over = lay_over(super().full_config, self._wallet.stored, self._wallet.foreign)
             return self._laid_over
 
-        def overlay(self, stored: Stored) -> None:
-            self._stored, self._laid_over, self._profile_map = stored, None, None
+        def profile_as_written(self, name: str) -> dict[str, Any]:
+            return dict(super().full_config["profiles"].get(name, {}))
+
+        def lay_over_again(self) -> None:
+            self._laid_over = self._profile_map = None
 
         def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
             if not self.verify_tls:
                 named.setdefault("verify", False)
+            if service_name == "sts" and not named.get("region_name") and not self.get_config_variable("region"):
+                named["region_name"] = "us-east-1"  # botocore takes none for AWS's global host, and fails for others
             return super().create_client(service_name, *arguments, **named)
 
     _session_class = IdentitySession
@@ -1535,37 +1938,40 @@ def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[A
         SharedCredentialProvider,
     )
 
-    class StoredProfileProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
-        """A profile's providers; a stored identity's keys come from the vault and from no file."""
+    class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
+        """A profile's providers; the keys of what is laid over come from the vault and from no file."""
 
         def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
-            providers = super().providers(profile_name, disable_env_vars)
-            if profile_name not in wallet.stored.identities:
-                return list(providers)
+            keys = session.full_config["profiles"].get(profile_name, {})
+            if MFA_SOURCE in keys:
+                return [keys_provider(wallet, profile_name, keys[MFA_SOURCE], keys)]
+            providers = list(super().providers(profile_name, disable_env_vars))
+            if profile_name not in wallet.stored.identities and profile_name not in wallet.foreign:
+                return providers
             files = (SharedCredentialProvider, ConfigProvider)
-            return [
-                *(provider for provider in providers if not isinstance(provider, files)),
-                vault_provider(wallet, profile_name),
-            ]
+            providers = [provider for provider in providers if not isinstance(provider, files)]
+            return [*providers, keys_provider(wallet, profile_name, profile_name, keys)]
 
     profile = choice.profile or "default"
-    cache = wallet.session_cache(choice)
-    environment, container, metadata = EnvProvider(), ContainerProvider(), None
+    cache = wallet.session_cache(profile, choice.environment)
+    environment, container = EnvProvider(), ContainerProvider()
     metadata = InstanceMetadataProvider(metadata_fetcher(session))
-    builder = StoredProfileProviders(session, cache=cache)
+    builder = LaidOverProviders(
+        session, cache=cache, sso_token_cache=SsoTokens(wallet, session.full_config["sso_sessions"])
+    )
     roles = AssumeRoleProvider(
         load_config=lambda: session.full_config,
         client_creator=session.create_client,
         cache=cache,
         profile_name=profile,
-        prompter=wallet.mfa_code,
+        prompter=wallet.ask_mfa_code,
         credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
         profile_provider_builder=builder,
     )
     first = [roles, *builder.providers(profile, disable_env_vars=not choice.environment)]
     if choice.environment:
         first.insert(0, environment)
-    if profile in wallet.stored.identities:
+    if profile in wallet.stored.identities or profile in wallet.foreign:
         return first, []
     return [*first, OriginalEC2Provider(), BotoProvider(), container], [metadata]
 
@@ -1587,29 +1993,42 @@ def metadata_fetcher(session: Any) -> Any:
     )
 
 
-def vault_provider(wallet: Wallet, name: str) -> Any:
-    """A botocore credential provider for the keys of a stored identity."""
-    from botocore.credentials import CredentialProvider, RefreshableCredentials
+def keys_provider(wallet: Wallet, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
+    """A botocore credential provider for the keys of `source`, or for an MFA session of them where `settings` name an
+    mfa_serial."""
+    from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials, RefreshableCredentials
     from botocore.credentials import Credentials as StaticCredentials
 
-    class VaultProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
+    class KeysProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
         METHOD = "keyring"
 
         def load(self) -> Any:
-            keys = read_keys(wallet.vault, name)
+            if "mfa_serial" in settings:
+                fetcher = mfa_session_fetcher(wallet, profile, source, settings)
+                return DeferredRefreshableCredentials(method="mfa", refresh_using=fetcher.fetch_credentials)
+            keys = long_term_keys(wallet, source)
             if keys.expires is None:
-                return StaticCredentials(*keys[:3], method=self.METHOD)
-            if keys.expires <= time.time():
-                raise sign_in_problem(name, f"the stored session expired at {rfc3339(keys.expires)}")
-            same = dict(zip(("access_key", "secret_key", "token"), keys[:3], strict=True))
+                return StaticCredentials(keys.access_key, keys.secret_key, keys.token, method=self.METHOD)
+            same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
             same["expiry_time"] = rfc3339(keys.expires)
             return RefreshableCredentials.create_from_metadata(same, lambda: same, self.METHOD)
 
-    return VaultProvider()
+    return KeysProvider()
+
+
+def long_term_keys(wallet: Wallet, source: str) -> Credentials:
+    """The keys of an identity: from the vault, from Atmos, or a profile's own."""
+    if source in wallet.foreign:
+        return wallet.foreign[source].keys
+    if source in wallet.stored.identities:
+        return read_keys(wallet.vault, source)
+    profile = wallet.profile(source)
+    keep_secret(profile["aws_secret_access_key"])
+    return Credentials(profile["aws_access_key_id"], profile["aws_secret_access_key"], None, None)
 
 
 def read_keys(vault: Vault, name: str) -> Credentials:
-    """The keys stored for an identity. Raises Problem where there are none."""
+    """The keys stored for an identity. Raises Problem where there are none, or none that are still good."""
     entry = vault.get_json(f"identity:{name}")
     if entry is None:
         raise sign_in_problem(name, "the keyring has no keys for it")
@@ -1618,8 +2037,37 @@ def read_keys(vault: Vault, name: str) -> Credentials:
         raise damaged(f"identity:{name}", "incomplete")
     keep_secret(secret)
     keep_secret(token)
-    expiration = entry.get("expiration")
-    return Credentials(key, secret, token, parse_time(expiration) if expiration else None)
+    expires = parse_time(entry["expiration"]) if entry.get("expiration") else None
+    if expires is not None and expires <= time.time():
+        raise sign_in_problem(name, f"the stored session expired at {rfc3339(expires)}")
+    return Credentials(key, secret, token, expires)
+
+
+def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
+    """What obtains an MFA session (sts:GetSessionToken) of an identity with keys, and keeps it for all its roles."""
+    from botocore.credentials import CachedCredentialFetcher
+    from botocore.exceptions import ClientError
+
+    serial = settings["mfa_serial"]
+
+    class MfaSessionFetcher(CachedCredentialFetcher):  # type: ignore[misc,unused-ignore]
+        def _create_cache_key(self) -> str:
+            return f"mfa {serial}"
+
+        def _get_credentials(self) -> Any:
+            sts = wallet.client("sts", long_term_keys(wallet, source))
+            duration = int(settings.get("duration_seconds", MFA_SECONDS))
+            for attempt in (1, 2, 3):
+                code = wallet.ask_mfa_code(f"MFA code for {serial}: ")
+                try:
+                    return sts.get_session_token(SerialNumber=serial, TokenCode=code, DurationSeconds=duration)
+                except ClientError as error:
+                    wrong_code = "MultiFactorAuthentication" in error.response["Error"].get("Message", "")
+                    if attempt == 3 or not wrong_code:
+                        raise
+                    say("AWS did not accept this code")
+
+    return MfaSessionFetcher(wallet.session_cache(profile))
 
 
 def parse_time(text: str) -> float:
@@ -1630,14 +2078,183 @@ def parse_time(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def frozen(credentials: Any) -> Credentials:
+def frozen(credentials: Any, name: str) -> Credentials:
     """botocore's credentials at this moment, renewed if they had to be. botocore tells their end in no public way."""
-    with plain_errors():
+    with plain_errors(name):
         keys = credentials.get_frozen_credentials()
-    for value in (keys.secret_key, keys.token):
-        keep_secret(value)
+    keep_secret(keys.secret_key)
+    keep_secret(keys.token)
     expiry = getattr(credentials, "_expiry_time", None)
     return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
+
+
+# Atmos's own entries: session credentials in files beneath its configuration directory, and long-term keys in the
+# keyring (cloudposse/atmos, pkg/auth/cloud/aws/files.go and pkg/keyring/system.go). They are only read.
+
+
+class AtmosEntry(NamedTuple):
+    keys: Credentials
+    region: str = ""
+    mfa_serial: str = ""
+    duration: str = ""  # of an MFA session, in seconds
+
+    def profile(self) -> dict[str, str]:
+        settings = {
+            "region": self.region,
+            "mfa_serial": self.mfa_serial,
+            "duration_seconds": self.duration,
+            REVISION: sha256(f"{self.keys.access_key} {self.keys.secret_key} {self.keys.token}"),
+        }
+        return {key: value for key, value in settings.items() if value}
+
+
+def find_in_atmos(wallet: Wallet, name: str) -> AtmosEntry | None:
+    """What Atmos has for an identity of this name, also in lower case. Raises Problem for what has expired."""
+    expired = 0.0
+    for spelling in dict.fromkeys((name, name.lower())):
+        entry = atmos_session(wallet, spelling)
+        if entry is not None and (entry.keys.expires is None or entry.keys.expires > time.time()):
+            return entry
+        if entry is not None:
+            expired = entry.keys.expires or 0.0
+        entry = atmos_keys(wallet, spelling)
+        if entry is not None:
+            return entry
+    if expired:
+        raise Problem(
+            f"{name}: Atmos's session expired at {rfc3339(expired)}", f"sign in with `atmos auth login -i {name}`"
+        )
+    return None
+
+
+def atmos_home(environ: Mapping[str, str], platform: str) -> str:
+    """Atmos's configuration directory, "" if there is no place for one."""
+    base = environ.get("ATMOS_XDG_CONFIG_HOME") or environ.get("XDG_CONFIG_HOME")
+    if not base and platform == "win32":
+        base = environ.get("APPDATA")
+    if not base and environ.get("HOME", "").startswith("/"):
+        base = os.path.join(environ["HOME"], ".config")
+    return os.path.abspath(os.path.join(base, "atmos")) if base else ""
+
+
+def atmos_session(wallet: Wallet, name: str) -> AtmosEntry | None:
+    """The session credentials that `atmos auth login` left for this name. Raises Problem where two realms have it."""
+    import glob
+
+    import botocore.configloader
+    from botocore.exceptions import BotoCoreError
+
+    home = atmos_home(wallet.setting.environ, wallet.setting.platform)
+    realm = wallet.setting.environ.get("ATMOS_AUTH_REALM")
+    if not home:
+        return None
+    places = [os.path.join(glob.escape(home), glob.escape(realm) if realm else "*", "aws", "*", "credentials")]
+    if not realm:
+        places.append(os.path.join(glob.escape(home), "aws", "*", "credentials"))
+    files = sorted(path for place in places for path in glob.glob(place))
+    wallet.found += look_at([home, *files])
+    found = []
+    for path in files:
+        try:
+            keys = botocore.configloader.raw_config_parse(path, parse_subsections=False).get(name)
+        except (BotoCoreError, UnicodeDecodeError, OSError):
+            warn(f"{path} cannot be read as a credentials file")
+            continue
+        if keys and has_keys(keys):
+            found.append((path, keys))
+    if len(found) > 1:
+        raise Problem(
+            f"{name} is in several of Atmos's realms: {', '.join(path for path, _ in found)}",
+            "name the one that is meant in ATMOS_AUTH_REALM",
+        )
+    for path, keys in found:
+        key, secret, token = (keys.get(name) for name in SECRET_KEYS)
+        if not key or not secret:
+            raise Problem(f"{name} is incomplete in {path}", f"sign in with `atmos auth login -i {name}`")
+        keep_secret(secret)
+        keep_secret(token)
+        return AtmosEntry(Credentials(key, secret, token, atmos_expiration(path, name)))
+    return None
+
+
+def atmos_expiration(path: str, name: str) -> float | None:
+    """When the credentials end, from the comment above their section: `; atmos: expiration=RFC3339`."""
+    comment = ""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.strip() == f"[{name}]":
+                _, found, text = comment.partition("expiration=")
+                try:
+                    return parse_time(text.split()[0]) if found else None
+                except (ValueError, IndexError):
+                    return None
+            comment = line if line.lstrip().startswith((";", "#")) and "atmos:" in line else ""
+    return None
+
+
+def atmos_keys(wallet: Wallet, name: str) -> AtmosEntry | None:
+    """Long-term keys that Atmos keeps in the keyring. Raises Problem for an entry that is no AWS keys."""
+    import json
+
+    realm = wallet.setting.environ.get("ATMOS_AUTH_REALM")
+    service = f"atmos_{realm}_{name}" if realm else f"atmos_{name}"
+    try:
+        text = wallet.vault.get_foreign(service, "atmos-auth")
+    except Problem as error:
+        debug(f"{name} is not looked for among Atmos's keyring items: {error.message}")
+        return None
+    if text is None:
+        return None
+    try:
+        envelope = json.loads(go_keyring_decoded(text))
+        data = envelope["data"]
+        if envelope["type"] != "aws" or not isinstance(data, dict):
+            raise ValueError
+        expires = parse_time(data["expiration"]) if data.get("expiration") else None
+        duration = go_seconds(data.get("session_duration") or "")
+        keys = Credentials(
+            data.get("access_key_id", ""), data.get("secret_access_key", ""), data.get("session_token") or None, expires
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise Problem(f"the keyring's entry {service} is not one that Atmos makes for AWS") from None
+    keep_secret(keys.secret_key)
+    keep_secret(keys.token)
+    if not keys.secret_key:  # an SSO provider's: its access_key_id is a bearer token
+        keep_secret(keys.access_key)
+        raise Problem(
+            f"the keyring's entry {service} holds no AWS keys", f"sign in with `atmos auth login`, or `{PROGRAM} login`"
+        )
+    if expires is not None and expires <= time.time():
+        raise Problem(
+            f"{name}: Atmos's session expired at {rfc3339(expires)}", f"sign in with `atmos auth login -i {name}`"
+        )
+    serial = "" if keys.token else data.get("mfa_arn") or ""
+    return AtmosEntry(keys, data.get("region") or "", serial, duration)
+
+
+def go_keyring_decoded(text: str) -> str:
+    """What macOS's go-keyring wraps around a password (zalando/go-keyring, keyring_darwin.go). Raises ValueError."""
+    import base64
+
+    for prefix, decode in (("go-keyring-base64:", base64.b64decode), ("go-keyring-encoded:", bytes.fromhex)):
+        if text.startswith(prefix):
+            return decode(text.removeprefix(prefix)).decode()
+    return text
+
+
+def go_seconds(duration: str) -> str:
+    """Whole seconds of a duration as Go writes it, such as 12h or 1h30m; "" for none. Raises ValueError."""
+    import re
+
+    if not duration:
+        return ""
+    if not re.fullmatch(r"(\d+[hms])+", duration):
+        raise ValueError(duration)
+    units = {"h": 3600, "m": 60, "s": 1}
+    return str(sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration)))
+
+
+# Errors
 
 
 def first_line(error: object) -> str:
@@ -2381,7 +2998,10 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
 
 # -- 6. login ---------------------------------------------------------------------------------------------------------
 #
-# The one section that talks to a person. What is asked goes to stderr and comes from stdin; a secret is typed unseen.
+# The one section that talks to a person. What is asked goes to stderr and is read from stdin; a secret is typed unseen.
+
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"  # RFC 8628, section 3.4
+SLOW_DOWN_SECONDS = 5  # RFC 8628, section 3.5: added to the interval each time that the server asks for it
 
 
 def ask(prompt: str, secret: bool = False) -> str:
@@ -2397,37 +3017,117 @@ def ask(prompt: str, secret: bool = False) -> str:
     except EOFError:
         line = ""
     if not line:
-        raise Problem("the input ended before the answer")
+        sys.stderr.write("\n")
+        raise Problem("the input ended before the answer; nothing was stored")
     return line.strip()
 
 
+def choose(prompt: str, choices: Sequence[str]) -> int:
+    """The index of the choice whose number a person types."""
+    for number, choice in enumerate(choices, 1):
+        say(f"  {number}) {choice}")
+    while True:
+        answer = ask(f"{prompt} [1-{len(choices)}]: ")
+        if answer.isdecimal() and 1 <= int(answer) <= len(choices):
+            return int(answer) - 1
+        say(f"{answer!r} is none of them")
+
+
+KINDS = (
+    ("keys", "an access key, kept in the OS keyring"),
+    ("mfa", "an access key with an MFA device"),
+    ("role", "a role, assumed from another identity"),
+    ("sso", "AWS SSO (IAM Identity Center), in the browser"),
+    ("import", "the access key of a profile in ~/.aws/credentials, moved to the keyring"),
+)
+
+
 def login_command(setting: Setting, options: Any) -> int:
-    """Store an identity's keys, once AWS has said whose they are."""
-    check_name(options.name)
-    if options.stdin:
-        keys = read_process_credentials(sys.stdin.read())
-    elif setting.terminal:
-        keys = ask_for_keys()
-    else:
-        raise usage("no terminal is there to ask for the keys", "--stdin reads them as credential_process writes them")
-    cache = open_cache(setting)
-    wallet = Wallet(setting, cache, interactive=True)
-    if not options.no_verify:
-        arn = whose_keys(keys, setting, options.region)
-        say(f"{options.name} is {arn}")
-    store_identity(wallet, options.name, keys, {"region": options.region} if options.region else {}, options.default)
-    say(f"stored {options.name} in the keyring")
-    return 0
+    """Store an identity as the options describe it, or take the one that is there, and sign in with it."""
+    wallet = Wallet(setting, open_cache(setting), interactive=True)
+    name = options.name or wallet.stored.only() or (ask("Name of the identity: ") if setting.terminal else "")
+    if not name:
+        raise usage("which identity?", f"name it: {PROGRAM} login NAME")
+    check_name(name)
+    fill_in(options, name, wallet)
+    if options.import_profile:
+        return import_profile(options, name, wallet)
+    if options.stdin or options.new_keys:
+        return store_keys(options, name, wallet, read_keys_from_stdin(options) if options.stdin else ask_for_keys())
+    if options.role_arn:
+        return store_role(options, name, wallet)
+    if options.sso_start_url or options.sso_session:
+        return store_sso(options, name, wallet)
+    before = wallet.stored
+    change_settings(options, name, wallet)
+    return sign_in_or_restore(options, name, wallet, before)
+
+
+def fill_in(options: Any, name: str, wallet: Wallet) -> None:
+    """See which kind of identity the options describe; where they do not say and none is there, ask."""
+    described = {
+        "--stdin": options.stdin,
+        "--new-keys": options.new_keys,
+        "--import-profile": options.import_profile,
+        "--role-arn": options.role_arn or options.source,
+        "--sso-start-url": options.sso_start_url or options.sso_session,
+    }
+    kinds = [option for option, value in described.items() if value]
+    if len(kinds) > 1:
+        raise usage(f"{kinds[0]} and {kinds[1]} describe two kinds of identity")
+    if bool(options.role_arn) != bool(options.source):
+        raise usage("--role-arn and --source go together: the role, and the identity that assumes it")
+    if options.sso_start_url and not options.sso_region:
+        raise usage("--sso-region is missing: the AWS region of the start URL")
+    if (options.external_id or options.role_session_name) and not options.role_arn:
+        raise usage("--external-id and --role-session-name go with --role-arn")
+    if options.duration_seconds and not (options.duration_seconds.isdecimal() and int(options.duration_seconds) >= 900):
+        raise usage(f"--duration-seconds is a number, at least 900, not {options.duration_seconds!r}")
+    if not kinds and not exists(wallet, name):
+        if not wallet.setting.terminal:
+            raise usage(
+                f"no identity and no AWS profile is named {name!r}, and no option says what it is to be",
+                f"see {PROGRAM} login --help; --stdin reads keys as credential_process prints them",
+            )
+        ask_for_kind(options, name)
+    if options.new_keys and not wallet.setting.terminal:
+        raise usage("no terminal is there to ask for the keys", "--stdin reads them as credential_process prints them")
+
+
+def exists(wallet: Wallet, name: str) -> bool:
+    """Whether there is something to sign in with: a stored identity, a profile, or one of Atmos's."""
+    if name in wallet.stored.identities:
+        return True
+    try:
+        wallet.open_session(Choice(name, named=True, environment=False), Request("", "", "", name))
+    except Problem as problem:
+        if problem.message.startswith("no identity"):
+            return False
+        raise
+    return True
+
+
+def ask_for_kind(options: Any, name: str) -> None:
+    """Lead a person through what an identity can be."""
+    say(f"{name} is new. What is it to be?")
+    kind = KINDS[choose("Kind", [words for _, words in KINDS])][0]
+    options.new_keys = kind in ("keys", "mfa")
+    if kind == "mfa":
+        options.mfa_serial = ask("ARN of the MFA device (arn:aws:iam::ACCOUNT:mfa/NAME): ")
+    elif kind == "role":
+        options.role_arn = ask("ARN of the role: ")
+        options.source = ask("Identity or AWS profile that assumes it: ")
+        options.mfa_serial = ask("ARN of the MFA device that it requires (empty for none): ")
+    elif kind == "sso":
+        options.sso_start_url = ask("Start URL (https://….awsapps.com/start): ")
+        options.sso_region = ask("Its AWS region: ")
+    elif kind == "import":
+        options.import_profile = ask("Profile: ")
 
 
 def check_name(name: str) -> None:
-    if (
-        not name.isprintable()
-        or name != name.strip()
-        or name.startswith("-")
-        or set(name) & set("[]")
-        or len(name) > 128
-    ):
+    plain = name.isprintable() and name == name.strip() and not set(name) & set("[]")
+    if not plain or name.startswith("-") or len(name) > 128:
         raise usage(f"{name!r} cannot be an identity's name")
 
 
@@ -2440,18 +3140,26 @@ def ask_for_keys() -> Credentials:
     return Credentials(key, secret, None, None)
 
 
-def read_process_credentials(text: str) -> Credentials:
-    """Keys as a credential_process prints them ("Sourcing credentials with an external process", AWS SDKs guide)."""
+def read_keys_from_stdin(options: Any) -> Credentials:
+    """Keys as a credential_process prints them ("Sourcing credentials with an external process", AWS SDKs guide); an
+    MFA code may follow on a line of its own."""
     import json
 
+    text = sys.stdin.read().lstrip()
     try:
-        content = json.loads(text)
+        content, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        content = None
+        content, end = None, 0
     if not isinstance(content, dict):
         raise Problem("stdin holds no JSON object", 'expected {"Version": 1, "AccessKeyId": …, "SecretAccessKey": …}')
     for value in content.values():
         keep_secret(value if isinstance(value, str) and len(value) > 20 else None)
+    rest = text[end:].split()
+    if options.mfa_code_stdin:
+        options.mfa_code = rest.pop(0) if rest else ""
+        keep_secret(options.mfa_code)
+    if rest:
+        raise Problem("stdin holds more than one JSON object", "an MFA code after it goes with --mfa-code-stdin")
     if content.get("Version") != 1:
         raise Problem("stdin's JSON is not of Version 1, the one that is known")
     key, secret, token = (content.get(name) or None for name in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
@@ -2459,6 +3167,8 @@ def read_process_credentials(text: str) -> Credentials:
         raise Problem("stdin's JSON lacks AccessKeyId or SecretAccessKey")
     if not isinstance(token, (str, type(None))):
         raise Problem("stdin's JSON has a SessionToken that is no string")
+    keep_secret(secret)
+    keep_secret(token)
     expires = None
     if content.get("Expiration"):
         try:
@@ -2470,8 +3180,156 @@ def read_process_credentials(text: str) -> Credentials:
     return Credentials(key, secret, token, expires)
 
 
-def whose_keys(keys: Credentials, setting: Setting, region: str) -> str:
-    """The ARN that sts:GetCallerIdentity answers for these keys. Raises Problem; nothing is stored then."""
+def store_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> int:
+    """Keep keys in the vault, once AWS has said whose they are; with an MFA device, begin a session."""
+    if options.mfa_serial and keys.token:
+        raise usage("an MFA session is made of long-term keys, and these have a session token")
+    arn = "" if options.no_verify else whose_keys(keys, wallet.setting, options.region)
+    settings = {"mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
+    settings[KEY_ENDING] = keys.access_key[-4:]
+    store_identity(options, name, wallet, settings, keys)
+    say(f"{name}: the keys are in the keyring")
+    if options.mfa_serial and (options.mfa_code_stdin or wallet.setting.terminal):
+        return sign_in(options, name, wallet.setting)
+    if arn:
+        print(arn, flush=True)
+    return 0
+
+
+def import_profile(options: Any, name: str, wallet: Wallet) -> int:
+    """Move a profile's keys into the vault; the file is the user's to edit."""
+    profile = options.import_profile
+    session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    keys = session.full_config["profiles"].get(profile, {})
+    if profile in wallet.stored.identities:
+        raise Problem(f"{profile} is a stored identity: its keys are in the keyring already")
+    key, secret, token = (keys.get(part) for part in SECRET_KEYS)
+    keep_secret(secret)
+    keep_secret(token)
+    if not key or not secret:
+        raise Problem(f"the profile {profile!r} has no keys" if keys else f"no AWS profile is named {profile!r}")
+    options.region = options.region or keys.get("region", "")
+    status = store_keys(options, name, wallet, Credentials(key, secret, token, None))
+    credentials_file = session.get_config_variable("credentials_file")
+    say(f"hint: delete aws_access_key_id and aws_secret_access_key from [{profile}] in {credentials_file}")
+    return status
+
+
+def store_role(options: Any, name: str, wallet: Wallet) -> int:
+    check_role_arn(options.role_arn)
+    if options.source == name or not exists(wallet, options.source):
+        raise Problem(
+            f"there is no identity {options.source!r} to assume the role from",
+            f"store it first: {PROGRAM} login {options.source}",
+        )
+    settings = {
+        "role_arn": options.role_arn,
+        "source_profile": options.source,
+        "external_id": options.external_id,
+        "role_session_name": options.role_session_name,
+        "duration_seconds": options.duration_seconds,
+        "mfa_serial": options.mfa_serial,
+    }
+    return store_and_sign_in(options, name, wallet, settings)
+
+
+def store_and_sign_in(options: Any, name: str, wallet: Wallet, settings: dict[str, str], token: Any = None) -> int:
+    """Store an identity and sign in with it; if that fails, what was stored before is stored again."""
+    before = wallet.stored
+    store_identity(options, name, wallet, settings)
+    return sign_in_or_restore(options, name, wallet, before, token)
+
+
+def sign_in_or_restore(options: Any, name: str, wallet: Wallet, before: Stored, token: Any = None) -> int:
+    try:
+        return sign_in(options, name, wallet.setting, token)
+    except BaseException:
+        with wallet.vault_lock():
+            now = read_identities(wallet.path)
+            others = {other: keys for other, keys in now.identities.items() if other != name}
+            former = {name: before.identities[name]} if name in before.identities else {}
+            default = before.default if now.default == name else now.default
+            if former.get(name) != now.identities.get(name) or default != now.default:
+                write_identities(wallet.path, Stored(default, {**others, **former}))
+        forget_answers(wallet)
+        raise
+
+
+def change_settings(options: Any, name: str, wallet: Wallet) -> None:
+    """What can be changed without describing the identity anew: its region, its MFA device, the default."""
+    changes = {"region": options.region, "mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
+    changes = {key: value for key, value in changes.items() if value}
+    stored = wallet.stored.identities.get(name)
+    if stored is None:
+        if changes or options.default:
+            raise usage(
+                f"{name} is an AWS profile: its settings stand in AWS config", "store an identity, or edit the file"
+            )
+        return
+    if changes or options.default:
+        with wallet.vault_lock():
+            now = read_identities(wallet.path)
+            identities = {**now.identities, name: {**stored, **changes}}
+            write_identities(wallet.path, Stored(name if options.default else now.default, identities))
+
+
+def store_identity(
+    options: Any, name: str, wallet: Wallet, settings: Mapping[str, str], keys: Credentials | None = None
+) -> None:
+    """Write keys into the vault and the rest into identities.json; then nothing that was cached before counts."""
+    record = {**settings, "region": options.region, REVISION: os.urandom(8).hex()}
+    record = {key: value for key, value in record.items() if value}
+    with wallet.vault_lock():
+        stored = read_identities(wallet.path)
+        if keys is not None:
+            entry = dict(zip(SECRET_KEYS, (keys.access_key, keys.secret_key, keys.token), strict=True))
+            entry = {key: value for key, value in entry.items() if value}
+            if keys.expires is not None:
+                entry["expiration"] = rfc3339(keys.expires)
+            wallet.vault.set_json(f"identity:{name}", entry)
+        elif name in stored.identities:
+            wallet.vault.delete(f"identity:{name}")
+        identities = {**stored.identities, name: record}
+        write_identities(wallet.path, Stored(name if options.default else stored.default, identities))
+    forget_answers(wallet)
+
+
+def forget_answers(wallet: Wallet) -> None:
+    if wallet.cache:
+        wallet.cache.empty()
+
+
+def sign_in(options: Any, name: str, setting: Setting, token: Any = None) -> int:
+    """Obtain new sessions for an identity, with whatever a person has to do for them, and say who it is."""
+    cache = open_cache(setting)
+    if cache:
+        cache.empty()
+    wallet = Wallet(setting, cache, interactive=True)
+    wallet.renew = True
+    if options.mfa_code_stdin and options.mfa_code is None:
+        options.mfa_code = sys.stdin.readline().strip()
+    wallet.mfa_code = options.mfa_code
+    request = Request(PROGRAM, "", options.region or region_variable(setting.environ), name)
+    session = wallet.open_session(Choice(name, named=True, environment=False), request)
+    place, is_own = sso_place(session, name)
+    if place and token is None:
+        known = read_sso_token(wallet, *place)
+        if is_own or not known or (sso_seconds_left(known) <= 0 and "refreshToken" not in known):
+            keep_sso_token(wallet, *place, authorize_device(session, *place, options.no_browser))
+    credentials = wallet.credentials(request)
+    if not options.no_verify:
+        print(whose_keys(credentials, setting, request.region or wallet.region()), flush=True)
+    if credentials.expires is not None:
+        say(f"{name}: signed in until {rfc3339(credentials.expires)}")
+    return 0
+
+
+def whose_keys(keys: Credentials, setting: Setting, region: str = "") -> str:
+    """The ARN that sts:GetCallerIdentity answers for these keys. Raises Problem."""
+    return str(caller_identity(keys, setting, region)["Arn"])
+
+
+def caller_identity(keys: Credentials, setting: Setting, region: str) -> dict[str, Any]:
     with plain_errors():
         from botocore.session import Session
 
@@ -2483,51 +3341,383 @@ def whose_keys(keys: Credentials, setting: Setting, region: str) -> str:
             aws_secret_access_key=keys.secret_key,
             aws_session_token=keys.token,
         )
-        return str(sts.get_caller_identity()["Arn"])
+        return dict(sts.get_caller_identity())
 
 
-def store_identity(wallet: Wallet, name: str, keys: Credentials, settings: Mapping[str, str], default: bool) -> None:
-    """Write the keys into the vault and the rest into identities.json; then nothing that was cached before counts."""
-    entry = dict(zip(SECRET_KEYS, keys[:3], strict=True))
-    entry = {key: value for key, value in entry.items() if value}
-    if keys.expires is not None:
-        entry["expiration"] = rfc3339(keys.expires)
-    record = {**settings, "access_key": keys.access_key[-4:], "revision": os.urandom(8).hex()}
-    with wallet.vault_lock():
-        stored = read_identities(wallet.path)
-        wallet.vault.set_json(f"identity:{name}", entry)
-        identities = {**stored.identities, name: record}
-        write_identities(wallet.path, Stored(name if default else stored.default, identities))
-    if wallet.cache:
-        wallet.cache.empty()
+# SSO
+
+
+def sso_place(session: Any, name: str) -> tuple[tuple[str, str] | None, bool]:
+    """The start URL and region where an identity, or the last of its sources, signs in; and whether it is its own."""
+    config = session.full_config
+    seen: set[str] = set()
+    source = name
+    while source and source not in seen:
+        seen.add(source)
+        keys = config["profiles"].get(source, {})
+        place = config["sso_sessions"].get(keys.get("sso_session"), {})
+        if "sso_start_url" in place and "sso_region" in place:
+            return (place["sso_start_url"], place["sso_region"]), source == name
+        source = keys.get("source_profile", "")
+    return None, False
+
+
+def store_sso(options: Any, name: str, wallet: Wallet) -> int:
+    """Sign in at an SSO start URL, choose account and role where they are not named, and store the identity."""
+    settings = {"sso_session": options.sso_session}
+    session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    if options.sso_session:
+        place = session.full_config["sso_sessions"].get(options.sso_session, {})
+        if not {"sso_start_url", "sso_region"} <= place.keys():
+            raise Problem(f"AWS config has no sso-session {options.sso_session!r} with sso_start_url and sso_region")
+        start_url, region = place["sso_start_url"], place["sso_region"]
+    else:
+        start_url, region = options.sso_start_url, options.sso_region
+        settings |= {"sso_start_url": start_url, "sso_region": region}
+    if not start_url.startswith(("https://", "http://")):
+        raise usage(f"{start_url!r} is no start URL", "one looks like https://example.awsapps.com/start")
+    wallet.vault.get(sso_user(start_url, region))  # a keyring that cannot be used is better known before the browser
+    token = authorize_device(session, start_url, region, options.no_browser)
+    account, role = options.sso_account_id, options.sso_role_name
+    if not account or not role:
+        account, role = choose_role(session, region, token["accessToken"], account, role, wallet.setting.terminal)
+    keep_sso_token(wallet, start_url, region, token)
+    settings |= {"sso_account_id": account, "sso_role_name": role}
+    return store_and_sign_in(options, name, wallet, settings, token)
+
+
+def unsigned_client(session: Any, service: str, region: str) -> Any:
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    return session.create_client(service, region_name=region, config=Config(signature_version=UNSIGNED))
+
+
+def authorize_device(session: Any, start_url: str, region: str, no_browser: bool) -> dict[str, Any]:
+    """An SSO token by device authorization (RFC 8628): a person confirms a code in a browser, anywhere.
+
+    Raises Problem if the request is denied or expires.
+    """
+    with plain_errors():
+        oidc = unsigned_client(session, "sso-oidc", region)
+        client = oidc.register_client(clientName=PROGRAM, clientType="public", scopes=[SSO_SCOPE])
+        known = {"clientId": client["clientId"], "clientSecret": client["clientSecret"]}
+        keep_secret(known["clientSecret"])
+        device = oidc.start_device_authorization(startUrl=start_url, **known)
+        keep_secret(device["deviceCode"])
+        link = device.get("verificationUriComplete") or device["verificationUri"]
+        say(f"Confirm the code {device['userCode']} in a browser: {link}")
+        if not no_browser:
+            open_browser(link)
+        say("waiting for the confirmation (Ctrl-C gives up) ...")
+        answer = poll_for_token(oidc, known | {"grantType": DEVICE_GRANT, "deviceCode": device["deviceCode"]}, device)
+        token = {
+            "startUrl": start_url,
+            "region": region,
+            "accessToken": answer["accessToken"],
+            "expiresAt": rfc3339(time.time() + answer["expiresIn"]),
+            **known,
+            "registrationExpiresAt": rfc3339(client["clientSecretExpiresAt"]),
+        }
+        if answer.get("refreshToken"):
+            token["refreshToken"] = answer["refreshToken"]
+        return token
+
+
+def poll_for_token(oidc: Any, question: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask until the person has answered (RFC 8628, section 3.5). Raises Problem."""
+    interval = device.get("interval", 5)
+    deadline = time.monotonic() + device["expiresIn"]
+    while time.monotonic() < deadline:
+        try:
+            answer = dict(oidc.create_token(**question))
+        except oidc.exceptions.AuthorizationPendingException:
+            pass
+        except oidc.exceptions.SlowDownException:
+            interval += SLOW_DOWN_SECONDS
+        except oidc.exceptions.AccessDeniedException:
+            raise Problem("the request was denied in the browser; nothing was stored") from None
+        except oidc.exceptions.ExpiredTokenException:
+            break
+        else:
+            keep_secret(answer["accessToken"])
+            keep_secret(answer.get("refreshToken"))
+            return answer
+        time.sleep(min(interval, max(0.0, deadline - time.monotonic())))
+    raise Problem("nobody confirmed the code in time; nothing was stored", "try again")
+
+
+def open_browser(link: str) -> None:
+    """Open a link where there is a graphical browser; one in the terminal would take the terminal over."""
+    environ = os.environ
+    graphical = sys.platform in ("darwin", "win32") or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
+    if graphical or environ.get("BROWSER"):
+        import webbrowser
+
+        try:
+            webbrowser.open(link)
+        except (webbrowser.Error, OSError):
+            debug("no browser could be started")
+
+
+def choose_role(session: Any, region: str, token: str, account: str, role: str, terminal: bool) -> tuple[str, str]:
+    """The account and role to use: the only ones there are, or a person's choice. Raises Problem."""
+    with plain_errors():
+        sso = unsigned_client(session, "sso", region)
+        if not account:
+            accounts = pages(sso.list_accounts, "accountList", accessToken=token)
+            labels = [f"{each['accountId']} {each.get('accountName', '')}" for each in accounts]
+            account = accounts[pick("Account", "--sso-account-id", labels, terminal)]["accountId"]
+        if not role:
+            roles = pages(sso.list_account_roles, "roleList", accessToken=token, accountId=account)
+            names = [each["roleName"] for each in roles]
+            role = names[pick("Role", "--sso-role-name", names, terminal)]
+    return account, role
+
+
+def pages(operation: Callable[..., Any], key: str, **question: Any) -> list[Any]:
+    """All pages of a listing of the SSO portal."""
+    found: list[Any] = []
+    while True:
+        answer = operation(**question)
+        found += answer[key]
+        if not answer.get("nextToken"):
+            return found
+        question["nextToken"] = answer["nextToken"]
+
+
+def pick(what: str, option: str, labels: Sequence[str], terminal: bool) -> int:
+    if not labels:
+        raise Problem(f"there is no {what.lower()} for you at this start URL")
+    if len(labels) == 1:
+        return 0
+    if not terminal:
+        raise Problem(f"{option} is missing, and there are {len(labels)} to choose from: {', '.join(labels)}")
+    return choose(what, labels)
+
+
+# logout, identities, whoami
 
 
 def logout_command(setting: Setting, options: Any) -> int:
-    """Forget an identity: its keys, its record, what was cached."""
-    cache = open_cache(setting)
-    wallet = Wallet(setting, cache, interactive=True)
+    """Forget identities: keys, records, sessions, SSO tokens, cached answers."""
+    if options.all == bool(options.name):
+        raise usage("name an identity, or say --all")
+    wallet = Wallet(setting, open_cache(setting), interactive=True)
+    session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    sessions = wallet.sessions()
+    names = sorted(wallet.stored.identities) if options.all else [options.name]
+    ours = [user for user, about in sessions.items() if options.all or options.name in about["names"]]
+    places = {place for place, own in (sso_place(session, name) for name in names) if place and own}
+    if options.all:
+        places |= {tuple(about["sso"]) for about in sessions.values() if "sso" in about}
+    kept = {sso_place(session, name)[0] for name in wallet.stored.identities if name not in names}
+
+    # The vault first: what it refuses to remove must not seem to be gone.
+    known = options.all or options.name in wallet.stored.identities or bool(ours)
+    for start_url, region in sorted(places - kept):
+        known = end_sso_session(wallet, session, start_url, region) or known
     with wallet.vault_lock():
-        stored = read_identities(wallet.path)
-        known = options.name in stored.identities
-        known = wallet.vault.delete(f"identity:{options.name}") or known
+        for name in names:
+            known = wallet.vault.delete(f"identity:{name}") or known
+        for user in ours:
+            wallet.vault.delete(user)
+            wallet.note_session(user, None)
+        if options.all:
+            for user in wallet.vault.users() or ():
+                wallet.vault.delete(user)
         if not known:
             raise Problem(
                 f"no identity named {options.name!r} is stored",
-                f"stored are: {', '.join(sorted(stored.identities))}" if stored.identities else "",
+                f"stored are: {', '.join(sorted(wallet.stored.identities))}" if wallet.stored.identities else "",
             )
-        identities = {name: keys for name, keys in stored.identities.items() if name != options.name}
-        write_identities(wallet.path, Stored(stored.default if stored.default in identities else "", identities))
-    if cache:
-        cache.empty()
-    say(f"forgot {options.name}")
+        stored = read_identities(wallet.path)
+        identities = {name: keys for name, keys in stored.identities.items() if name not in names}
+        default = stored.default if stored.default in identities else ""
+        if identities != stored.identities:
+            write_identities(wallet.path, Stored(default, identities))
+    forget_answers(wallet)
+    say("forgot every identity" if options.all else f"forgot {options.name}")
+    return 0
+
+
+def end_sso_session(wallet: Wallet, session: Any, start_url: str, region: str) -> bool:
+    """Revoke an SSO token where the service answers, and forget it either way; false if there was none."""
+    token = read_sso_token(wallet, start_url, region)
+    if token is not None:
+        try:
+            with plain_errors():
+                unsigned_client(session, "sso", region).logout(accessToken=token["accessToken"])
+        except Problem as problem:
+            debug(f"the SSO token could not be revoked: {problem.message}")
+    user = sso_user(start_url, region)
+    with wallet.vault_lock():
+        found = wallet.vault.delete(user)
+        wallet.note_session(user, None)
+    return found
+
+
+def kind_of(keys: Mapping[str, Any]) -> str:
+    if "web_identity_token_file" in keys:
+        return "web identity"
+    if "role_arn" in keys:
+        return "role with MFA" if "mfa_serial" in keys else "role"
+    if {"sso_session", "sso_start_url", "sso_account_id"} & keys.keys():
+        return "SSO"
+    if "credential_process" in keys:
+        return "process"
+    if "login_session" in keys:
+        return "aws login"
+    return "keys with MFA" if "mfa_serial" in keys else "keys"
+
+
+def identities_command(setting: Setting, options: Any) -> int:
+    """List the stored identities and the AWS profiles, without opening the keyring."""
+    import json
+
+    wallet = Wallet(setting, None, interactive=False)
+    session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    sessions = wallet.sessions()
+    rows = []
+    for name, laid_over in sorted(session.full_config["profiles"].items()):
+        if MFA_SOURCE in laid_over:
+            continue
+        stored = wallet.stored.identities.get(name)
+        keys = session.profile_as_written(name) if stored is None else stored
+        if stored is None and not (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys():
+            continue  # a profile of settings alone
+        ending = keys.get(KEY_ENDING) or keys.get("aws_access_key_id", "")[-4:]
+        ends = [about["expires"] for about in sessions.values() if about["names"][0] == name]
+        place, _ = sso_place(session, name)
+        if place and (about := sessions.get(sso_user(*place))):
+            ends.append(about["token_expires"])
+        rows.append(
+            {
+                "name": name,
+                "kind": kind_of(keys),
+                "from": "AWS config" if stored is None else "eks-token",
+                "access_key_ending": ending,
+                "session_ends": rfc3339(max(ends)) if ends and max(ends) > time.time() else "",
+                "default": name == wallet.stored.only(),
+            }
+        )
+    if options.output == "json":
+        print(json.dumps(rows, indent=2))
+        return 0
+    if not rows:
+        say(f"there are no identities yet: {PROGRAM} login NAME stores one")
+        return 0
+    shown = [("NAME", "KIND", "FROM", "KEY", "SESSION ENDS", "")]
+    for row in rows:
+        key = f"...{row['access_key_ending']}" if row["access_key_ending"] else ""
+        default = "default" if row["default"] else ""
+        shown.append((row["name"], row["kind"], row["from"], key, row["session_ends"], default))
+    widths = [max(len(line[column]) for line in shown) for column in range(5)]
+    for line in shown:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip())
+    return 0
+
+
+def whoami_command(setting: Setting, options: Any) -> int:
+    """Ask AWS whom an identity's credentials belong to."""
+    import json
+
+    wallet = Wallet(setting, open_cache(setting), interactive=True)
+    request = Request(PROGRAM, "", options.region or region_variable(setting.environ), options.identity)
+    credentials = wallet.credentials(request)
+    answer = caller_identity(credentials, setting, request.region or wallet.region())
+    about = {
+        "identity": wallet.name,
+        "arn": answer["Arn"],
+        "account": answer["Account"],
+        "user_id": answer["UserId"],
+        "session_ends": rfc3339(credentials.expires) if credentials.expires is not None else "",
+    }
+    if options.output == "json":
+        print(json.dumps(about, indent=2))
+        return 0
+    for label, key in (
+        ("Identity", "identity"),
+        ("ARN", "arn"),
+        ("Account", "account"),
+        ("Session ends", "session_ends"),
+    ):
+        if about[key]:
+            print(f"{label + ':':13} {about[key]}")
     return 0
 
 
 # -- 7. main ----------------------------------------------------------------------------------------------------------
 
-COMMANDS: dict[str, tuple[str, Callable[[Setting, Any], int]]] = {
-    "login": ("sign in, and store an identity", login_command),
-    "logout": ("forget a stored identity", logout_command),
+
+class Command(NamedTuple):
+    summary: str
+    act: Callable[[Setting, Any], int]
+    arguments: Callable[[Any], None]
+    examples: str = ""
+
+
+def login_arguments(parser: Any) -> None:
+    parser.add_argument(
+        "name", nargs="?", default="", metavar="NAME", help="the identity; else the default or only one"
+    )
+    keys = parser.add_argument_group("an access key")
+    keys.add_argument("--stdin", action="store_true", help="read the keys as JSON, as a credential_process prints them")
+    keys.add_argument("--new-keys", action="store_true", help="ask for keys, also where some are stored")
+    keys.add_argument("--import-profile", default="", metavar="PROFILE", help="take the keys of an AWS profile")
+    mfa = parser.add_argument_group("multi-factor authentication")
+    mfa.add_argument("--mfa-serial", default="", metavar="ARN", help="the MFA device of the keys or of the role")
+    mfa.add_argument("--mfa-code-stdin", action="store_true", help="read the code from stdin, after the JSON if any")
+    role = parser.add_argument_group("a role")
+    role.add_argument("--role-arn", default="", metavar="ARN", help="the role")
+    role.add_argument("--source", default="", metavar="NAME", help="the identity or AWS profile that assumes it")
+    role.add_argument("--external-id", default="", metavar="ID", help="what the role's trust policy asks for")
+    role.add_argument("--role-session-name", default="", metavar="NAME", help="how the session is called")
+    role.add_argument("--duration-seconds", default="", metavar="N", help="of its, or the MFA, session")
+    sso = parser.add_argument_group("AWS SSO (IAM Identity Center)")
+    sso.add_argument("--sso-start-url", default="", metavar="URL", help="where to sign in")
+    sso.add_argument("--sso-region", default="", metavar="REGION", help="the AWS region of the start URL")
+    sso.add_argument("--sso-session", default="", metavar="NAME", help="an sso-session of AWS config, instead of both")
+    sso.add_argument("--sso-account-id", default="", metavar="ID", help="the account; else you choose")
+    sso.add_argument("--sso-role-name", default="", metavar="NAME", help="the role there; else you choose")
+    sso.add_argument("--no-browser", action="store_true", help="open no browser, show the link alone")
+    parser.add_argument("--default", action="store_true", help="use this identity where none is named")
+    parser.add_argument("--region", default="", help="the identity's AWS region")
+    parser.add_argument("--no-verify", action="store_true", help="do not ask AWS whose credentials these are")
+    parser.set_defaults(mfa_code=None)
+
+
+def logout_arguments(parser: Any) -> None:
+    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the identity")
+    parser.add_argument("--all", action="store_true", help="every identity, session and SSO token")
+
+
+def identities_arguments(parser: Any) -> None:
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="text or json")
+
+
+def whoami_arguments(parser: Any) -> None:
+    identities_arguments(parser)
+    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
+    parser.add_argument("--region", default="", help="where to ask STS")
+
+
+COMMANDS = {
+    "login": Command(
+        "sign in: store an identity, or take the one that is there",
+        login_command,
+        login_arguments,
+        f"""\
+  {PROGRAM} login dev                               asks what dev is to be, or signs in again
+  {PROGRAM} login dev --stdin < keys.json           keys, as a credential_process prints them
+  {PROGRAM} login dev --mfa-serial arn:aws:iam::111122223333:mfa/me
+  {PROGRAM} login admin --role-arn arn:aws:iam::111122223333:role/Admin --source dev
+  {PROGRAM} login work --sso-start-url https://example.awsapps.com/start --sso-region us-east-1
+  {PROGRAM} login dev --import-profile dev          moves keys out of ~/.aws/credentials""",
+    ),
+    "logout": Command("forget an identity, and all that was kept for it", logout_command, logout_arguments),
+    "identities": Command("list identities and AWS profiles", identities_command, identities_arguments),
+    "whoami": Command("ask AWS whose credentials an identity has", whoami_command, whoami_arguments),
 }
 
 HELP = f"""\
@@ -2562,23 +3752,23 @@ def command_parser(name: str) -> Any:
         def error(self, message: str) -> NoReturn:
             raise usage(message, f"see {PROGRAM} {name} --help")
 
-    summary, _ = COMMANDS[name]
-    parser = Parser(prog=f"{PROGRAM} {name}", description=summary, allow_abbrev=False)
+    command = COMMANDS[name]
+    parser = Parser(
+        prog=f"{PROGRAM} {name}",
+        description=command.summary,
+        epilog=f"examples:\n{command.examples}" if command.examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--debug", action="store_true", help="say on stderr what is done")
-    parser.add_argument("name", metavar="NAME", help="the identity")
-    if name == "login":
-        parser.add_argument("--stdin", action="store_true", help="read the keys as credential_process prints them")
-        parser.add_argument("--no-verify", action="store_true", help="do not ask AWS whose keys these are")
-        parser.add_argument("--default", action="store_true", help="use it where no identity is named")
-        parser.add_argument("--region", default="", help="the identity's AWS region")
+    command.arguments(parser)
     return parser
 
 
 def run(setting: Setting) -> int:
     command = setting.argv[0] if setting.argv else ""
     if command in COMMANDS:
-        _, act = COMMANDS[command]
-        return act(setting, command_parser(command).parse_args(setting.argv[1:]))
+        return COMMANDS[command].act(setting, command_parser(command).parse_args(setting.argv[1:]))
     if not setting.argv or "--help" in setting.argv or "-h" in setting.argv:
         print(HELP, end="")
         return 0 if setting.argv else 2

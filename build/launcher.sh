@@ -116,18 +116,21 @@ et_answer() {
 	# request's record. (A process for date would double the time this takes. Python makes sure that emptying an empty
 	# file dates it anew here, before it leaves any answer.)
 	[ -O "$et_here/%answer" ] || return
-	{ :; } >"$et_cache/now" || return
+	{ :; } >|"$et_cache/now" || return
 	[ "$et_here/%answer" -nt "$et_cache/now" ] || return
 	if [ "$et_here/%request" -nt "$et_cache/now" ]; then return; fi
 
 	# The record names the request (a file system that folds case leads two requests to one path) and the AWS files
-	# that were read for the answer, each with a stamp of its modification time then.
+	# that were read for the answer, each with a stamp of its modification time then. A record that was cut short lacks
+	# its last line.
 	{
 		# shellcheck disable=SC2034 # ISSUED and FRESH_UNTIL are for Python: here the files' times say the same
 		read -r et_tag et_issued et_fresh et_request || return
 		[ "$et_tag $et_request" = "eks-token-1 $et_line" ] || return
-		while read -r et_stamp et_name; do
+		while :; do
+			read -r et_stamp et_name || return
 			case $et_stamp in
+			end) break ;;
 			absent) if [ -e "$et_name" ]; then return; fi ;;
 			*)
 				[ -e "$et_name" ] && [ -e "$et_here/$et_stamp" ] || return
@@ -157,7 +160,7 @@ et_suits() {
 }
 
 if [ -n "$et_cache" ]; then
-	et_answer "$@" 3>&2 2>/dev/null
+	et_answer "$@" 3>&2 2>/dev/null || : # the shell may have been told, in SHELLOPTS, to end at what fails
 fi
 
 if [ -n "${EKS_TOKEN_PYTHON-}" ]; then
@@ -183,8 +186,8 @@ for et_name in python3 python3.15 python3.14 python3.13 python3.12 python3.11; d
 	et_python=$(command -v "$et_name") || continue
 	if [ "$et_python" = /usr/bin/python3 ] && [ -e /System/Library/CoreServices ]; then
 		et_last=$et_python
-	elif et_suits "$et_python"; then
-		et_start "$et_python" "$@"
+	elif et_suits "$et_name"; then # by its name: ksh quotes a path that has spaces
+		et_start "$et_name" "$@"
 	fi
 done
 if [ -n "$et_last" ] && et_suits "$et_last"; then
