@@ -14,6 +14,7 @@ PYTEST ?= -n auto
 
 SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py launcher.sh package.py requirements.txt start.py)
 FLAGS := --quiet --disable-pip-version-check
+PINNED_SHIV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["build"])
 
 # Debian's package and the command in it, for the tests that use real keyrings and shells.
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
@@ -66,7 +67,7 @@ clean:
 
 # The build needs one package and not the project's own dependencies, which are large.
 .venv/build.done: pyproject.toml | .venv/bin/python
-	.venv/bin/pip install $(FLAGS) "$$(.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["build"])')"
+	.venv/bin/pip install $(FLAGS) "$$(.venv/bin/python -c '$(PINNED_SHIV)')"
 	@touch $@
 
 .venv/dev.done: pyproject.toml | .venv/bin/python
@@ -79,6 +80,9 @@ system:
 	done; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "make: installing$$missing" && apt-get -qq update && \
-		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+		echo "make: installing$$missing"; log=$$(mktemp); \
+		{ apt-get -qq update && \
+			DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; \
+		} >"$$log" 2>&1 || { tail -n 5 "$$log"; echo "make: that failed; the tests that need them are skipped"; } >&2; \
+		rm -f "$$log"; \
 	else echo "make: the tests that need these packages are skipped:$$missing" >&2; fi

@@ -1363,17 +1363,28 @@ class Wallet:
         """The credentials that sign this request's token. Raises Problem."""
         choice = choose_identity(request, self.setting.environ, self.stored)
         self.name = choice.profile or choice.fallback or "default"
-        if self.holds_keys(choice.profile) and not request.role_arn:
+        in_environment = choice.environment and bool(self.setting.environ.get("AWS_ACCESS_KEY_ID"))
+        if self.holds_keys(choice.profile) and not in_environment and not request.role_arn:
             # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
             return read_keys(self.vault, choice.profile)
         try:
             return self.resolve(choice, request)
-        except Problem:
-            if not self._ending or self.renew:
+        except Problem as problem:
+            if self._ending and not self.renew:
+                debug(f"{self.name}: its session cannot be renewed, and is used while it lasts")
+                self._last_resort = True
+            elif not (isinstance(problem, SignInNeeded) and self.person and self.sign_in_again()):
                 raise
-        self._last_resort = True
-        debug(f"{self.name}: its session cannot be renewed, and is used while it lasts")
         return self.resolve(choice, request)
+
+    def sign_in_again(self) -> bool:
+        """With a person there, begin an SSO session instead of asking for a command that does; false if it is none."""
+        place, _ = sso_place(self._session, self.name)
+        if place is None or self.renew:
+            return False
+        say(f"{self.name}: sign in to go on")
+        keep_sso_token(self, *place, authorize_device(self._session, *place, no_browser=False))
+        return True
 
     def resolve(self, choice: Choice, request: Request) -> Credentials:
         self._session = self.open_session(choice, request)
@@ -1582,11 +1593,11 @@ class Wallet:
             for name in ("SecretAccessKey", "SessionToken"):
                 keep_secret(entry["Credentials"][name])
             parse_time(entry["Credentials"]["Expiration"])
-        except (KeyError, TypeError, ValueError, DamagedEntry):
+        except (KeyError, TypeError, ValueError):
             debug(f"the kept session {user} is damaged")
             return None
-        except KeyringUnavailable as error:
-            debug(f"no session is kept: {error.message}")
+        except Problem as problem:
+            debug(f"no session is kept: {problem.message}")
             return None
         return entry
 
@@ -1605,8 +1616,8 @@ class Wallet:
                     return debug("the session is not kept: identities were changed meanwhile")
                 self.vault.set_json(user, {"Credentials": keys})
                 self.note_session(user, {"names": list(names), "expires": seconds})
-        except KeyringUnavailable as error:
-            debug(f"the session is not kept: {error.message}")
+        except Problem as problem:  # it is good all the same
+            debug(f"the session is not kept: {problem.message}")
         finally:
             self.let_go(user)
 
@@ -1716,7 +1727,10 @@ class SsoTokens:
 
     def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
         session = self.sessions[key]
-        keep_sso_token(self.wallet, session["sso_start_url"], session["sso_region"], token)
+        try:
+            keep_sso_token(self.wallet, session["sso_start_url"], session["sso_region"], token)
+        except Problem as problem:  # it is good all the same, once
+            warn(f"the renewed SSO token is not kept: {problem.message}")
 
     def find(self, key: str) -> dict[str, Any] | None:
         session = self.sessions.get(key, {})
@@ -1774,10 +1788,10 @@ def read_sso_token(wallet: Wallet, start_url: str, region: str) -> dict[str, Any
             keep_secret(token.get(name))
         sso_seconds_left(token)
         return token if isinstance(token["accessToken"], str) else None
-    except (KeyError, TypeError, ValueError, DamagedEntry):
+    except (KeyError, TypeError, ValueError):
         debug("the kept SSO token is damaged")
-    except KeyringUnavailable as error:
-        debug(f"no SSO token is kept: {error.message}")
+    except Problem as problem:
+        debug(f"no SSO token is kept: {problem.message}")
     return None
 
 
@@ -1798,8 +1812,12 @@ def keep_sso_token(wallet: Wallet, start_url: str, region: str, token: Mapping[s
         wallet.let_go(user)
 
 
+class SignInNeeded(Problem):
+    """Only a person can go on from here."""
+
+
 def sign_in_problem(name: str, what: str) -> Problem:
-    return Problem(f"{name}: {what}", f"sign in with `{PROGRAM} login {name}`")
+    return SignInNeeded(f"{name}: {what}", f"sign in with `{PROGRAM} login {name}`")
 
 
 def client_config(request: Request) -> Any:
@@ -3813,6 +3831,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             for line in traceback.format_exc().splitlines():
                 say(line)
+        start = sys.modules.get("start")
+        if start is not None and hasattr(start, "unpack_next_time"):
+            start.unpack_next_time()  # or a file of the program was damaged since it was unpacked
         say(f"{PROGRAM}: error: unexpected {type(error).__name__}, which is a bug in {PROGRAM}")
         say("hint: run the same again with --debug, and report what it says")
         return 1

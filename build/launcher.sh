@@ -148,7 +148,10 @@ et_answer() {
 et_start() {
 	et_python=$1
 	shift
-	if [ -n "$et_cache" ] && [ -O "$et_cache/app/$et_build/__main__.py" ]; then
+	# One that is empty, or was written to after its manifest, would not do what it is for; the archive will.
+	if [ -n "$et_cache" ] && [ -O "$et_cache/app/$et_build/__main__.py" ] &&
+		[ -s "$et_cache/app/$et_build/__main__.py" ] &&
+		! [ "$et_cache/app/$et_build/__main__.py" -nt "$et_cache/app/$et_build/manifest" ]; then
 		exec "$et_python" -I -S "$et_cache/app/$et_build/__main__.py" "$et_file" "$@"
 	fi
 	exec "$et_python" -I -S "$et_file" "$@"

@@ -1,0 +1,293 @@
+"""How the executable is made (build/package.py), and what is in it."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tomllib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import package
+import pytest
+import shiv
+
+import eks_token
+
+ROOT = Path(package.ROOT)
+
+
+@pytest.fixture(scope="module")
+def members(executable: Path) -> dict[str, bytes]:
+    """What the executable's archive holds."""
+    with zipfile.ZipFile(executable) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A small archive, as shiv makes them."""
+    path = tmp_path / "archive"
+    packages = tmp_path / "packages"
+    write(packages, {"eks_token.py": b"def main(): pass\n", "botocore/data/sts.json": b"{}"})
+    package.call_shiv(packages, path)
+    return path
+
+
+def write(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def pins() -> list[str]:
+    """The lines of build/requirements.txt, each joined with what continues it, without comments."""
+    text = (ROOT / "build/requirements.txt").read_text().replace("\\\n", " ")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+# The wheels
+
+
+@pytest.mark.parametrize("pin", [pytest.param(pin, id=pin.partition("==")[0]) for pin in pins()])
+def test_a_wheel_is_pinned_by_its_hash_for_every_platform(pin: str) -> None:
+    assert re.fullmatch(r"[\w.-]+==[\w.]+ +--hash=sha256:[0-9a-f]{64}", pin)
+
+
+def test_the_tests_run_with_the_versions_that_are_bundled() -> None:
+    bundled = {pin.split()[0] for pin in pins()}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {name for name in extras["dev"] if name.split("==")[0] in {pin.split("==")[0] for pin in bundled}}
+    assert wanted <= bundled
+    assert {name.split("==")[0] for name in wanted} == {"botocore", "jeepney", "keyring", "platformdirs"}
+
+
+# The file
+
+
+def test_the_file_is_executable_and_not_too_large(executable: Path) -> None:
+    state = executable.stat()
+    assert stat.S_IMODE(state.st_mode) == 0o755
+    assert state.st_size <= 1_500_000
+
+
+def test_the_members_say_nothing_of_the_machine_that_packed_them(executable: Path) -> None:
+    with zipfile.ZipFile(executable) as archive:
+        infos = archive.infolist()
+    assert [info.filename for info in infos] == sorted(info.filename for info in infos)
+    assert {(info.date_time, info.external_attr, info.create_system) for info in infos} == {
+        ((1980, 1, 1, 0, 0, 0), (stat.S_IFREG | 0o644) << 16, 3)
+    }
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param(r"(^|/)bin/", id="scripts, whose first line is a path of the machine that built them"),
+        pytest.param(r"\.dist-info/", id="metadata, RECORDs and SBOMs among it"),
+        pytest.param(r"\.py[cod]$|__pycache__", id="bytecode, which is for one version of Python"),
+        pytest.param(r"/tests?/", id="the wheels' tests"),
+        pytest.param(r"/(examples-1|paginators-1|waiters-2)", id="descriptions that no call reads"),
+        pytest.param(r"botocore/data/(?!(eks|sso|sso-oidc|sts)/)[^/]*/", id="services that are not called"),
+    ],
+)
+def test_what_is_not_needed_is_not_in_the_file(members: dict[str, bytes], pattern: str) -> None:
+    assert [name for name in members if re.search(pattern, name)] == []
+
+
+def test_the_file_carries_the_licence_of_everything_in_it(members: dict[str, bytes]) -> None:
+    text = members["LICENSES"].decode()
+    headings = re.findall(r"^=+\n(.+)\n=+$", text, re.MULTILINE)
+    owners = {normalized(owner) for heading in headings for owner in heading.split(", ")}
+    assert owners == {normalized(pin.split()[0]) for pin in pins()} | {"eks-token", f"shiv-{shiv.__version__}"}
+    assert "The eks-token authors" in text
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"==| |_|(?<=jaraco)\.|(?<=backports)\.", "-", name)
+
+
+def test_a_wheel_without_a_licence_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"six-1.0.dist-info/METADATA": b""})
+    with pytest.raises(package.BuildError, match=r"six 1\.0 comes without its licence"):
+        package.gather_licences(tmp_path)
+
+
+def test_launcher_start_and_shivs_settings_name_one_build(executable: Path, members: dict[str, bytes]) -> None:
+    build = re.search(rb'^BUILD = "([0-9a-f]{16})"$', members["start.py"], re.MULTILINE)
+    assert build is not None
+    assert json.loads(members["environment.json"])["build_id"] == build[1].decode()
+    launcher = executable.read_bytes().partition(b"PK\x03\x04")[0]
+    assert b"et_build=%s\n" % build[1] in launcher
+    assert b"@BUILD@" not in launcher
+    assert b"@VERSION@" not in launcher + members["start.py"]
+
+
+def test_the_version_is_the_modules() -> None:
+    assert package.version() == eks_token.__version__
+
+
+BUNDLE_WORKS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jeepney.io.blocking, jmespath, keyring, keyring.backends.chainer, keyring.backends.null
+import keyring.backends.fail, platformdirs, dateutil.parser, eks_token
+import botocore.session
+session = botocore.session.Session()
+session.set_credentials("AKIAIOSFODNN7EXAMPLE", "secret")
+for service in ("eks", "sso", "sso-oidc", "sts"):
+    client = session.create_client(service, region_name="eu-central-1")
+    print(client.meta.endpoint_url, len(client.meta.service_model.operation_names) > 0)
+"""
+
+
+def test_every_python_finds_all_that_it_imports_in_the_bundle(executable: Path, python: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(executable) as archive:
+        archive.extractall(tmp_path)
+    packages = str(tmp_path / "site-packages")
+    command = [python, "-I", "-S", "-c", BUNDLE_WORKS, packages]
+    done = subprocess.run(command, capture_output=True, text=True, env={"HOME": str(tmp_path)}, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f"https://{host}.eu-central-1.amazonaws.com True" for host in ("eks", "portal.sso", "oidc", "sts")
+    ]
+
+
+# Byte for byte
+
+
+def test_another_build_makes_the_same_bytes(executable: Path, python: str, tmp_path: Path) -> None:
+    """By another Python, from sources of other modes, under another umask, clock, locale, directory and hash seed."""
+    if "EKS_TOKEN_EXECUTABLE" in os.environ:
+        pytest.skip("only on an executable that was built from these sources")
+    sources = tmp_path / "elsewhere"
+    (sources / "build").mkdir(parents=True)
+    for name in ("eks_token.py", "pyproject.toml", "LICENSE", *(f"build/{path.name}" for path in build_sources())):
+        shutil.copyfile(ROOT / name, sources / name)
+        (sources / name).chmod(0o600)
+    other = {
+        "PYTHONPATH": str(Path(shiv.__file__).parent.parent),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "7",
+        "TZ": "Pacific/Kiritimati",
+        "LC_ALL": "C",
+        "SOURCE_DATE_EPOCH": "1700000000",
+    }
+    target = tmp_path / "again"
+    subprocess.run(
+        ["/bin/sh", "-c", 'umask 027; exec "$@"', "sh", python, str(sources / "build/package.py"), str(target)],
+        env={name: value for name, value in os.environ.items() if not name.startswith("LC_")} | other,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    if zlib_of(python) == zlib.ZLIB_RUNTIME_VERSION:
+        assert target.read_bytes() == executable.read_bytes()
+    with zipfile.ZipFile(target) as made, zipfile.ZipFile(executable) as first:
+        assert [(one.filename, one.CRC) for one in made.infolist()] == [
+            (one.filename, one.CRC) for one in first.infolist()
+        ]
+
+
+def build_sources() -> list[Path]:
+    return [path for path in (ROOT / "build").iterdir() if path.is_file()]
+
+
+def zlib_of(python: str) -> str:
+    command = [python, "-I", "-S", "-c", "import zlib; print(zlib.ZLIB_RUNTIME_VERSION)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("members", "launcher"),
+    [
+        pytest.param({"a": b"1", "b": b"2"}, b"exec\n", id="another launcher"),
+        pytest.param({"a": b"1", "b": b"3"}, b"exit\n", id="another content"),
+        pytest.param({"a": b"1", "c": b"2"}, b"exit\n", id="another name"),
+        pytest.param({"a": b"1b", "": b"2"}, b"exit\n", id="the same bytes, divided in another way"),
+    ],
+)
+def test_a_build_is_named_after_all_that_is_in_it(members: dict[str, bytes], launcher: bytes) -> None:
+    named = package.build_id({"a": b"1", "b": b"2"}, b"exit\n")
+    assert re.fullmatch(rb"[0-9a-f]{16}", named)
+    assert package.build_id(members, launcher) != named
+    assert package.build_id({"b": b"2", "a": b"1"}, b"exit\n") == named
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param("site-packages/_cffi.abi3.so", b"", id="a library of Linux and macOS"),
+        pytest.param("site-packages/libffi.so.8", b"", id="a library with its version"),
+        pytest.param("site-packages/_cffi.cp313-win_amd64.PYD", b"", id="a library of Windows"),
+        pytest.param("site-packages/libffi.dylib", b"", id="a library of macOS"),
+        pytest.param("site-packages/ffi.dll", b"", id="another of Windows"),
+        pytest.param("site-packages/libffi.a", b"", id="a library to link"),
+        pytest.param("site-packages/tool", b"\x7fELF\x02\x01", id="a program of Linux, by how it begins"),
+        pytest.param("site-packages/tool.dat", b"\xcf\xfa\xed\xfe", id="a program of macOS, by how it begins"),
+        pytest.param("site-packages/wrapper", b"MZ\x90\0", id="a program of Windows, by how it begins"),
+    ],
+)
+def test_a_compiled_file_fails_the_build(archive: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    target = tmp_path / "eks-token"
+    with pytest.raises(package.BuildError, match=re.escape(f"{name} is compiled")):
+        package.repack(archive, target, {name: content})
+    assert not target.exists()
+
+
+def test_a_file_over_the_limit_fails_the_build_and_keeps_the_last_one(archive: Path, tmp_path: Path) -> None:
+    target = tmp_path / "eks-token"
+    target.write_text("the last one")
+    with pytest.raises(package.BuildError, match="the limit is 1,500,000"):
+        package.repack(archive, target, {"LICENSES": os.urandom(1_500_000)})
+    assert target.read_text() == "the last one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "eks-token", "packages"]
+
+
+def test_a_build_that_cannot_be_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(package, "HERE", tmp_path)
+    (tmp_path / "requirements.txt").write_text("six==1.17.0 --hash=sha256:" + "0" * 64)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert package.main([str(tmp_path / "eks-token")]) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("package.py: pip could not get the wheels")
+
+
+def test_pruning_leaves_what_is_needed_and_no_empty_directory(tmp_path: Path) -> None:
+    needed = {
+        "botocore/docs/__init__.py",  # a session imports it
+        "botocore/cacert.pem",
+        "botocore/data/endpoints.json",
+        "botocore/data/sts/2011-06-15/service-2.json.gz",
+        "botocore/data/sts/2011-06-15/endpoint-rule-set-1.json.gz",
+        "botocore/data/eks/2017-11-01/service-2.sdk-extras.json",
+        "keyring/backends/macOS/__init__.py",
+        "win32ctypes/core/ctypes/__init__.py",
+    }
+    other = {
+        "bin/keyring",
+        "botocore/data/ec2/2016-11-15/service-2.json.gz",
+        "botocore/data/sts/2011-06-15/examples-1.json",
+        "six-1.17.0.dist-info/RECORD",
+        "platformdirs-4.14.8.dist-info/sboms/platformdirs.cdx.json",
+        "keyring/__main__.py",
+        "win32ctypes/core/cffi/__init__.py",
+    }
+    write(tmp_path, dict.fromkeys(needed | other, b""))
+    package.prune(tmp_path)
+    assert {path.relative_to(tmp_path).as_posix() for path in package.files(tmp_path)} == needed
+    assert [path for path in tmp_path.rglob("*") if path.is_dir() and not any(path.iterdir())] == []
+
+
+def test_the_program_is_packed_by_the_pinned_shiv() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["build"] == [f"shiv=={shiv.__version__}"]
