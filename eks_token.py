@@ -537,7 +537,7 @@ def check_region(region: str, partitions: Sequence[Mapping[str, Any]]) -> str:
             return str(partition["id"])
     close = nearest(region, known)
     for partition in partitions:
-        if re.fullmatch(partition["regionRegex"], region):
+        if region.isascii() and re.fullmatch(partition["regionRegex"], region):
             warn(f"the region {region} is not known here" + (f"; the nearest known one is {close}" if close else ""))
             return str(partition["id"])
     raise usage(f"{region!r} is no AWS region", f"did you mean {close}?" if close else "")
@@ -600,19 +600,31 @@ def rendered(credential: Mapping[str, Any], request: Request) -> str:
             shown = jmespath.search(request.query, credential)
         except jmespath.exceptions.JMESPathError as error:
             raise usage(f"--query {request.query!r} is no JMESPath expression: {first_line(error)}") from error
-    return as_text(shown) if request.output == "text" else json.dumps(shown)
+    return "\n".join(text_lines(shown)) if request.output == "text" else json.dumps(shown)
 
 
-def as_text(value: Any, name: str = "") -> str:
-    """As the AWS CLI's `--output text`: scalars joined by tabs, then nested objects, each line begun with its name."""
+def text_lines(value: Any, name: str = "", columns: Iterable[str] | None = None) -> list[str]:
+    """As the AWS CLI's `--output text` has it (aws/aws-cli, awscli/text.py): scalars joined by tabs, and what is nested
+    on lines of its own, each begun with its name. Objects in one list share their columns."""
     if isinstance(value, dict):
-        items = sorted(value.items())
-        scalars = [str(item) for _, item in items if not isinstance(item, (dict, list))]
-        nested = [as_text(item, key.upper()) for key, item in items if isinstance(item, (dict, list))]
-        return "\n".join(["\t".join([name, *scalars] if name else scalars), *nested])
-    if isinstance(value, list):
-        return "\t".join(as_text(item) for item in value)
-    return str(value)
+        columns = scalar_keys([value]) if columns is None else columns
+        scalars = [str(value.get(key, "")) for key in columns]
+        lines = ["\t".join([name.upper(), *scalars] if name else scalars)] if scalars else []
+        nested = sorted(value.keys() - set(columns))
+        return [*lines, *(line for key in nested for line in text_lines(value[key], key))]
+    if not isinstance(value, list):
+        return [str(value)]
+    objects = [item for item in value if isinstance(item, dict)]
+    if objects:
+        columns = scalar_keys(objects)
+        return [line for item in value for line in text_lines(item, name, columns)]
+    scalars = [str(item) for item in value if not isinstance(item, list)]
+    lines = [f"{name.upper()}\t{item}" for item in scalars] if name else ["\t".join(scalars)] * bool(scalars)
+    return [*lines, *(line for item in value if isinstance(item, list) for line in text_lines(item, name))]
+
+
+def scalar_keys(objects: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({key for each in objects for key, item in each.items() if not isinstance(item, (dict, list))})
 
 
 def mint(request: Request, wallet: Wallet) -> Minted:
@@ -977,12 +989,12 @@ class Cache:
                     write_file(os.path.join(here, stamp), "", modified)
                 if not self.clock_agrees(time.time()):
                     return debug("not cached: the file system's clock is another one")
+                self.note_expiry(key, fresh_until)  # first, so that whatever is written will be removed
                 # Whoever reads between the two renames sees an older record, which fits the older files alone.
                 write_file(os.path.join(here, "%answer"), minted.text + "\n", fresh_until * 10**9)
                 write_file(os.path.join(here, "%request"), "\n".join(record) + "\n", minted.issued * 10**9)
                 for name in set(old) - {stamp for stamp, _, _ in stamps}:
                     os.unlink(os.path.join(here, name))
-                self.note_expiry(key, fresh_until)
         except (OSError, ValueError, LocksUnavailable, Problem) as error:
             debug(f"not cached: {type(error).__name__}")
 
@@ -1004,7 +1016,7 @@ class Cache:
         index = os.path.join(tokens, "%expiry")
         left = SWEEP_LIMIT
         for quarter in sorted(os.listdir(index)) if os.path.isdir(index) else ():
-            if not quarter.isdigit() or int(quarter) * 900 > now:
+            if not quarter.isdecimal() or int(quarter) * 900 > now:
                 continue
             for name in os.listdir(os.path.join(index, quarter)):
                 if left == 0:
@@ -1441,7 +1453,9 @@ class Wallet:
         except Problem as error:
             debug(f"{name} is not looked for in the keyring: {error.message}")
             known = False
-        if known:
+        if known and self.path is None:
+            self.stored = self.stored._replace(identities={**self.stored.identities, name: {}})
+        elif known:
             warn(f"{name} was missing from {self.path}, and is entered again")
             with self.vault_lock():
                 stored = read_identities(self.path)
@@ -1541,21 +1555,28 @@ class Wallet:
         """
         import json
 
-        sso_sessions = self._session.full_config["sso_sessions"]
+        config = self._session.full_config
+        sso_sessions, services = config["sso_sessions"], config.get("services", {})
         trail: dict[str, Any] = {}
         name = profile or "default"
         while name and name not in trail:
             keys = self.profile(name)
-            trail[name] = [keys, sso_sessions.get(keys.get("sso_session"))]
+            trail[name] = [keys, sso_sessions.get(keys.get("sso_session")), services.get(keys.get("services"))]
             environment = environment or "credential_source" in keys
             name = keys.get("source_profile") or keys.get(MFA_SOURCE) or ""
         about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
         variables = {name: self.setting.environ[name] for name in about if self.setting.environ.get(name)}
         return SessionCache(self, sha256(json.dumps([trail, variables], sort_keys=True)), list(trail))
 
-    def kept_session(self, user: str) -> dict[str, Any] | None:
+    def kept_session(self, user: str, own: bool) -> dict[str, Any] | None:
         """A session from the vault, if it is good for some time yet. If not, this process holds its lock until it has
-        renewed it, and whoever else wants it waits, and finds it renewed."""
+        renewed it, and whoever else wants it waits, and finds it renewed.
+
+        To sign in anew is to renew what is the identity's own, and not an MFA session that it shares with others.
+        """
+        if own and self.renew and user not in self._renewed:
+            self.hold(user)
+            return None
         entry = self.read_session(user)
         if left(entry) < RENEW_SECONDS and self.hold(user):
             entry = self.read_session(user)
@@ -1584,8 +1605,6 @@ class Wallet:
             self._held.pop(user).__exit__()
 
     def read_session(self, user: str) -> dict[str, Any] | None:
-        if self.renew and user not in self._renewed:
-            return None
         try:
             entry = self.vault.get_json(user)
             if entry is None:
@@ -1670,7 +1689,7 @@ class Wallet:
         elif not self.person:
             raise sign_in_problem(self.name, "an MFA code is needed, and nobody can be asked for it")
         else:
-            code = ask(prompt)
+            code = ask(prompt, secret=True)
         keep_secret(code)
         return code
 
@@ -1693,7 +1712,8 @@ class SessionCache:
         return f"session:{sha256(f'{self.scope} {key}')[:32]}"
 
     def __contains__(self, key: str) -> bool:
-        self.entries[key] = self.wallet.kept_session(self.user(key))
+        own = self.names[0] == self.wallet.name
+        self.entries[key] = self.wallet.kept_session(self.user(key), own)
         return self.entries[key] is not None
 
     def __getitem__(self, key: str) -> Any:
@@ -1715,6 +1735,7 @@ class SsoTokens:
         self.wallet = wallet
         # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
         self.sessions = {sha1(name.encode()).hexdigest(): session for name, session in sessions.items()}
+        self.refreshing: Mapping[str, Any] | None = None
 
     def __contains__(self, key: str) -> bool:
         return self.find(key) is not None
@@ -1728,7 +1749,7 @@ class SsoTokens:
     def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
         session = self.sessions[key]
         try:
-            keep_sso_token(self.wallet, session["sso_start_url"], session["sso_region"], token)
+            keep_sso_token(self.wallet, session["sso_start_url"], session["sso_region"], token, self.refreshing)
         except Problem as problem:  # it is good all the same, once
             warn(f"the renewed SSO token is not kept: {problem.message}")
 
@@ -1737,8 +1758,8 @@ class SsoTokens:
         start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
         ours = read_sso_token(self.wallet, start_url, region)
         if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
-            ours = self.locked(start_url, region)
-        if ours and (sso_seconds_left(ours) > 0 or "refreshToken" in ours):
+            ours = self.refreshing = self.locked(start_url, region)
+        if ours and sso_seconds_left(ours) > 0:
             return ours
         return self.left_by_aws_cli(key, start_url) or ours
 
@@ -1795,14 +1816,21 @@ def read_sso_token(wallet: Wallet, start_url: str, region: str) -> dict[str, Any
     return None
 
 
-def keep_sso_token(wallet: Wallet, start_url: str, region: str, token: Mapping[str, Any]) -> None:
-    """Store an SSO token in the vault. Raises KeyringUnavailable."""
+def keep_sso_token(
+    wallet: Wallet, start_url: str, region: str, token: Mapping[str, Any], former: Mapping[str, Any] | None = None
+) -> None:
+    """Store an SSO token in the vault; one made from a `former` token, only if that is still there.
+
+    Raises KeyringUnavailable.
+    """
     user = sso_user(start_url, region)
     plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
     for name in ("accessToken", "refreshToken", "clientSecret"):
         keep_secret(plain.get(name))
     try:
         with wallet.vault_lock():
+            if former is not None and read_sso_token(wallet, start_url, region) != former:
+                return debug("the refreshed SSO token is not kept: it was signed out or in again meanwhile")
             wallet.vault.set_json(user, plain)
             ends = parse_time(plain["expiresAt"])
             forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
@@ -2077,6 +2105,9 @@ def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Map
             duration = int(settings.get("duration_seconds", MFA_SECONDS))
             for attempt in (1, 2, 3):
                 code = wallet.ask_mfa_code(f"MFA code for {serial}: ")
+                if len(code) != 6:  # botocore would not even send it
+                    say("an MFA code has six digits")
+                    continue
                 try:
                     return sts.get_session_token(SerialNumber=serial, TokenCode=code, DurationSeconds=duration)
                 except ClientError as error:
@@ -2084,6 +2115,7 @@ def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Map
                     if attempt == 3 or not wrong_code:
                         raise
                     say("AWS did not accept this code")
+            raise Problem(f"{wallet.name}: no MFA code was accepted")
 
     return MfaSessionFetcher(wallet.session_cache(profile))
 
@@ -3034,6 +3066,9 @@ def ask(prompt: str, secret: bool = False) -> str:
         line = sys.stdin.readline()
     except EOFError:
         line = ""
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        raise
     if not line:
         sys.stderr.write("\n")
         raise Problem("the input ended before the answer; nothing was stored")
@@ -3076,9 +3111,9 @@ def login_command(setting: Setting, options: Any) -> int:
         return store_role(options, name, wallet)
     if options.sso_start_url or options.sso_session:
         return store_sso(options, name, wallet)
-    before = wallet.stored
-    change_settings(options, name, wallet)
-    return sign_in_or_restore(options, name, wallet, before)
+    with restored_on_failure(name, wallet):
+        change_settings(options, name, wallet)
+        return sign_in(options, name, wallet.setting)
 
 
 def fill_in(options: Any, name: str, wallet: Wallet) -> None:
@@ -3110,6 +3145,11 @@ def fill_in(options: Any, name: str, wallet: Wallet) -> None:
         ask_for_kind(options, name)
     if options.new_keys and not wallet.setting.terminal:
         raise usage("no terminal is there to ask for the keys", "--stdin reads them as credential_process prints them")
+
+
+def only_default(options: Any) -> bool:
+    """Whether the one thing asked for is to make a stored identity the default: no reason to sign in anew."""
+    return bool(options.default and not (options.mfa_code_stdin or options.region or options.mfa_serial))
 
 
 def exists(wallet: Wallet, name: str) -> bool:
@@ -3205,12 +3245,13 @@ def store_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> in
     arn = "" if options.no_verify else whose_keys(keys, wallet.setting, options.region)
     settings = {"mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
     settings[KEY_ENDING] = keys.access_key[-4:]
-    store_identity(options, name, wallet, settings, keys)
-    say(f"{name}: the keys are in the keyring")
     if options.mfa_serial and (options.mfa_code_stdin or wallet.setting.terminal):
-        return sign_in(options, name, wallet.setting)
-    if arn:
-        print(arn, flush=True)
+        store_and_sign_in(options, name, wallet, settings, keys)
+    else:
+        store_identity(options, name, wallet, settings, keys)
+        if arn:
+            print(arn, flush=True)
+    say(f"{name}: the keys are in the keyring")
     return 0
 
 
@@ -3251,18 +3292,55 @@ def store_role(options: Any, name: str, wallet: Wallet) -> int:
     return store_and_sign_in(options, name, wallet, settings)
 
 
-def store_and_sign_in(options: Any, name: str, wallet: Wallet, settings: dict[str, str], token: Any = None) -> int:
+def store_and_sign_in(
+    options: Any,
+    name: str,
+    wallet: Wallet,
+    settings: dict[str, str],
+    keys: Credentials | None = None,
+    token: Mapping[str, Any] | None = None,
+) -> int:
     """Store an identity and sign in with it; if that fails, what was stored before is stored again."""
-    before = wallet.stored
-    store_identity(options, name, wallet, settings)
-    return sign_in_or_restore(options, name, wallet, before, token)
-
-
-def sign_in_or_restore(options: Any, name: str, wallet: Wallet, before: Stored, token: Any = None) -> int:
-    try:
+    users = [sso_user(token["startUrl"], token["region"])] if token else []
+    if keys or name in wallet.stored.identities:
+        users.append(f"identity:{name}")
+    with restored_on_failure(name, wallet, users):
+        store_identity(options, name, wallet, settings, keys)
+        if token:
+            keep_sso_token(wallet, token["startUrl"], token["region"], token)
         return sign_in(options, name, wallet.setting, token)
-    except BaseException:
+
+
+class restored_on_failure:
+    """Where the `with` block fails, an identity's record and these users' entries in the vault are again what they
+    were before it."""
+
+    def __init__(self, name: str, wallet: Wallet, users: Sequence[str] = ()) -> None:
+        self.name, self.wallet = name, wallet
+        self.stored, self.sessions = wallet.stored, wallet.sessions()
+        self.entries = {user: self.readable(user) for user in users}
+
+    def readable(self, user: str) -> str | None:
+        try:
+            return self.wallet.vault.get(user)
+        except DamagedEntry:
+            return None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        name, wallet, before = self.name, self.wallet, self.stored
         with wallet.vault_lock():
+            for user, value in self.entries.items():
+                if value is None:
+                    wallet.vault.delete(user)
+                else:
+                    wallet.vault.set(user, value)
+                if user in self.sessions or user in wallet.sessions():
+                    wallet.note_session(user, self.sessions.get(user))
             now = read_identities(wallet.path)
             others = {other: keys for other, keys in now.identities.items() if other != name}
             former = {name: before.identities[name]} if name in before.identities else {}
@@ -3270,7 +3348,6 @@ def sign_in_or_restore(options: Any, name: str, wallet: Wallet, before: Stored, 
             if former.get(name) != now.identities.get(name) or default != now.default:
                 write_identities(wallet.path, Stored(default, {**others, **former}))
         forget_answers(wallet)
-        raise
 
 
 def change_settings(options: Any, name: str, wallet: Wallet) -> None:
@@ -3323,7 +3400,7 @@ def sign_in(options: Any, name: str, setting: Setting, token: Any = None) -> int
     if cache:
         cache.empty()
     wallet = Wallet(setting, cache, interactive=True)
-    wallet.renew = True
+    wallet.renew = not only_default(options)
     if options.mfa_code_stdin and options.mfa_code is None:
         options.mfa_code = sys.stdin.readline().strip()
     wallet.mfa_code = options.mfa_code
@@ -3332,7 +3409,8 @@ def sign_in(options: Any, name: str, setting: Setting, token: Any = None) -> int
     place, is_own = sso_place(session, name)
     if place and token is None:
         known = read_sso_token(wallet, *place)
-        if is_own or not known or (sso_seconds_left(known) <= 0 and "refreshToken" not in known):
+        # A refresh token may have been spent or revoked, which nobody knows before it is tried.
+        if (is_own and wallet.renew) or not known or sso_seconds_left(known) <= 0:
             keep_sso_token(wallet, *place, authorize_device(session, *place, options.no_browser))
     credentials = wallet.credentials(request)
     if not options.no_verify:
@@ -3399,9 +3477,8 @@ def store_sso(options: Any, name: str, wallet: Wallet) -> int:
     account, role = options.sso_account_id, options.sso_role_name
     if not account or not role:
         account, role = choose_role(session, region, token["accessToken"], account, role, wallet.setting.terminal)
-    keep_sso_token(wallet, start_url, region, token)
     settings |= {"sso_account_id": account, "sso_role_name": role}
-    return store_and_sign_in(options, name, wallet, settings, token)
+    return store_and_sign_in(options, name, wallet, settings, token=token)
 
 
 def unsigned_client(session: Any, service: str, region: str) -> Any:

@@ -140,8 +140,13 @@ et_answer() {
 		done
 	} <"$et_here/%request" || return
 
-	# Opened before cat is started: if the cache is emptied just now there is still Python to ask.
-	{ exec cat 2>&3 3>&-; } <"$et_here/%answer"
+	# Opened before cat is started: if the cache is emptied just now there is still Python to ask. Without a locale to
+	# load cat takes a fifth less, and nothing comes after it.
+	{
+		LC_ALL=C
+		export LC_ALL
+		exec cat 2>&3 3>&-
+	} <"$et_here/%answer"
 }
 
 # et_start PYTHON ARGUMENT...: hands over to Python, isolated from its environment variables and the user's packages.

@@ -1,0 +1,1200 @@
+"""The cache: what a request's answer is kept under, for how long it is good, who mints it, and who may read it."""
+
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+from conftest import ROOT, KeyringDaemon, Sandbox
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from platformdirs import windows
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
+from platformdirs.windows import Windows
+
+import eks_token
+from eks_token import Cache, Key, Lock, LocksUnavailable, Minted, Problem, Setting
+
+TOKEN = ("--cluster-name", "demo", "--region", "us-east-2")
+ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
+SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+KEYS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+NOBODY = 65534
+LIFE = 840  # seconds that a token is good for
+
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only on POSIX, as root")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="only on POSIX")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    root = tmp_path / "cache"
+    root.mkdir(mode=0o700)
+    return Cache(str(root))
+
+
+@pytest.fixture
+def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the module says about its steps."""
+    said: list[str] = []
+    monkeypatch.setattr(eks_token, "debug", said.append)
+    yield said
+
+
+def key_of(*argv: str, home: str = "/home/me", **variables: str) -> Key:
+    key = eks_token.request_key("v1beta1", argv, {"HOME": home, **variables}, "linux")
+    assert key is not None
+    return key
+
+
+def minted(text: str = "answer", life: int = LIFE, cacheable: bool = True) -> Minted:
+    now = int(time.time())
+    return Minted(text, now, now + life, cacheable)
+
+
+def keep(cache: Cache, key: Key, text: str = "answer", watched: Sequence[Path] = (), **details: Any) -> None:
+    cache.store(key, minted(text, **details), eks_token.look_at(map(str, watched)), cache.generation())
+
+
+def look_up(cache: Cache, key: Key) -> str | None:
+    return cache.lookup(key, time.time())
+
+
+def aged(path: Path, text: str = "", age: float = 100) -> Path:
+    """A file written `age` seconds ago."""
+    path.write_text(text)
+    modified = time.time_ns() - int(age * 1e9)
+    os.utime(path, ns=(modified, modified))
+    return path
+
+
+def answers_in(cache: Cache) -> list[Path]:
+    return sorted(Path(cache.root, "tokens").rglob("%answer"))
+
+
+# --- the key ------------------------------------------------------------------------------------------------
+
+texts = st.one_of(
+    st.sampled_from(
+        ["", "a", "b", "a|b", "a|", "|", "/", "a/b", "..", "../..", "%", "%41", "A", "#", "é", "\udcff", "--x=a"]
+    ),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=5),
+    st.binary(max_size=5).map(lambda data: os.fsdecode(data.replace(b"\0", b""))),
+    st.sampled_from(["x" * 200, "x" * 201, "x" * 199 + "/"]),
+)
+paths = st.sampled_from(["/a", "/b", "/a/b", "/a/../b", "/$A"])
+arguments = st.lists(st.one_of(texts, st.sampled_from(["--refresh", "--debug", "--region", "--region=x"])), max_size=4)
+variables = st.fixed_dictionaries(
+    {},
+    optional={
+        name: paths if name in eks_token.PATH_VARIABLES else texts
+        for name in (
+            "AWS_PROFILE",
+            "AWS_REGION",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_CONFIG_FILE",
+            "ATMOS_IDENTITY",
+            "BOTO_CONFIG",
+        )
+    },
+)
+environments = st.builds(lambda some, home: {**some, "HOME": home}, variables, st.sampled_from(["/", "/root", "/h/a"]))
+versions = st.sampled_from(["v1", "v1beta1", "v1alpha1"])
+asked = st.tuples(versions, arguments, environments)
+
+
+def meaning(version: str, argv: Sequence[str], environ: Mapping[str, str]) -> object:
+    """What a request comes to: two with another meaning must never share an answer."""
+    words = tuple(word for word in argv if word not in ("--refresh", "--debug"))
+    named = any(word == "--region" or word.startswith("--region=") for word in words)
+    relevant = {
+        name: os.path.expandvars(value) if name in eks_token.PATH_VARIABLES else value
+        for name, value in environ.items()
+        if value and not (named and name in eks_token.REGION_VARIABLES)
+    }
+    return version, words, tuple(sorted(relevant.items()))
+
+
+@given(one=asked, other=asked)
+@settings(max_examples=500, deadline=None)
+def test_two_requests_share_a_line_only_if_they_mean_the_same(one: Any, other: Any) -> None:
+    first, second = (eks_token.request_key(*each, "linux") for each in (one, other))
+    assert first and second
+    assert (first.line == second.line) == (meaning(*one) == meaning(*other))
+    assert (first.directory == second.directory) == (first.line == second.line)
+
+
+@given(one=asked, cut=st.integers(0, 20), separator=st.sampled_from(["", "|", "/", "|/", "=", "%7C"]))
+@settings(max_examples=300, deadline=None)
+def test_words_cut_or_joined_at_another_place_are_another_request(one: Any, cut: int, separator: str) -> None:
+    version, argv, environ = one
+    whole = separator.join(argv)
+    other = [whole[:cut], whole[cut:]]
+    first, second = (eks_token.request_key(version, words, environ, "linux") for words in (argv, other))
+    assert first and second
+    assert (first == second) == (meaning(version, argv, environ) == meaning(version, other, environ))
+
+
+@given(one=asked, platform=st.sampled_from(["linux", "darwin", "win32"]))
+@settings(max_examples=500, deadline=None)
+def test_an_answers_directory_lies_below_the_tokens_and_is_no_file_of_an_answer(one: Any, platform: str) -> None:
+    key = eks_token.request_key(*one, platform)
+    assert key
+    components = key.directory.removesuffix("/").split("/")
+    assert not {"", ".", ".."} & set(components)
+    assert all(len(component.encode()) <= 255 for component in components)
+    assert key.line.isascii() and key.line.isprintable() and " " not in key.line
+    if "%" in key.directory:
+        assert re.fullmatch("%[0-9a-f]{64}", key.directory)
+    assert platform != "win32" or "%" in key.directory
+
+
+def test_refresh_and_debug_do_not_make_another_request() -> None:
+    assert key_of(*TOKEN, "--refresh", "--debug") == key_of(*TOKEN)
+
+
+@pytest.mark.parametrize("name", sorted(eks_token.SECRET_VARIABLES))
+def test_a_secret_variable_enters_as_its_hash(name: str) -> None:
+    key, other = key_of(*TOKEN, **{name: "hush-hush"}), key_of(*TOKEN, **{name: "hush-hush!"})
+    assert key.line != other.line
+    assert "hush" not in key.line and f"|{name}#" in key.line
+    assert key.directory.startswith("%")  # which the launcher never looks at
+
+
+@pytest.mark.parametrize(
+    ("value", "same"),
+    [
+        pytest.param("config", "{cwd}/config", id="relative"),
+        pytest.param("../config", "{parent}/config", id="relative, upwards"),
+        pytest.param("~/config", "{home}/config", id="from home"),
+        pytest.param("$SOMEWHERE/config", "/some/where/config", id="from a variable"),
+        pytest.param("/x/$SOMEWHERE/config", "/x/some/where/config", id="with a variable within"),
+    ],
+)
+def test_a_file_that_is_named_in_two_ways_is_one(
+    value: str, same: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SOMEWHERE", "/some/where")
+    same = same.format(cwd=tmp_path, parent=tmp_path.parent, home="/home/me")
+    assert key_of(*TOKEN, AWS_CONFIG_FILE=value) == key_of(*TOKEN, AWS_CONFIG_FILE=same)
+
+
+@posix
+def test_a_relative_file_in_a_directory_that_is_gone_has_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    environ = {"HOME": "/home/me", "AWS_CONFIG_FILE": "config"}
+    assert eks_token.request_key("v1", TOKEN, environ, "linux") is None
+
+
+def test_every_variable_is_listed_once_and_in_the_launchers_order() -> None:
+    """HOME first, the others sorted."""
+    assert list(eks_token.REQUEST_VARIABLES) == ["HOME", *sorted(set(eks_token.REQUEST_VARIABLES) - {"HOME"})]
+    for some in (eks_token.PATH_VARIABLES, eks_token.SECRET_VARIABLES, eks_token.REGION_VARIABLES):
+        assert some < set(eks_token.REQUEST_VARIABLES)
+
+
+# --- the directories ----------------------------------------------------------------------------------------
+
+
+def start_module() -> Any:
+    """build/start.py under another name: called start, it would tell eks_token that it runs in the executable."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("start_for_cache", ROOT / "build/start.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+HOMES = [
+    pytest.param({}, id="nothing else"),
+    pytest.param({"XDG_CACHE_HOME": "/x/cache", "XDG_DATA_HOME": "/x/data"}, id="XDG"),
+    pytest.param({"XDG_CACHE_HOME": "/x/ca che/é", "XDG_DATA_HOME": "/x/da ta/é"}, id="XDG, with odd names"),
+    pytest.param({"XDG_CACHE_HOME": "relative", "XDG_DATA_HOME": "relative"}, id="relative XDG"),
+    pytest.param({"XDG_CACHE_HOME": "", "XDG_DATA_HOME": ""}, id="empty XDG"),
+]
+
+
+@pytest.mark.parametrize(("platform", "reference"), [("linux", Unix), ("darwin", MacOS)])
+@pytest.mark.parametrize("variables", HOMES)
+def test_directories_are_those_of_platformdirs(
+    platform: str, reference: type, variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"HOME": "/home/me", **variables}
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    wanted = reference("eks-token")
+    assert eks_token.cache_home(environ, platform) == wanted.user_cache_dir
+    assert eks_token.data_home(environ, platform) == wanted.user_data_dir
+    assert start_module().cache_home(environ, platform) == wanted.user_cache_dir
+
+
+def test_directories_on_windows_are_those_of_platformdirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"LOCALAPPDATA": r"C:\Users\me\AppData\Local", "USERPROFILE": r"C:\Users\me"}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(platformdirs, "PlatformDirs", Windows)
+    monkeypatch.setattr(windows, "get_win_folder", windows.get_win_folder_from_env_vars)  # the registry is not here
+    wanted = Windows("eks-token")
+    assert eks_token.cache_home(environ, "win32") == wanted.user_cache_dir
+    assert eks_token.data_home(environ, "win32") == wanted.user_data_dir
+    assert start_module().cache_home(environ, "win32") == wanted.user_cache_dir
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": ""}, {"HOME": "relative"}, {"XDG_CACHE_HOME": "/x"}])
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_without_an_absolute_home_there_is_no_cache(environ: Mapping[str, str], platform: str) -> None:
+    """platformdirs asks the passwd file then, which the launcher cannot."""
+    assert eks_token.cache_home(environ, platform) is None
+    assert eks_token.data_home(environ, platform) is None
+    assert start_module().cache_home(environ, platform) is None
+
+
+# --- answers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["answer", "", "two\nlines", "é\u2028", "x" * 5000, " "])
+def test_an_answer_comes_back_as_it_was(cache: Cache, text: str) -> None:
+    key = key_of(*TOKEN)
+    assert look_up(cache, key) is None
+    keep(cache, key, text)
+    assert look_up(cache, key) == text
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param(TOKEN, id="plain"),
+        pytest.param(("--identity", "two words"), id="a space"),
+        pytest.param(("-C", "../../x"), id="upwards"),
+        pytest.param(("x" * 5000,), id="too long for a file name"),
+        pytest.param(("\udcff", "é", "", "%answer", "a|b"), id="odd"),
+        pytest.param(tuple("abcdefgh" * 10), id="many words"),
+    ],
+)
+def test_every_request_can_have_an_answer(cache: Cache, argv: Sequence[str]) -> None:
+    keep(cache, key_of(*argv))
+    keep(cache, key_of(*argv, "more"), "another")
+    assert look_up(cache, key_of(*argv)) == "answer"
+    assert look_up(cache, key_of(*argv, "more")) == "another"
+    assert sorted(os.listdir(os.path.dirname(cache.root))) == ["cache"]
+
+
+def test_a_path_longer_than_the_system_allows_is_no_error(cache: Cache) -> None:
+    key = key_of(*["x" * 200] * 30)
+    keep(cache, key)
+    assert look_up(cache, key) is None
+
+
+def test_an_answer_that_is_longer_another_answer_begins_with_are_two(cache: Cache) -> None:
+    """tokens/a|/ and tokens/a/b|/ share directories, and no files."""
+    keys = [key_of(*argv) for argv in (["a"], ["a/b"], ["a", "b"], ["a/b", "c"], ["a|", "b"], [])]
+    for number, key in enumerate(keys):
+        keep(cache, key, f"answer {number}")
+    assert [look_up(cache, key) for key in keys] == [f"answer {number}" for number in range(len(keys))]
+
+
+def test_a_newer_answer_takes_the_place_of_an_older_one(cache: Cache, tmp_path: Path) -> None:
+    config = aged(tmp_path / "config", age=500)
+    keep(cache, key_of(*TOKEN), "old", [config])
+    aged(config, age=100)
+    keep(cache, key_of(*TOKEN), "new", [config])
+    assert look_up(cache, key_of(*TOKEN)) == "new"
+    # the stamp of the former time is gone, and nothing that was written halfway is left
+    (here,) = {path.parent for path in answers_in(cache)}
+    assert sorted(path.name for path in here.iterdir()) == sorted(
+        ["%answer", "%request", f"%{config.stat().st_mtime_ns}"]
+    )
+
+
+def test_an_answer_is_served_until_a_minute_before_the_token_ends(cache: Cache) -> None:
+    key, answer = key_of(*TOKEN), minted()
+    cache.store(key, answer, (), "")
+    ends = answer.expires - 60
+    assert [cache.lookup(key, now) for now in (answer.issued, ends - 0.001, ends, answer.expires)] == [
+        *("answer", "answer"),
+        *(None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        pytest.param({"life": 60}, id="a minute to go"),
+        pytest.param({"life": -10}, id="over"),
+        pytest.param({"cacheable": False}, id="said not to be kept"),
+    ],
+)
+def test_what_ends_too_soon_is_not_kept(cache: Cache, details: dict[str, Any]) -> None:
+    keep(cache, key_of(*TOKEN), **details)
+    assert answers_in(cache) == []
+
+
+def test_a_record_of_another_mint_than_the_answer_is_a_miss(cache: Cache) -> None:
+    """What a process sees that reads between the two renames."""
+    key = key_of(*TOKEN)
+    keep(cache, key, "old", life=LIFE - 100)
+    (answer,) = answers_in(cache)
+    old = (answer.with_name("%request")).read_text()
+    keep(cache, key, "new")
+    answer.with_name("%request").write_text(old)
+    assert look_up(cache, key) is None
+
+
+def test_a_lookup_is_not_slowed_by_other_answers(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is built and opened: no directory is read, however much lies in it."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    for number in range(1000):
+        keep(cache, key_of(*TOKEN, "--identity", f"dev{number}"), f"answer {number}")
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("a directory was read")
+
+    opened = []
+    real_open = open
+
+    def counted(path: Any, *details: Any, **more: Any) -> Any:
+        opened.append(path)
+        return real_open(path, *details, **more)
+
+    with monkeypatch.context() as patch:
+        for module, name in [(os, "listdir"), (os, "scandir"), (os, "walk")]:
+            patch.setattr(module, name, forbidden)
+        patch.setattr("builtins.open", counted)
+        found = look_up(cache, key_of(*TOKEN, "--identity", "dev500"))
+    assert found == "answer 500"
+    assert len(opened) == 2
+
+
+# --- files that decide --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nanoseconds", [1, -1, 10**9, -(10**9), 3600 * 10**9])
+def test_a_watched_file_of_another_time_ends_the_answer(cache: Cache, tmp_path: Path, nanoseconds: int) -> None:
+    config, key = aged(tmp_path / "config"), key_of(*TOKEN)
+    keep(cache, key, watched=[config])
+    assert look_up(cache, key) == "answer"
+    state = config.stat()
+    os.utime(config, ns=(state.st_atime_ns, state.st_mtime_ns + nanoseconds))
+    assert look_up(cache, key) is None
+    os.utime(config, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert look_up(cache, key) == "answer"
+
+
+def test_a_watched_file_that_goes_or_comes_ends_the_answer(cache: Cache, tmp_path: Path) -> None:
+    config, credentials, key = aged(tmp_path / "config"), tmp_path / "credentials", key_of(*TOKEN)
+    keep(cache, key, watched=[config, credentials])
+    assert look_up(cache, key) == "answer"
+    aged(credentials)
+    assert look_up(cache, key) is None
+    credentials.unlink()
+    assert look_up(cache, key) == "answer"
+    config.unlink()
+    assert look_up(cache, key) is None
+
+
+@pytest.mark.parametrize(("age", "kept"), [(0, False), (1, False), (-3600, False), (3, True)])
+def test_an_answer_from_a_file_that_just_changed_is_not_kept(
+    cache: Cache, tmp_path: Path, age: float, kept: bool
+) -> None:
+    """It may change again within the same tick of the file system's clock."""
+    keep(cache, key_of(*TOKEN), watched=[aged(tmp_path / "config", age=age)])
+    assert look_up(cache, key_of(*TOKEN)) == ("answer" if kept else None)
+
+
+def test_a_file_that_changes_between_look_and_store_makes_the_answer_stale(cache: Cache, tmp_path: Path) -> None:
+    config, key = aged(tmp_path / "config", age=500), key_of(*TOKEN)
+    before = eks_token.look_at([str(config)])
+    aged(config, age=100)
+    cache.store(key, minted(), before, "")
+    assert look_up(cache, key) is None
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r", "a ", "a\t", "\udcff"])
+def test_a_file_whose_name_no_record_holds_keeps_the_answer_out(cache: Cache, tmp_path: Path, name: str) -> None:
+    keep(cache, key_of(*TOKEN), watched=[tmp_path / name])
+    assert look_up(cache, key_of(*TOKEN)) is None
+
+
+def test_another_clock_in_the_file_system_keeps_the_answer_out(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, debugged: list[str]
+) -> None:
+    """The launcher's only clock is the time of a file just written."""
+    real = time.time
+    monkeypatch.setattr(eks_token.time, "time", lambda: real() - 30)
+    keep(cache, key_of(*TOKEN))
+    assert answers_in(cache) == []
+    assert "clock" in debugged[-1]
+
+
+# --- emptied and swept --------------------------------------------------------------------------------------
+
+
+def test_emptying_forgets_every_answer(cache: Cache) -> None:
+    keys = [key_of(*TOKEN, word) for word in ("a", "b", "two words")]
+    for key in keys:
+        keep(cache, key)
+    cache.empty()
+    assert [look_up(cache, key) for key in keys] == [None] * 3
+    assert not any(name.startswith("tokens") for name in os.listdir(cache.root))
+    keep(cache, keys[0])
+    assert look_up(cache, keys[0]) == "answer"
+
+
+def test_emptying_what_is_empty_is_no_error(cache: Cache) -> None:
+    cache.empty()
+    cache.empty()
+
+
+def test_an_answer_that_was_begun_before_the_emptying_is_not_kept_after_it(cache: Cache) -> None:
+    begun = [cache.generation()]
+    for _ in range(3):
+        cache.empty()
+        begun.append(cache.generation())
+    assert len(set(begun)) == 4
+    for generation in begun[:-1]:
+        cache.store(key_of(*TOKEN), minted(), (), generation)
+        assert look_up(cache, key_of(*TOKEN)) is None
+    cache.store(key_of(*TOKEN), minted(), (), begun[-1])
+    assert look_up(cache, key_of(*TOKEN)) == "answer"
+
+
+def test_an_identity_that_changes_during_a_mint_never_leaves_its_former_token(
+    home: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`login` ends between the reading of the identities and the look at their files."""
+    set_environment(monkeypatch, home)
+    real = eks_token.read_identities
+
+    def slow(path: str | None) -> eks_token.Stored:
+        stored = real(path)
+        Cache(str(home.cache)).empty()
+        return stored
+
+    monkeypatch.setattr(eks_token, "read_identities", slow)
+    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    assert capsys.readouterr().out
+    assert answers_in(Cache(str(home.cache))) == []
+
+
+def expire(cache: Cache, key: Key, ago: int) -> None:
+    """Lets the answer end so many seconds ago, as time would."""
+    here = Path(cache.root, "tokens", key.directory)
+    now = int(time.time())
+    head, _, rest = (here / "%request").read_text().partition("\n")
+    tag, _, _, line = head.split(" ")
+    (here / "%request").write_text(f"{tag} {now - ago - 780} {now - ago} {line}\n{rest}")
+    os.utime(here / "%answer", (now - ago, now - ago))
+    (note,) = Path(cache.root, "tokens/%expiry").glob(f"*/{eks_token.sha256(key.line)}")
+    quarter = note.parent.parent / str((now - ago) // 900 + 1)
+    quarter.mkdir(exist_ok=True)
+    note.rename(quarter / note.name)
+
+
+def test_expired_answers_are_removed_in_passing_and_fresh_ones_stay(cache: Cache) -> None:
+    old = [key_of(*TOKEN, word) for word in ("a", "a/b", "two words")]
+    fresh = [key_of(*TOKEN, word) for word in ("a/c", "fresh")]
+    for key in (*old, *fresh):
+        keep(cache, key)
+    for key in old:
+        expire(cache, key, ago=3600)
+    keep(cache, key_of(*TOKEN, "new"))
+    assert len(answers_in(cache)) == 3
+    assert [look_up(cache, key) for key in fresh] == ["answer"] * 2
+    tokens = Path(cache.root, "tokens")
+    emptied = [path for path in tokens.rglob("*") if path.is_dir() and not any(path.iterdir())]
+    assert [path for path in emptied if "%expiry" not in str(path)] == []
+    assert not any(path.name.startswith("a") and path.name.endswith("b|") for path in tokens.rglob("*"))
+
+
+def test_what_just_expired_is_left_until_its_quarter_of_an_hour_is_over(cache: Cache) -> None:
+    """A launcher may be about to print it."""
+    key = key_of(*TOKEN, "old")
+    keep(cache, key)
+    quarter = Path(cache.root, "tokens/%expiry")
+    (note,) = quarter.glob("*/*")
+    assert int(note.parent.name) * 900 > time.time() + LIFE - 60
+    assert int(note.parent.name) * 900 <= time.time() + LIFE - 60 + 900
+
+
+def test_an_answer_that_was_renewed_is_not_swept_with_its_former_end(cache: Cache) -> None:
+    key = key_of(*TOKEN)
+    keep(cache, key)
+    expire(cache, key, ago=3600)
+    keep(cache, key, "renewed")
+    keep(cache, key_of(*TOKEN, "new"))
+    assert look_up(cache, key) == "renewed"
+    assert len(list(Path(cache.root, "tokens/%expiry").iterdir())) == 1
+
+
+def test_one_mint_sweeps_a_bounded_number(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    old = [key_of(*TOKEN, str(number)) for number in range(eks_token.SWEEP_LIMIT * 2 + 10)]
+    for key in old:
+        keep(cache, key)
+    for key in old:
+        expire(cache, key, ago=3600)
+    left = []
+    for _ in range(3):
+        keep(cache, key_of(*TOKEN, "new"))
+        left.append(len(answers_in(cache)) - 1)
+    assert left == [eks_token.SWEEP_LIMIT + 10, 10, 0]
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        pytest.param(b"\xff\xfe", id="no UTF-8"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"a\0b", id="a zero byte"),
+        pytest.param(b"../../precious", id="upwards"),
+        pytest.param(b"/etc", id="elsewhere"),
+        pytest.param(b"%expiry", id="the notes themselves"),
+        pytest.param(b"not/there", id="nothing"),
+    ],
+)
+def test_a_damaged_note_neither_stops_the_cache_nor_leads_out_of_it(cache: Cache, tmp_path: Path, note: bytes) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    aged(precious / "%answer")
+    quarter = Path(cache.root, "tokens/%expiry/5")
+    quarter.mkdir(parents=True)
+    (quarter / "note").write_bytes(note)
+    keep(cache, key_of(*TOKEN))
+    assert look_up(cache, key_of(*TOKEN)) == "answer"
+    assert (precious / "%answer").exists()
+    assert not quarter.exists()
+
+
+@pytest.mark.parametrize("name", ["5/directory", "5", "x", "²"])
+def test_what_does_not_belong_among_the_notes_does_not_stop_the_cache(cache: Cache, name: str) -> None:
+    foreign = Path(cache.root, "tokens/%expiry", name)
+    foreign.parent.mkdir(parents=True)
+    if name == "5/directory":
+        foreign.mkdir()
+    else:
+        foreign.write_text("x")
+    keep(cache, key_of(*TOKEN))
+    assert look_up(cache, key_of(*TOKEN)) == "answer"
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+@given(data=st.binary(max_size=300), name=st.sampled_from(["%request", "%answer"]))
+@settings(max_examples=200, deadline=None)
+def test_garbage_in_an_answers_files_is_a_miss(
+    data: bytes, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    key = key_of(*TOKEN)
+    cache = Cache(str(tmp_path_factory.getbasetemp() / "garbage"))
+    here = Path(cache.root, "tokens", key.directory)
+    now = int(time.time())
+    here.mkdir(parents=True, exist_ok=True)
+    (here / "%request").write_text(f"eks-token-1 {now} {now + 780} {key.line}\nend\n")
+    (here / "%answer").write_text("answer\n")
+    os.utime(here / "%answer", (now + 780, now + 780))
+    assert look_up(cache, key) == "answer"
+    (here / name).write_bytes(data)
+    assert look_up(cache, key) is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param("{tag} {issued} {fresh}\nend\n", id="no line"),
+        pytest.param("{tag} {issued} {fresh} {line} more\nend\n", id="a field too many"),
+        pytest.param("{tag} now {fresh} {line}\nend\n", id="no number"),
+        pytest.param("{tag} {issued} 99999999999999999999 {line}\nend\n", id="an end that is not the answer's"),
+        pytest.param("{tag} {issued} {fresh} {line}\nstamp\nend\n", id="a stamp without a file"),
+        pytest.param("{tag} {issued} {fresh} {line}\n% /\nend\n", id="a stamp without a time"),
+        pytest.param("{tag} {issued} {fresh} {line}\nabsent a\0b\n", id="no end"),
+        pytest.param("{tag} {issued} {fresh} {line}\nend", id="no newline at the end"),
+        pytest.param("{tag} {issued} {fresh} {line}\nend\nend\n\n", id="something after the end"),
+        pytest.param("other {issued} {fresh} {line}\nend\n", id="another format"),
+    ],
+)
+def test_a_record_that_does_not_parse_is_a_miss(cache: Cache, record: str) -> None:
+    key = key_of(*TOKEN)
+    keep(cache, key)
+    (answer,) = answers_in(cache)
+    tag, issued, fresh, line = answer.with_name("%request").read_text().splitlines()[0].split(" ")
+    fields = {"tag": tag, "issued": issued, "fresh": fresh, "line": line}
+    answer.with_name("%request").write_text("{tag} {issued} {fresh} {line}\nend\n".format(**fields))
+    assert look_up(cache, key) == "answer"
+    answer.with_name("%request").write_text(record.format(**fields))
+    assert look_up(cache, key) is None
+
+
+@pytest.mark.parametrize("name", ["%answer", "%request", "", "/"])
+def test_what_stands_in_an_answers_place_is_no_error(cache: Cache, name: str) -> None:
+    key = key_of(*TOKEN)
+    here = Path(cache.root, "tokens", key.directory)
+    if name.startswith("%"):
+        (here / name).mkdir(parents=True)
+        (here / name / "more").touch()
+    else:
+        here.parent.mkdir(parents=True)
+        here.write_text("a file")
+    keep(cache, key)
+    assert look_up(cache, key) is None
+
+
+def test_a_generation_that_is_garbage_is_one_like_any_other(cache: Cache) -> None:
+    Path(cache.root, "generation").write_bytes(b"\xff\x00garbage")
+    keep(cache, key_of(*TOKEN))
+    assert look_up(cache, key_of(*TOKEN)) == "answer"
+    began = cache.generation()
+    cache.empty()
+    assert cache.generation() != began
+
+
+# --- locks --------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+import eks_token
+with eks_token.Lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+COUNTER = """
+import sys, time
+import eks_token
+for _ in range(20):
+    with eks_token.Lock(sys.argv[1]):
+        with open(sys.argv[2]) as file:
+            number = int(file.read())
+        time.sleep(0.001)
+        with open(sys.argv[2], "w") as file:
+            file.write(str(number + 1))
+"""
+
+
+def started(program: str, *argv: str | Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, argv)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that holds the lock tmp_path/lock until its stdin ends."""
+    process = started(HOLDER, tmp_path / "lock")
+    assert process.stdout and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
+    """The file is deleted each time, so that a wrong order there shows here too."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    processes = [started(COUNTER, tmp_path / "lock", counter) for _ in range(6)]
+    for process in processes:
+        _, messages = process.communicate(timeout=60)
+        assert (process.returncode, messages) == (0, "")
+    assert counter.read_text() == "120"
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_waiter_gives_up_with_an_error(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
+    began = time.monotonic()
+    with pytest.raises(Problem) as caught, Lock(str(tmp_path / "lock"), seconds=0.3):
+        pass
+    assert 0.3 <= time.monotonic() - began < 5
+    assert "another eks-token" in caught.value.message and caught.value.hint
+    assert (tmp_path / "lock").exists()  # only its holder deletes it
+
+
+def test_waiters_give_up_after_two_minutes(tmp_path: Path) -> None:
+    assert Lock(str(tmp_path / "lock")).seconds == 120
+
+
+def test_a_killed_holder_lets_go(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
+    holder.send_signal(signal.SIGKILL)
+    holder.wait(10)
+    assert (tmp_path / "lock").exists()
+    with Lock(str(tmp_path / "lock"), seconds=5):
+        pass
+    assert not (tmp_path / "lock").exists()
+
+
+def test_an_error_in_the_block_lets_go(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), Lock(str(tmp_path / "lock")):
+        raise ValueError
+    with Lock(str(tmp_path / "lock"), seconds=0):
+        pass
+
+
+@posix
+def test_a_lock_on_a_file_that_was_deleted_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former holder deletes the file between this one's open and its lock."""
+    path = tmp_path / "lock"
+    real, deleted = eks_token.lock_file, []
+
+    def late(file: int) -> bool:
+        if len(deleted) < 2:
+            path.unlink()
+            deleted.append(path)
+            if len(deleted) == 2:
+                path.touch()  # and another waiter has made a new one
+        return real(file)
+
+    monkeypatch.setattr(eks_token, "lock_file", late)
+    with Lock(str(path), seconds=5) as lock:
+        assert len(deleted) == 2
+        assert os.path.samestat(os.fstat(lock._file), path.stat())
+
+
+def test_descriptors_of_failed_tries_are_closed(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
+    lock = Lock(str(tmp_path / "lock"))
+    assert not lock._try()
+    with pytest.raises(OSError):
+        os.fstat(lock._file)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_locks_that_do_not_work_are_told_from_held_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def broken(file: int) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(eks_token, "lock_file", broken)
+    with pytest.raises(LocksUnavailable), Lock(str(tmp_path / "lock")):
+        pass
+
+
+def test_a_directory_in_the_locks_place_means_no_locks(cache: Cache, debugged: list[str]) -> None:
+    Path(cache.root, "lock").write_text("a file")
+    with pytest.raises(LocksUnavailable):
+        cache.lock("cache")
+    keep(cache, key_of(*TOKEN))
+    assert look_up(cache, key_of(*TOKEN)) is None
+    assert "LocksUnavailable" in debugged[-1]
+
+
+def test_each_request_has_a_lock_of_its_own(cache: Cache) -> None:
+    names = ["cache", "vault", "request a", "request b", "session x", "request " + "x" * 5000, "request ../../x"]
+    paths = [cache.lock(name).path for name in names]
+    assert len(set(paths)) == len(paths)
+    assert {os.path.dirname(path) for path in paths} == {os.path.join(cache.root, "lock")}
+
+
+def test_a_cache_that_stays_locked_costs_its_answer_and_no_token(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, debugged: list[str]
+) -> None:
+    """Another process was stopped in the middle of its store."""
+    process = started(HOLDER, Path(cache.lock("cache").path))
+    assert process.stdout and process.stdout.readline() == "held\n"
+    monkeypatch.setattr(eks_token, "Lock", lambda path: Lock(path, seconds=0.1))
+    keep(cache, key_of(*TOKEN))
+    process.communicate("")
+    assert answers_in(cache) == []
+    assert debugged == ["not cached: Problem"]
+
+
+# --- the token command --------------------------------------------------------------------------------------
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, home: Sandbox, **more: str) -> None:
+    """This process's environment, which botocore reads: the sandbox's, with keys."""
+    monkeypatch.delitem(sys.modules, "start", raising=False)
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name, value in {**home.env, **KEYS, **more}.items():
+        monkeypatch.setenv(name, value)
+
+
+def setting_of(home: Sandbox, *argv: str) -> Setting:
+    return Setting(argv, os.environ, sys.platform, False)
+
+
+def token_of(output: str) -> str:
+    return str(json.loads(output)["status"]["token"])
+
+
+def test_a_token_is_minted_once_and_then_looked_up(
+    home: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_environment(monkeypatch, home)
+    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    first = capsys.readouterr()
+
+    def forbidden(*_: object) -> Minted:
+        raise AssertionError("minted again")
+
+    monkeypatch.setattr(eks_token, "mint", forbidden)
+    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    assert capsys.readouterr() == first
+    with pytest.raises(AssertionError, match="minted again"):
+        eks_token.token_command(setting_of(home, *TOKEN, "--refresh"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_locks_do_not_work_the_token_is_minted_uncached(
+    home: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def broken(file: int) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    set_environment(monkeypatch, home)
+    monkeypatch.setattr(eks_token, "lock_file", broken)
+    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    shown = capsys.readouterr()
+    assert token_of(shown.out) and shown.err == ""
+    assert answers_in(Cache(str(home.cache))) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_what_cannot_be_written_leaves_the_token_uncached(
+    home: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    set_environment(monkeypatch, home)
+    monkeypatch.setattr(eks_token, "write_file", broken)
+    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    shown = capsys.readouterr()
+    assert token_of(shown.out) and shown.err == ""
+    assert answers_in(Cache(str(home.cache))) == []
+
+
+def test_a_write_that_fails_midway_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        eks_token.write_file(str(tmp_path / "file"), "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_an_interrupted_mint_lets_its_lock_go(home: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> Minted:
+        raise KeyboardInterrupt
+
+    set_environment(monkeypatch, home)
+    monkeypatch.setattr(eks_token, "mint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        eks_token.token_command(setting_of(home, *TOKEN))
+    assert list((home.cache / "lock").iterdir()) == []
+
+
+# --- whose directory ----------------------------------------------------------------------------------------
+
+
+def opened(home: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Cache | None:
+    monkeypatch.delitem(sys.modules, "start", raising=False)
+    return eks_token.open_cache(Setting((), home.env, sys.platform, False))
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o701, 0o744])
+def test_a_directory_that_others_may_read_is_closed_to_them(
+    home: Sandbox, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    home.cache.mkdir(parents=True)
+    home.cache.chmod(mode)
+    assert opened(home, monkeypatch)
+    assert stat.S_IMODE(home.cache.stat().st_mode) == 0o700
+
+
+def linked(directory: Path) -> None:
+    directory.rename(directory.with_name("elsewhere"))
+    directory.symlink_to("elsewhere")
+
+
+def made_a_file(directory: Path) -> None:
+    directory.rmdir()
+    directory.touch()
+
+
+REFUSED = [
+    pytest.param(lambda path: path.chmod(0o770), "others can write to", id="the group may write"),
+    pytest.param(lambda path: path.chmod(0o702), "others can write to", id="everybody may write"),
+    pytest.param(linked, "link", id="a link"),
+    pytest.param(
+        lambda path: os.chown(path, NOBODY, NOBODY), "belongs to another user", id="another owner", marks=as_root
+    ),
+]
+
+
+@posix
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [*REFUSED, pytest.param(made_a_file, "", id="a file")],
+)
+def test_a_directory_that_is_not_safe_is_refused_with_a_warning(
+    home: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], object],
+    reason: str,
+) -> None:
+    home.cache.mkdir(parents=True, mode=0o700)
+    spoil(home.cache)
+    assert opened(home, monkeypatch) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("eks-token: warning: nothing is cached") and reason.removesuffix(" to") in line
+
+
+@as_root
+def test_root_in_another_users_home_caches_nothing(
+    home: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.chown(home.home, NOBODY, NOBODY)
+    assert opened(home, monkeypatch) is None
+    assert "another user" in capsys.readouterr().err
+
+
+@posix
+@pytest.mark.parametrize(("spoil", "reason"), REFUSED)
+def test_the_executable_refuses_it_too_and_prints_the_token(
+    home: Sandbox, spoil: Callable[[Path], object], reason: str
+) -> None:
+    home.cache.mkdir(parents=True, mode=0o700)
+    spoil(home.cache)
+    done = home.run(*TOKEN, env=KEYS)
+    assert done.returncode == 0
+    assert token_of(done.stdout)
+    assert done.stderr.startswith("eks-token: warning: nothing is cached") and reason in done.stderr
+    assert list(home.cache.rglob("*")) == [] == list(home.tmp.iterdir())
+
+
+@as_root
+def test_the_executable_caches_nothing_for_root_in_another_users_home(home: Sandbox) -> None:
+    os.chown(home.home, NOBODY, NOBODY)
+    done = home.run(*TOKEN, env=KEYS)
+    assert done.returncode == 0
+    assert token_of(done.stdout)
+    assert "another user" in done.stderr
+    assert not home.cache.exists()
+
+
+@pytest.mark.parametrize("value", [None, "", "relative"])
+def test_without_a_home_the_executable_prints_the_token_uncached(home: Sandbox, value: str | None) -> None:
+    done = home.run(*TOKEN, env={**KEYS, "HOME": value})
+    assert done.returncode == 0
+    assert token_of(done.stdout)
+    assert list(home.home.rglob("*")) == [] == list(home.tmp.iterdir())
+
+
+@posix
+def test_a_disk_that_is_full_costs_the_answer_and_not_the_token(home: Sandbox) -> None:
+    """A limit of no bytes for any file: what was unpacked before is still run."""
+    assert home.run(*TOKEN, env=KEYS).returncode == 0
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", home.executable]
+    other = ("--cluster-name", "other", "--region", "us-east-2")
+    done = home.run(*other, env=KEYS, command=limited)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert token_of(done.stdout)
+    assert len(answers_in(Cache(str(home.cache)))) == 1
+    halves = [path for path in home.cache.rglob("*") if re.search(r"\.\d+$", path.name)]
+    assert halves == []
+
+
+@posix
+@pytest.mark.parametrize("umask", ["000", "022", "777"])
+def test_everything_in_the_cache_is_the_users_alone(home: Sandbox, umask: str) -> None:
+    anyway = ["sh", "-c", f'umask {umask}; exec "$@"', "sh", home.executable]
+    for argv in (TOKEN, (*TOKEN, "--refresh"), TOKEN):
+        assert home.run(*argv, env=KEYS, command=anyway).returncode == 0
+    # and the launcher's own file
+    home.credentials(f"[p]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n")
+    for _ in range(2):
+        assert home.run(*TOKEN, "--identity", "p", command=anyway).returncode == 0
+    modes = {path: stat.S_IMODE(path.lstat().st_mode) for path in (home.cache, *home.cache.rglob("*"))}
+    assert {path: oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
+    assert {"now", "python", "tokens", "lock", "app"} <= {path.name for path in home.cache.iterdir()}
+
+
+# --- the executable -----------------------------------------------------------------------------------------
+
+
+def signed_with(done: "subprocess.CompletedProcess[str]") -> str:
+    """The access key that a run's token was signed with."""
+    assert done.returncode == 0, done.stderr
+    return parsed(token_of(done.stdout))["X-Amz-Credential"].partition("/")[0]
+
+
+def parsed(token: str) -> dict[str, str]:
+    import base64
+    from urllib.parse import parse_qsl, urlsplit
+
+    data = token.removeprefix("k8s-aws-v1.")
+    url = base64.urlsafe_b64decode(data + "=" * (-len(data) % 4)).decode()
+    return dict(parse_qsl(urlsplit(url).query))
+
+
+def profile(access_key: str, name: str = "default") -> str:
+    return f"[{name}]\naws_access_key_id = {access_key}\naws_secret_access_key = {SECRET_KEY}\n"
+
+
+def test_no_secret_is_in_any_file_or_file_name(home: Sandbox) -> None:
+    """But for the session token in a cached token's URL, which is useless without its secret key."""
+    session = "IQoJb3JpZ2luX2VjEXAMPLE/SESSION+TOKEN=="
+    secrets: dict[str, str] = {
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_SESSION_TOKEN": session,
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN": "Basic a-containers-password",
+    }
+    for words in ((), ("--identity", "two words"), ("--debug",)):
+        env = {**secrets, "AWS_ACCESS_KEY_ID": ACCESS_KEY}
+        done = home.run(*TOKEN, *words, env=env)
+        assert done.returncode == (1 if "--identity" in words else 0)
+        assert not any(value in done.stderr for value in secrets.values())
+    found = home.secrets_found(list(secrets.values()))
+    assert {value for _, value in found} == {session}
+    assert {path.name for path, _ in found} == {"%answer"}
+
+
+def test_a_secret_key_in_the_credentials_file_is_nowhere_else(home: Sandbox) -> None:
+    path = home.credentials(profile(ACCESS_KEY))
+    assert signed_with(home.run(*TOKEN)) == ACCESS_KEY
+    assert len(answers_in(Cache(str(home.cache)))) == 1
+    assert {found for found, _ in home.secrets_found([SECRET_KEY])} == {path}
+
+
+@pytest.mark.parametrize("age", [5, 500], ids=["newer", "older"])
+def test_the_token_follows_the_credentials_file(home: Sandbox, age: float) -> None:
+    home.credentials(profile("AKIAOLD"))
+    assert signed_with(home.run(*TOKEN)) == "AKIAOLD"
+    assert signed_with(home.run(*TOKEN)) == "AKIAOLD"
+    path = home.write(".aws/credentials", profile("AKIANEW"), age=age)
+    assert signed_with(home.run(*TOKEN)) == "AKIANEW"
+    path.unlink()
+    assert home.run(*TOKEN).returncode == 1
+    home.config(profile("AKIACONFIG"))
+    assert signed_with(home.run(*TOKEN)) == "AKIACONFIG"
+    home.credentials(profile("AKIAAGAIN"))
+    assert signed_with(home.run(*TOKEN)) == "AKIAAGAIN"
+
+
+def test_the_token_follows_a_file_that_a_variable_names(home: Sandbox) -> None:
+    one, other = (str(home.write(name, profile(name))) for name in ("AKIAONE", "AKIATWO"))
+    for name, path in itertools.product(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), (one, other)):
+        done = home.run(*TOKEN, env={name: path})
+        assert signed_with(done) == os.path.basename(path)
+
+
+def test_the_token_follows_keys_in_the_environment(home: Sandbox) -> None:
+    home.credentials(profile("AKIAFILE"))
+    assert signed_with(home.run(*TOKEN)) == "AKIAFILE"
+    assert signed_with(home.run(*TOKEN, env=KEYS)) == ACCESS_KEY
+    assert signed_with(home.run(*TOKEN)) == "AKIAFILE"
+    # the access key stays, its secret changes: another signature
+    first, second = (home.run(*TOKEN, env={**KEYS, "AWS_SECRET_ACCESS_KEY": key}) for key in (SECRET_KEY, "other"))
+    assert token_of(first.stdout) != token_of(second.stdout)
+
+
+def test_a_token_is_asked_for_twice_and_minted_once(home: Sandbox) -> None:
+    home.credentials(profile(ACCESS_KEY))
+    first = home.run(*TOKEN)
+    time.sleep(1.1)  # a token minted now would be dated later
+    assert home.run(*TOKEN).stdout == first.stdout
+    assert home.run(*TOKEN, env={"EKS_TOKEN_DEBUG": "1"}).stdout == first.stdout
+    refreshed = home.run(*TOKEN, "--refresh")
+    assert refreshed.stdout != first.stdout
+    assert home.run(*TOKEN).stdout == refreshed.stdout
+
+
+# --- many at once -------------------------------------------------------------------------------------------
+
+MINTED = "signed for"
+
+
+def stored_identity(home: Sandbox, name: str = "dev") -> None:
+    keys = {"Version": 1, "AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY}
+    done = home.run("login", name, "--stdin", "--no-verify", stdin=json.dumps(keys))
+    assert done.returncode == 0, done.stderr
+
+
+def all_at_once(home: Sandbox, count: int, *argv: str, **env: str) -> list[tuple[str, str]]:
+    """stdout and stderr of so many processes; each has to succeed."""
+    processes = [home.start(*argv, env=env) for _ in range(count)]
+    shown = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, shown
+    return shown
+
+
+def test_fifty_processes_on_a_cold_cache_print_one_token_that_was_minted_once(
+    home: Sandbox, keyring_daemon: KeyringDaemon
+) -> None:
+    stored_identity(home)
+    shutil.rmtree(home.cache)
+    # with the steps shown, the launcher leaves each of them to Python
+    shown = all_at_once(home, 50, *TOKEN, EKS_TOKEN_DEBUG="1")
+    tokens = {token_of(output) for output, _ in shown}
+    assert len(tokens) == 1
+    assert parsed(tokens.pop())["X-Amz-Credential"].startswith(ACCESS_KEY)
+    assert sum(MINTED in messages for _, messages in shown) == 1
+    assert list((home.cache / "lock").iterdir()) == []
+    assert len(answers_in(Cache(str(home.cache)))) == 1
+
+
+def test_processes_that_empty_and_ask_at_once_never_fail_and_never_print_half(
+    home: Sandbox, keyring_daemon: KeyringDaemon
+) -> None:
+    stored_identity(home)
+    keys = {"Version": 1, "AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY}
+    asking = [home.start(*TOKEN) for _ in range(8)]
+    login = home.run("login", "dev", "--stdin", "--no-verify", stdin=json.dumps(keys))
+    asking += [home.start(*TOKEN) for _ in range(8)]
+    shown = [process.communicate(timeout=120) for process in asking]
+    assert login.returncode == 0
+    assert [process.returncode for process in asking] == [0] * 16, shown
+    assert all(token_of(output) and messages == "" for output, messages in shown)
+
+
+def test_a_killed_minter_does_not_stop_the_next(home: Sandbox) -> None:
+    """One that hangs in its credential process holds the lock, and dies."""
+    home.config(
+        "[profile slow]\ncredential_process = sleep 60\n[profile quick]\n" + profile("AKIAQUICK").split("\n", 1)[1]
+    )
+    assert home.run("--version").returncode == 0
+    slow = home.start(*TOKEN, "--identity", "slow")
+    deadline = time.monotonic() + 20
+    while not list((home.cache / "lock").glob("*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # another request is not held up
+    assert signed_with(home.run(*TOKEN, "--identity", "quick")) == "AKIAQUICK"
+    slow.kill()
+    slow.communicate()
+    (lock,) = (home.cache / "lock").iterdir()
+    with Lock(str(lock), seconds=5):
+        pass

@@ -1,0 +1,535 @@
+"""Section 4 and login: names become credentials. The keyring is a real one, AWS is moto behind a checking proxy."""
+
+import json
+import os
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Completed, KeyringDaemon, Sandbox
+from servers import ACCOUNT, AccessKey, Keys, RecordingProxy
+from verifier import Identity, verify
+
+from eks_token import Vault, rfc3339
+
+ALICE = AccessKey(
+    "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", f"arn:aws:iam::{ACCOUNT}:user/alice"
+)
+LINE = ["--cluster-name", "demo", "--region", "eu-west-1"]
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, executable: Path) -> Sandbox:
+    return Sandbox(tmp_path_factory.mktemp("identities") / "sandbox", lambda: executable)
+
+
+@pytest.fixture
+def place(extracted: Sandbox) -> Iterator[Sandbox]:
+    """A home with nothing in it but the extracted program, which saves half a second a test. No bus, no network."""
+    before = dict(extracted.env)
+    for leftover in (extracted.data, extracted.cache / "tokens", extracted.home / ".aws"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    yield extracted
+    extracted.env = before
+
+
+@pytest.fixture
+def desk(place: Sandbox, keyring_daemon: KeyringDaemon, keys: Keys) -> Sandbox:
+    """The same, with an empty keyring; a verifier knows Alice."""
+    place.env["DBUS_SESSION_BUS_ADDRESS"] = keyring_daemon.address
+    keys.learn(*ALICE)
+    return place
+
+
+def process_output(key: AccessKey = ALICE, **more: Any) -> str:
+    return json.dumps({"Version": 1, "AccessKeyId": key.id, "SecretAccessKey": key.secret, **more})
+
+
+def login(home: Sandbox, name: str = "dev", *options: str, key: AccessKey = ALICE, **more: Any) -> Completed:
+    done = home.run("login", name, "--stdin", "--no-verify", *options, stdin=process_output(key, **more))
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def signed_by(done: Completed, keys: Keys) -> Identity:
+    assert done.returncode == 0, done.stderr
+    return verify(json.loads(done.stdout)["status"]["token"], cluster="demo", secrets=keys)
+
+
+def assert_fails(done: Completed, error: str, hint: str = "", status: int = 1) -> None:
+    lines = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    assert lines[0].startswith("eks-token: error: ")
+    assert error in lines[0]
+    assert len(lines) <= 2
+    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert hint in "".join(lines[1:])
+
+
+# --- login --------------------------------------------------------------------------------------------------
+
+
+def test_keys_from_stdin_are_stored_and_sign_tokens(desk: Sandbox, keyring_daemon: KeyringDaemon, keys: Keys) -> None:
+    assert "keyring" in login(desk).stderr
+    assert [item["username"] for item in keyring_daemon.items()] == ["identity:dev"]
+    assert signed_by(desk.run(*LINE, "-i", "dev"), keys).arn == ALICE.arn
+
+
+def test_a_session_from_stdin_is_stored_with_its_end(desk: Sandbox, keys: Keys) -> None:
+    key_id, key = keys.mint(f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/me", 600)
+    session = AccessKey(key_id, key.secret, key.arn)
+    end = rfc3339(time.time() + 600)
+    login(desk, key=session, SessionToken=key.session_token, Expiration=end)
+    done = desk.run(*LINE)
+    assert signed_by(done, keys).session_name == "me"
+    assert json.loads(done.stdout)["status"]["expirationTimestamp"] < end
+
+
+def test_what_is_no_secret_lies_in_a_private_file_and_secrets_in_none(desk: Sandbox) -> None:
+    token = "IQoJb3JpZ2luX2Vj" + "s3cr3t/+" * 40
+    login(desk, "dev", "--region", "eu-west-2", SessionToken=token, Expiration=rfc3339(time.time() + 3600))
+    file = desk.data / "identities.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert json.loads(file.read_text())["identities"]["dev"]["region"] == "eu-west-2"
+    assert desk.secrets_found([ALICE.secret, token]) == []
+    assert desk.run(*LINE, "-i", "dev").returncode == 0
+    assert desk.secrets_found([ALICE.secret]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        pytest.param("", "JSON", id="nothing"),
+        pytest.param("AKIAIOSFODNN7EXAMPLE " + ALICE.secret, "JSON", id="no JSON"),
+        pytest.param("[" * 100_000, "JSON", id="too deep for the parser"),
+        pytest.param(json.dumps([1]), "JSON", id="no object"),
+        pytest.param(process_output(Version=2), "Version 1", id="another version"),
+        pytest.param(process_output(Version="1"), "Version 1", id="a version that is a string"),
+        pytest.param(json.dumps({"Version": 1, "AccessKeyId": "x"}), "lacks", id="no secret"),
+        pytest.param(json.dumps({"Version": 1, "SecretAccessKey": ALICE.secret}), "lacks", id="no id"),
+        pytest.param(process_output(AccessKeyId=""), "lacks", id="an empty id"),
+        pytest.param(process_output(AccessKeyId=["x"]), "lacks", id="an id that is a list"),
+        pytest.param(process_output(SessionToken=5), "SessionToken", id="a session token that is a number"),
+        pytest.param(process_output(Expiration="soon"), "Expiration", id="an end that is no time"),
+        pytest.param(process_output(Expiration=5), "Expiration", id="an end that is a number"),
+        pytest.param(process_output(Expiration="2020-01-01T00:00:00Z"), "expired", id="an end gone by"),
+    ],
+)
+def test_bad_keys_on_stdin_are_one_line_and_nothing_is_stored(
+    given: str, error: str, desk: Sandbox, keyring_daemon: KeyringDaemon
+) -> None:
+    done = desk.run("login", "dev", "--stdin", "--no-verify", stdin=given)
+    assert_fails(done, error)
+    assert ALICE.secret not in done.stderr
+    assert keyring_daemon.items() == []
+    assert not (desk.data / "identities.json").exists()
+
+
+def test_login_asks_aws_whose_keys_they_are(desk: Sandbox, moto: RecordingProxy) -> None:
+    alice = moto.create_user("alice")
+    done = desk.run("login", "dev", "--stdin", stdin=process_output(alice), env=moto.environment)
+    assert done.returncode == 0
+    assert alice.arn in done.stdout + done.stderr
+    assert [(call.operation, call.access_key_id) for call in moto.calls] == [("GetCallerIdentity", alice.id)]
+
+    moto.calls.clear()
+    options = ["login", "dev", "--stdin", "--no-verify"]
+    assert desk.run(*options, stdin=process_output(alice), env=moto.environment).returncode == 0
+    assert moto.calls == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda key: key._replace(id="AKIAUNKNOWNUNKNOWN00"), id="an unknown id"),
+        pytest.param(lambda key: key._replace(secret="x" * 40), id="another secret"),
+    ],
+)
+def test_keys_that_aws_refuses_are_not_stored(
+    wrong: Any, desk: Sandbox, moto: RecordingProxy, keyring_daemon: KeyringDaemon
+) -> None:
+    key = wrong(moto.create_user("alice"))
+    done = desk.run("login", "dev", "--stdin", stdin=process_output(key), env=moto.environment)
+    assert_fails(done, "AWS refused GetCallerIdentity")
+    assert key.secret not in done.stderr
+    assert keyring_daemon.items() == []
+    assert not (desk.data / "identities.json").exists()
+
+
+def test_without_aws_nothing_is_stored(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
+    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    assert_fails(desk.run("login", "dev", "--stdin", stdin=process_output(), env=env), "127.0.0.1:9")
+    assert keyring_daemon.items() == []
+
+
+@pytest.mark.parametrize("name", ["-x", "[x]", " x", "a\nb", "a" * 129], ids=ascii)
+def test_a_name_that_no_config_file_could_hold_is_refused(name: str, desk: Sandbox) -> None:
+    done = desk.run("login", "--stdin", "--no-verify", "--", name, stdin=process_output())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_second_login_replaces_the_keys_and_what_was_cached(desk: Sandbox, keys: Keys) -> None:
+    bob = AccessKey("AKIABOBBOBBOBBOBBOBB", "secret-of-bob", f"arn:aws:iam::{ACCOUNT}:user/bob")
+    keys.learn(*bob)
+    login(desk)
+    age(desk)
+    assert signed_by(desk.run(*LINE), keys).arn == ALICE.arn
+    assert list((desk.cache / "tokens").rglob("%answer"))
+    login(desk, key=bob)
+    assert not list((desk.cache / "tokens").rglob("%answer"))
+    age(desk)
+    assert signed_by(desk.run(*LINE), keys).arn == bob.arn
+
+
+def age(home: Sandbox) -> None:
+    """Nothing is cached against a file that has just changed."""
+    os.utime(home.data / "identities.json", (time.time() - 10,) * 2)
+
+
+TYPED = ["login", "dev", "--new-keys", "--no-verify"]
+ID_PROMPT, SECRET_PROMPT = "access key ID", "secret access key"
+
+
+def test_a_person_types_the_keys_and_the_secret_is_unseen(desk: Sandbox, keys: Keys) -> None:
+    done = desk.run_pty(*TYPED, steps=[(ID_PROMPT, f"{ALICE.id}\n"), (SECRET_PROMPT, f"{ALICE.secret}\n")])
+    assert done.returncode == 0
+    assert ALICE.id in done.stderr
+    assert ALICE.secret not in done.stderr
+    assert signed_by(desk.run(*LINE), keys).arn == ALICE.arn
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "error"),
+    [
+        pytest.param([(ID_PROMPT, "\x04")], 1, "input ended", id="end of input"),
+        pytest.param([(ID_PROMPT, "x\n"), (SECRET_PROMPT, "\x04")], 1, "input ended", id="end of input, secret"),
+        pytest.param([(ID_PROMPT, "\x03")], 130, "interrupted", id="Ctrl-C"),
+        pytest.param([(ID_PROMPT, "x\n"), (SECRET_PROMPT, "\x03")], 130, "interrupted", id="Ctrl-C, secret"),
+        pytest.param([(ID_PROMPT, "x\n"), (SECRET_PROMPT, "\n")], 1, "needed", id="an empty secret"),
+    ],
+)
+def test_a_person_who_gives_up_stores_nothing(
+    steps: list[tuple[str, str]], status: int, error: str, desk: Sandbox, keyring_daemon: KeyringDaemon
+) -> None:
+    done = desk.run_pty(*TYPED, steps=steps)
+    assert (done.returncode, done.stdout) == (status, "")
+    *_, line = done.stderr.splitlines()
+    assert "eks-token: error: " in line
+    assert error in line
+    assert "Traceback" not in done.stderr
+    assert keyring_daemon.items() == []
+
+
+# --- logout, and the two places of an identity --------------------------------------------------------------
+
+
+def test_logout_forgets_one_identity(desk: Sandbox, keyring_daemon: KeyringDaemon, keys: Keys) -> None:
+    login(desk, "dev", "--default")
+    login(desk, "ops")
+    assert desk.run("logout", "dev").returncode == 0
+    assert [item["username"] for item in keyring_daemon.items()] == ["identity:ops"]
+    assert_fails(desk.run(*LINE, "-i", "dev"), "no identity and no AWS profile is named 'dev'")
+    assert signed_by(desk.run(*LINE), keys).arn == ALICE.arn  # ops is the only one now
+    assert_fails(desk.run("logout", "dev"), "'dev'", "ops")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("{", id="cut off"),
+        pytest.param("[]", id="a list"),
+        pytest.param("{}", id="without identities"),
+        pytest.param('{"identities": ["dev"]}', id="identities in a list"),
+        pytest.param('{"identities": {"dev": 1}}', id="an identity that is a number"),
+        pytest.param('{"identities": {"dev": {"region": 1}}}', id="a value that is a number"),
+        pytest.param('{"identities": {"dev": null}}', id="an identity that is null"),
+        pytest.param("[" * 100_000, id="too deep for the parser"),
+        pytest.param("\0" * 100, id="zeros, as a crash leaves them"),
+    ],
+)
+def test_a_damaged_identities_file_is_one_line(content: str, place: Sandbox) -> None:
+    path = place.write(f"{place.data.relative_to(place.home)}/identities.json", content)
+    assert_fails(place.run(*LINE, "-i", "dev"), f"{path} is damaged", "eks-token login")
+
+
+def test_an_identity_that_the_file_lacks_is_entered_again(desk: Sandbox, keys: Keys) -> None:
+    login(desk)
+    (desk.data / "identities.json").unlink()
+    done = desk.run(*LINE, "-i", "dev")
+    assert signed_by(done, keys).arn == ALICE.arn
+    assert "eks-token: warning: dev was missing" in done.stderr
+    assert "dev" in json.loads((desk.data / "identities.json").read_text())["identities"]
+    again = desk.run(*LINE, "-i", "dev")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_an_identity_that_the_keyring_lacks_is_an_error_that_names_login(
+    desk: Sandbox, keyring_daemon: KeyringDaemon
+) -> None:
+    login(desk)
+    keyring_daemon.clear()
+    assert_fails(desk.run(*LINE, "-i", "dev"), "dev", "eks-token login dev")
+
+
+@pytest.mark.parametrize("value", ["", "{", "[]", "{}", '{"aws_access_key_id": "x"}', '{"aws_access_key_id": 1}'])
+def test_what_the_keyring_should_not_hold_is_one_line(value: str, desk: Sandbox) -> None:
+    login(desk)
+    Vault(desk.environment()).set("identity:dev", value)
+    assert_fails(desk.run(*LINE, "-i", "dev"), "identity:dev")
+
+
+# --- profiles, by botocore's providers ----------------------------------------------------------------------
+
+
+def test_static_keys_of_either_file_are_used(place: Sandbox, keys: Keys) -> None:
+    keys.learn(*ALICE)
+    place.credentials(ALICE.profile("one"))
+    place.config(ALICE.profile("profile two"))
+    for name in ("one", "two"):
+        assert signed_by(place.run(*LINE, "-i", name), keys).arn == ALICE.arn
+
+
+def test_a_profiles_role_is_assumed_from_its_source(place: Sandbox, moto: RecordingProxy, keys: Keys) -> None:
+    alice = moto.create_user("alice")
+    first = moto.create_role("first", trusted=[alice.arn], external_id="x1")
+    second = moto.create_role("second", trusted=[first])
+    place.credentials(alice.profile("alice"))
+    place.config(
+        f"[profile first]\nrole_arn = {first}\nsource_profile = alice\nexternal_id = x1\nrole_session_name = me\n"
+        f"[profile second]\nrole_arn = {second}\nsource_profile = first\nduration_seconds = 1800\n"
+    )
+    done = place.run(*LINE, "-i", "first", env=moto.environment)
+    assert signed_by(done, keys).arn == f"arn:aws:sts::{ACCOUNT}:assumed-role/first/me"
+    done = place.run(*LINE, "-i", "second", env=moto.environment)
+    assert signed_by(done, keys).canonical_arn == second
+    assert moto.last("AssumeRole").params["DurationSeconds"] == "1800"
+
+
+def test_a_profiles_role_may_have_a_stored_identity_for_its_source(
+    desk: Sandbox, moto: RecordingProxy, keys: Keys
+) -> None:
+    alice = moto.create_user("alice")
+    role = moto.create_role("admin", trusted=[alice.arn])
+    login(desk, "alice", key=alice)
+    desk.config(f"[profile admin]\nrole_arn = {role}\nsource_profile = alice\n")
+    assert signed_by(desk.run(*LINE, "-i", "admin", env=moto.environment), keys).canonical_arn == role
+
+
+def test_environment_keys_may_be_the_source_of_a_profiles_role(
+    place: Sandbox, moto: RecordingProxy, keys: Keys
+) -> None:
+    alice = moto.create_user("alice")
+    role = moto.create_role("admin", trusted=[alice.arn])
+    place.config(f"[profile admin]\nrole_arn = {role}\ncredential_source = Environment\n")
+    env = {**moto.environment, **alice.environment}
+    assert signed_by(place.run(*LINE, "-i", "admin", env=env), keys).canonical_arn == role
+
+
+def process_profile(place: Sandbox, answer: str) -> Path:
+    """A profile `tool` whose credential_process prints this, and the file in which it counts its runs."""
+    runs = place.home / "runs"
+    runs.unlink(missing_ok=True)
+    place.write("answer.json", answer)
+    script = place.write("tool.py", f"open({str(runs)!r}, 'a').write('x')\nprint(open('answer.json').read())\n")
+    place.config(f"[profile tool]\ncredential_process = {sys.executable} {script}\n")
+    return runs
+
+
+def test_a_credential_process_is_run_once_a_mint(place: Sandbox, keys: Keys) -> None:
+    keys.learn(*ALICE)
+    runs = process_profile(place, process_output())
+    for _ in range(2):
+        assert signed_by(place.run(*LINE, "-i", "tool"), keys).arn == ALICE.arn
+    assert runs.read_text() == "x"
+
+
+@pytest.mark.parametrize("answer", ["", "no JSON", '{"Version": 3}', '{"Version": 1}'])
+def test_a_credential_process_that_fails_is_one_line(answer: str, place: Sandbox) -> None:
+    process_profile(place, answer)
+    assert_fails(place.run(*LINE, "-i", "tool"), "tool")
+
+
+def test_a_web_identity_becomes_its_role(place: Sandbox, moto: RecordingProxy, keys: Keys) -> None:
+    role = moto.create_role("web")
+    token = place.write("token", "eyJhbGciOiJub25lIn0.e30.")
+    profile = f"role_arn = {role}\nweb_identity_token_file = {token}\nrole_session_name = pod"
+    place.config(f"[profile web]\n{profile}\n")
+    assert signed_by(place.run(*LINE, "-i", "web", env=moto.environment), keys).canonical_arn == role
+    env = {**moto.environment, "AWS_ROLE_ARN": role, "AWS_WEB_IDENTITY_TOKEN_FILE": str(token)}
+    assert signed_by(place.run(*LINE, env=env), keys).canonical_arn == role
+    assert moto.counts == {"AssumeRoleWithWebIdentity": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "error", "hint"),
+    [
+        pytest.param("[profile production]\nregion = x\n", "prodution", "'prodution'", "production", id="misspelt"),
+        pytest.param("", "zzz", "'zzz'", "eks-token login zzz", id="like no other"),
+        pytest.param(
+            "[profile empty]\nregion = eu-west-1\n", "empty", "empty", "eks-token login", id="without credentials"
+        ),
+        pytest.param(
+            f"[profile a]\nrole_arn = {ALICE.arn}\nsource_profile = b\n"
+            f"[profile b]\nrole_arn = {ALICE.arn}\nsource_profile = c\n"
+            f"[profile c]\nrole_arn = {ALICE.arn}\nsource_profile = b\n",
+            "a",
+            "a -> b -> c -> b",
+            "",
+            id="sources in a loop",
+        ),
+        pytest.param(
+            f"[profile a]\nrole_arn = {ALICE.arn}\nsource_profile = a\n",
+            "a",
+            "a -> a",
+            "",
+            id="its own source, no keys",
+        ),
+        pytest.param(
+            f"[profile a]\nrole_arn = {ALICE.arn}\nsource_profile = gone\n", "a", "gone", "", id="a source that is gone"
+        ),
+        pytest.param(
+            "[profile a]\nlogin_session = arn:aws:sts::123456789012:assumed-role/x/me\n",
+            "a",
+            "login_session",
+            "credential_process",
+            id="aws login",
+        ),
+        pytest.param("[profile a\n", "a", ".aws/config", "", id="a config file that cannot be parsed"),
+        pytest.param("[profile a]\naws_access_key_id = x\n", "a", "aws_secret_access_key", "", id="half a key"),
+    ],
+)
+def test_a_profile_that_leads_nowhere_is_one_line(
+    config: str, name: str, error: str, hint: str, place: Sandbox
+) -> None:
+    place.config(config)
+    assert_fails(place.run(*LINE, "-i", name), error, hint)
+
+
+def test_a_profile_with_keys_may_be_its_own_source(place: Sandbox, moto: RecordingProxy, keys: Keys) -> None:
+    alice = moto.create_user("alice")
+    role = moto.create_role("admin", trusted=[alice.arn])
+    place.config(f"{alice.profile('profile admin')}role_arn = {role}\nsource_profile = admin\n")
+    assert signed_by(place.run(*LINE, "-i", "admin", env=moto.environment), keys).canonical_arn == role
+
+
+# --- with and without a keyring -----------------------------------------------------------------------------
+
+
+class RecordingBus:
+    """A socket where a session bus should be. It counts who calls, and hangs up."""
+
+    def __init__(self, path: Path) -> None:
+        self.address = f"unix:path={path}"
+        self.calls = 0
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                if connection.recv(4) == b"stop":
+                    return
+            self.calls += 1
+
+    def stop(self) -> None:
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(self._socket.getsockname())
+            last.send(b"stop")
+            self._thread.join()
+        self._socket.close()
+
+
+@pytest.fixture
+def bus(place: Sandbox) -> Iterator[RecordingBus]:
+    # a socket's path may have 107 bytes, and pytest's directories are long
+    with tempfile.TemporaryDirectory() as directory:
+        recorder = RecordingBus(Path(directory) / "bus")
+        place.env["DBUS_SESSION_BUS_ADDRESS"] = recorder.address
+        yield recorder
+        recorder.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "env"),
+    [
+        pytest.param([], ALICE.environment, id="environment keys"),
+        pytest.param(["-i", "static"], {}, id="a profile's keys"),
+        pytest.param(["-i", "tool"], {}, id="a credential_process"),
+        pytest.param([], {"AWS_PROFILE": "static"}, id="AWS_PROFILE"),
+        pytest.param([], {}, id="the default profile"),
+    ],
+)
+def test_no_keyring_is_asked_where_none_is_needed(
+    options: list[str], env: Mapping[str, str], place: Sandbox, bus: RecordingBus, keys: Keys
+) -> None:
+    keys.learn(*ALICE)
+    process_profile(place, process_output())
+    place.credentials(ALICE.profile("static") + ALICE.profile())
+    assert signed_by(place.run(*LINE, *options, env=env), keys).arn == ALICE.arn
+    assert bus.calls == 0
+    # the recorder does see it where the keyring is asked
+    assert place.run(*LINE, "-i", "unknown").returncode == 1
+    assert bus.calls > 0
+
+
+def test_login_without_a_keyring_is_one_line(place: Sandbox) -> None:
+    for address in (place.env["DBUS_SESSION_BUS_ADDRESS"], None):
+        env = {"DBUS_SESSION_BUS_ADDRESS": address}
+        done = place.run("login", "dev", "--stdin", "--no-verify", stdin=process_output(), env=env)
+        assert_fails(done, "keyring", "PYTHON_KEYRING_BACKEND")
+    assert not (place.data / "identities.json").exists()
+
+
+def test_a_keyring_that_went_away_or_is_locked_is_one_line(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
+    login(desk)
+    assert_fails(desk.run(*LINE, "-i", "dev", env={"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere"}), "keyring")
+    with keyring_daemon.locked():
+        assert_fails(desk.run(*LINE, "-i", "dev"), "locked", "unlock")
+    assert desk.run(*LINE, "-i", "dev").returncode == 0
+
+
+# --- what nobody may see ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("debug", [{"EKS_TOKEN_DEBUG": "1"}, {}], ids=["debug", "plain"])
+def test_no_message_shows_a_secret(debug: Mapping[str, str], desk: Sandbox, moto: RecordingProxy) -> None:
+    alice = moto.create_user("alice")
+    role = moto.create_role("admin", trusted=[alice.arn])
+    token = "IQoJb3JpZ2luX2Vj" + "s3cr3t/+" * 20
+    session = {**alice.environment, "AWS_SESSION_TOKEN": token}
+    process_profile(desk, process_output(alice, SessionToken=token))
+    env = {**moto.environment, **debug}
+    shown = [
+        desk.run("login", "dev", "--stdin", stdin=process_output(alice), env=env),
+        desk.run("login", "bad", "--stdin", stdin=process_output(alice, SessionToken=token), env=env),
+        desk.run(*LINE, "-i", "dev", env=env),
+        desk.run(*LINE, "-i", "dev", "--role-arn", role, env=env),
+        desk.run(*LINE, "--role-arn", role, env=env | session),
+        desk.run(*LINE, env=env | session),
+        desk.run(*LINE, "-i", "tool", env=env),
+        desk.run("logout", "dev", env=env),
+    ]
+    assert [done.returncode for done in shown] == [0, 1, 0, 0, 1, 0, 0, 0], [done.stderr for done in shown]
+    # what AWS says is repeated, and might repeat what it was told
+    moto.fail("AssumeRole", "AccessDenied", f"you sent {alice.secret} and {token}")
+    shown.append(desk.run(*LINE, "--role-arn", role, env=env | session))
+    assert "you sent [secret] and [secret]" in shown[-1].stderr
+    text = "".join(done.stderr for done in shown)
+    assert ("debug:" in text) == bool(debug)
+    for secret in (alice.secret, token, *(key.secret for key in moto.keys.values())):
+        assert secret not in text

@@ -1,0 +1,1176 @@
+"""The shell script at the head of the executable: as right as the module, in every shell, and seldom in the way.
+
+The oracle is the module: what it has stored, and what it would look up for the same arguments and environment.
+Each shell runs under the name sh, as a system that has it for its /bin/sh would run it.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import ROOT, interpreters, need
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import eks_token
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="only on POSIX: Windows starts Python itself")
+
+LAUNCHER = (ROOT / "build/launcher.sh").read_text()
+BUILD = "0123456789abcdef"
+MISS = "MISS"
+YEAR = 365 * 24 * 3600  # seconds
+
+TOKEN = ("--cluster-name", "demo", "--region", "us-east-2", "--identity", "dev")
+AUTHENTICATOR = ("token", "-i", "demo")
+PLAIN = [
+    TOKEN,
+    ("--cluster-name=demo", "--region=us-east-2", "-i", "dev", "--role-arn", "arn:aws:iam::111122223333:role/a/b"),
+    ("aws", "eks", "token", "--cluster-name", "demo", "--region", "eu-west-1", "--identity=dev@acme.com"),
+    ("--region", "us-east-2", "eks", "get-token", "--cluster-name", "demo", "--output", "json"),
+    ("eks", "get-token", "--cluster-name", "demo", "--query", "status.token"),
+    AUTHENTICATOR,
+]
+"""Requests of every grammar, all of which the launcher is there for."""
+
+
+class Shell(NamedTuple):
+    name: str
+    path: str
+
+
+SHELLS = ["dash", "bash", "busybox", "zsh", "mksh", *(["ksh93"] if shutil.which("ksh93") else [])]
+
+
+@pytest.fixture(scope="module", params=SHELLS)
+def shell(request: pytest.FixtureRequest) -> Shell:
+    """One shell after the other."""
+    return Shell(request.param, *need(request.param))
+
+
+@pytest.fixture(scope="module")
+def shells() -> list[Shell]:
+    """All of them that are here, for tests that need no name for each."""
+    found = [Shell(name, path) for name in SHELLS for path in [shutil.which(name)] if path]
+    return found or [Shell("sh", *need("sh"))]
+
+
+class Desk:
+    """A home whose answers come from Cache.store, and the launcher with a Python that only says that it was asked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = root / "home"
+        self.home.mkdir()
+        self.file = self.script("eks-token", LAUNCHER.replace("@BUILD@", BUILD))
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "LANG": "C.UTF-8",
+            "EKS_TOKEN_PYTHON": str(self.script("asked", f"#!/bin/sh\nprintf {MISS}\n")),
+        }
+        directory = eks_token.cache_home(self.environ, sys.platform)
+        assert directory is not None
+        self.cache = eks_token.Cache(directory)
+        os.makedirs(directory, 0o700)
+        self.stored = 0
+
+    def script(self, name: str, text: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def key(self, argv: Sequence[str], environ: Mapping[str, str]) -> eks_token.Key | None:
+        version = eks_token.exec_info(environ.get("KUBERNETES_EXEC_INFO", "")).version
+        return eks_token.request_key(version, argv, environ, sys.platform)
+
+    def here(self, argv: Sequence[str] = TOKEN, environ: Mapping[str, str] | None = None) -> Path:
+        """The directory of the answer to this request."""
+        key = self.key(argv, self.environ if environ is None else environ)
+        assert key is not None
+        return Path(self.cache.root, "tokens", key.directory)
+
+    def store(
+        self,
+        argv: Sequence[str] = TOKEN,
+        environ: Mapping[str, str] | None = None,
+        watched: Sequence[str | Path] = (),
+    ) -> str:
+        """Keeps an answer to this request, unlike any before, and returns it."""
+        key = self.key(argv, self.environ if environ is None else environ)
+        self.stored += 1
+        answer = f"answer {self.stored}"
+        if key is not None:
+            now = int(time.time())
+            minted = eks_token.Minted(answer, now, now + 840, True)
+            state = eks_token.look_at(map(str, watched))
+            self.cache.store(key, minted, state, self.cache.generation())
+        return answer
+
+    def module(self, argv: Sequence[str] = TOKEN, environ: Mapping[str, str] | None = None) -> str | None:
+        """What the module has for this request."""
+        environ = self.environ if environ is None else environ
+        try:
+            key = self.key(argv, environ)
+        except eks_token.Problem:
+            return None
+        directory = eks_token.cache_home(environ, sys.platform)
+        if key is None or directory is None or "--refresh" in argv:
+            return None
+        return eks_token.Cache(directory).lookup(key, time.time())
+
+    def launcher(
+        self, shell: Shell, argv: Sequence[str] = TOKEN, environ: Mapping[str, str] | None = None, name: str = "sh"
+    ) -> str | None:
+        """What the launcher prints without asking Python; None if it does ask."""
+        done = subprocess.run(
+            [name, str(self.file), *argv],
+            executable=shell.path,
+            env=self.environ if environ is None else environ,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        # bash and mksh say themselves that they do not know a locale
+        messages = b"" if b"setlocale" in done.stderr else done.stderr
+        assert (done.returncode, messages) == (0, b""), (shell.name, argv, done)
+        output = done.stdout.decode()
+        if output == MISS:
+            return None
+        assert output.endswith("\n") and "\n" not in output[:-1], (shell.name, output)
+        return output[:-1]
+
+    def answers(
+        self, shells: Sequence[Shell], argv: Sequence[str] = TOKEN, environ: Mapping[str, str] | None = None
+    ) -> dict[str, str | None]:
+        """What each shell, and the module, have for this request."""
+        found = {shell.name: self.launcher(shell, argv, environ) for shell in shells}
+        return found | {"module": self.module(argv, environ)}
+
+
+@pytest.fixture(scope="module")
+def _without_flush() -> Iterator[None]:
+    """Nothing here pulls the plug, and hundreds of flushes to disk take their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture
+def desk(tmp_path: Path, _without_flush: None) -> Desk:
+    return new_desk(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_desk(tmp_path_factory: pytest.TempPathFactory, _without_flush: None) -> Desk:
+    """For generated requests, of which each stores an answer of its own."""
+    return new_desk(tmp_path_factory.mktemp("shared"))
+
+
+def new_desk(directory: Path) -> Desk:
+    (directory / "desk").mkdir()
+    return Desk(directory / "desk")
+
+
+def old_file(path: Path, text: str = "", age: float = 100) -> Path:
+    """A file that was written `age` seconds ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    modified = time.time_ns() - int(age * 1e9)
+    os.utime(path, ns=(modified, modified))
+    return path
+
+
+# --- launcher and module agree ------------------------------------------------------------------------------
+
+KUBECTL_INFO = [
+    f'{{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/{version}"'
+    f',"spec":{{"interactive":{interactive}}}}}\n'
+    for version in ("v1", "v1beta1")
+    for interactive in ("true", "false")
+]
+OTHER_INFO = [
+    "{}",
+    "null",
+    "not JSON",
+    KUBECTL_INFO[0].rstrip("\n"),
+    KUBECTL_INFO[0].replace("v1", "v1alpha1"),
+    KUBECTL_INFO[0].replace("v1", "v2"),
+    KUBECTL_INFO[0].replace('"spec"', '"spec":{"cluster":{"server":"https://a"}},"spec"'),
+    KUBECTL_INFO[0] + "\n",
+    " " + KUBECTL_INFO[2],
+]
+
+no_nul = st.binary(max_size=12).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))
+odd_texts = st.one_of(
+    st.sampled_from(
+        [
+            *["", " ", "..", ".", "/", "//", "a/", "/a", "a/../b", "a/./b", "a//b", "../../x", "-", "--", "|", "%"],
+            *["a|b", "#", "*", "?", "[a]", "~", "$HOME", "`id`", "\\", "\\n", "a\nb", "\n", "'", '"', "\t", "\x7f"],
+            *[
+                "é",
+                "e\u0301",
+                "\u0131",
+                "\udcff",
+                "\udcc3",
+                "a\udcffb",
+                "x" * 200,
+                "x" * 201,
+                "x/" * 90 + "x",
+                "é" * 120,
+            ],
+            *["%answer", "%request", "v1", "v1beta1", "HOME=/root", "AWS_PROFILE=dev", "--region", "--region=", "-n"],
+        ]
+    ),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=6),
+    no_nul,
+)
+plain_texts = st.from_regex(r"\A[A-Za-z0-9_.:@=,+-]{1,8}(/[A-Za-z0-9_:@=,+-]{1,8}){0,2}\Z")
+names = st.one_of(st.sampled_from(["demo", "Demo", "dev", "prod", "us-east-2", "eu-west-1"]), plain_texts)
+options = st.sampled_from(
+    ["--cluster-name", "--region", "--identity", "-i", "--role-arn", "--profile", "-r", "--output", "--refresh"]
+)
+words = st.one_of(names, options, odd_texts, st.builds("{}={}".format, options, names), st.just("--debug"))
+arguments = st.one_of(
+    st.sampled_from(PLAIN).map(list),
+    st.builds(lambda name, region: ["--cluster-name", name, "--region", region], names, names),
+    st.builds(lambda name: ["eks", "get-token", "--cluster-name", name], names),
+    st.lists(words, max_size=6),
+)
+values = st.one_of(
+    names,
+    st.sampled_from(["", "regional", "legacy", "/x/config", "/x", "x/config", "~/config", "/x/$HOME", "/x/", "true"]),
+    odd_texts,
+)
+variable_names = st.sampled_from([*eks_token.REQUEST_VARIABLES[1:], "EKS_TOKEN_DEBUG"])
+file_variables = st.sampled_from(sorted(eks_token.PATH_VARIABLES))
+environments = st.builds(
+    lambda some, files, info: {**some, **files, **({} if info is None else {"KUBERNETES_EXEC_INFO": info})},
+    st.dictionaries(variable_names, values, max_size=4),
+    st.dictionaries(file_variables, st.sampled_from(["/x/config", "/x/y/z", "x", "~/x", "/x/$y"]), max_size=1),
+    st.one_of(st.none(), st.just(""), st.sampled_from(KUBECTL_INFO), st.sampled_from(OTHER_INFO)),
+)
+
+
+class Asked(NamedTuple):
+    argv: tuple[str, ...]
+    variables: Mapping[str, str]
+
+
+requests = st.builds(lambda argv, variables: Asked(tuple(argv), variables), arguments, environments)
+
+
+@st.composite
+def near_misses(draw: st.DrawFn) -> tuple[Asked, Asked]:
+    """A request, and one that is it or differs from it as little as can be."""
+    asked = draw(requests)
+    argv, variables = list(asked.argv), dict(asked.variables)
+    for change in draw(st.lists(st.sampled_from(sorted(CHANGES)), max_size=2)):
+        CHANGES[change](draw, argv, variables)
+    return asked, Asked(tuple(argv), variables)
+
+
+def place(draw: st.DrawFn, argv: list[str]) -> int:
+    return draw(st.integers(0, len(argv) - 1)) if argv else 0
+
+
+def replace_word(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    argv[place(draw, argv) :][:1] = []
+    argv.insert(place(draw, argv), draw(words))
+
+
+def insert_word(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    argv.insert(place(draw, argv), draw(words))
+
+
+def drop_word(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    if argv:
+        argv.pop(place(draw, argv))
+
+
+def swap_case(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    if argv:
+        at = place(draw, argv)
+        argv[at] = argv[at].swapcase()
+
+
+def split_word(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    """Parts that meet at another place: a/b is not a, b."""
+    if argv:
+        at = place(draw, argv)
+        cut = draw(st.integers(0, len(argv[at])))
+        argv[at : at + 1] = [argv[at][:cut], argv[at][cut:]]
+
+
+def join_words(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    if len(argv) > 1:
+        at = draw(st.integers(0, len(argv) - 2))
+        argv[at : at + 2] = [draw(st.sampled_from(["", "=", "/", "|", " ", "|/"])).join(argv[at : at + 2])]
+
+
+def swap_words(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    if len(argv) > 1:
+        at = draw(st.integers(0, len(argv) - 2))
+        argv[at], argv[at + 1] = argv[at + 1], argv[at]
+
+
+def set_variable(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    variables[draw(variable_names)] = draw(values)
+
+
+def unset_variable(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    if variables:
+        variables.pop(draw(st.sampled_from(sorted(variables))))
+
+
+def word_for_variable(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    """A variable's part, said as an argument."""
+    if variables:
+        name = draw(st.sampled_from(sorted(variables)))
+        argv.append(f"{name}={variables.pop(name)}")
+
+
+def other_version(draw: st.DrawFn, argv: list[str], variables: dict[str, str]) -> None:
+    variables["KUBERNETES_EXEC_INFO"] = draw(st.sampled_from([*KUBECTL_INFO, *OTHER_INFO, ""]))
+
+
+CHANGES: dict[str, Callable[[st.DrawFn, list[str], dict[str, str]], None]] = {
+    change.__name__: change
+    for change in (
+        *(replace_word, insert_word, drop_word, swap_case, split_word, join_words, swap_words),
+        *(set_variable, unset_variable, word_for_variable, other_version),
+    )
+}
+
+
+def is_the_launchers(asked: Asked, key: eks_token.Key | None) -> bool:
+    """Whether the launcher has to answer this, if the module can."""
+    given = {name: value for name, value in asked.variables.items() if value}
+    if key is None or key.directory.startswith("%") or "--debug" in asked.argv or "EKS_TOKEN_DEBUG" in given:
+        return False
+    if given.get("KUBERNETES_EXEC_INFO", "") not in ("", *KUBECTL_INFO):
+        return False
+    if eks_token.SECRET_VARIABLES & given.keys():
+        return False
+    files = [value for name, value in given.items() if name in eks_token.PATH_VARIABLES]
+    return all(path.startswith("/") and "$" not in path for path in files)
+
+
+@given(pair=near_misses())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_launcher_answers_what_the_module_would_and_never_anything_else(
+    pair: tuple[Asked, Asked], shell: Shell, shared_desk: Desk
+) -> None:
+    stored, asked = pair
+    try:
+        shared_desk.store(stored.argv, shared_desk.environ | dict(stored.variables))
+    except eks_token.Problem:  # an API version that is none
+        pass
+    environ = shared_desk.environ | dict(asked.variables)
+    expected = shared_desk.module(asked.argv, environ)
+    answer = shared_desk.launcher(shell, asked.argv, environ)
+    if expected is None or answer is not None:
+        assert answer == expected
+    else:
+        assert not is_the_launchers(asked, shared_desk.key(asked.argv, environ))
+
+
+@given(parts=st.lists(st.one_of(odd_texts, values), min_size=20, max_size=60))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_launcher_and_module_agree_on_what_stands_for_itself_in_a_path(parts: list[str], shell: Shell) -> None:
+    function = re.search(r"^et_plain\(\) \{\n.*?^\}\n", LAUNCHER, re.S | re.M)
+    assert function
+    loop = 'for part; do if et_plain "$part"; then echo plain; else echo odd; fi; done'
+    done = subprocess.run(
+        ["sh", "-c", f"{function.group()}\n{loop}", "sh", *parts],
+        executable=shell.path,
+        env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = [line == "plain" for line in done.stdout.splitlines()]
+    assert said == [eks_token.is_plain(eks_token.quoted(part)) for part in parts]
+
+
+@pytest.mark.parametrize("info", [*KUBECTL_INFO, "", None], ids=["v1", "v1 alone", "v1beta1", "v1beta1 alone", "", "-"])
+def test_launcher_answers_every_plain_request(desk: Desk, shell: Shell, info: str | None) -> None:
+    environ = desk.environ | {"AWS_PROFILE": "dev", "AWS_CONFIG_FILE": "/x/config"}
+    environ |= {} if info is None else {"KUBERNETES_EXEC_INFO": info}
+    answers = [desk.store(argv, environ) for argv in PLAIN]
+    assert [desk.launcher(shell, argv, environ) for argv in PLAIN] == answers
+
+
+def test_launcher_is_the_same_under_the_shells_own_name(desk: Desk, shell: Shell) -> None:
+    answer = desk.store()
+    name = "sh" if shell.name == "busybox" else shell.name
+    assert desk.launcher(shell, name=name) == answer
+    assert desk.launcher(shell, [*TOKEN, "--refresh"], name=name) is None
+
+
+def test_yash_never_answers(desk: Desk) -> None:
+    """It drops bytes that are no UTF-8 from variables: two requests could look like one."""
+    desk.store()
+    assert desk.launcher(Shell("yash", *need("yash"))) is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "variables"),
+    [
+        pytest.param((*TOKEN, "--refresh"), {}, id="a new token is asked for"),
+        pytest.param((*TOKEN, "--debug"), {}, id="the steps are asked for"),
+        pytest.param(TOKEN, {"EKS_TOKEN_DEBUG": "1"}, id="the steps are asked for by a variable"),
+        *(pytest.param(TOKEN, {name: "x"}, id=f"{name} is hashed") for name in sorted(eks_token.SECRET_VARIABLES)),
+    ],
+)
+def test_launcher_leaves_to_python(
+    desk: Desk, shells: list[Shell], argv: Sequence[str], variables: Mapping[str, str]
+) -> None:
+    environ = desk.environ | dict(variables)
+    desk.store(argv, environ)
+    assert {desk.launcher(shell, argv, environ) for shell in shells} == {None}
+
+
+def test_launchers_variables_are_the_modules() -> None:
+    loop = re.search(r"for et_name in \\\n(.*?); do", LAUNCHER, re.S)
+    assert loop
+    listed = loop.group(1).replace("\\", " ").split()
+    assert listed == [name for name in eks_token.REQUEST_VARIABLES if name not in eks_token.SECRET_VARIABLES]
+
+
+def test_launchers_file_variables_are_the_modules() -> None:
+    branch = re.search(r"\n\t\t(ATMOS_XDG_CONFIG_HOME \|.*?)\)\n", LAUNCHER, re.S)
+    assert branch
+    assert branch.group(1).replace("\\", " ").replace("|", " ").split() == sorted(eks_token.PATH_VARIABLES)
+
+
+def test_launcher_looks_at_every_secret_variable() -> None:
+    assert set(re.findall(r"\$\{(AWS_\w+)-\}", LAUNCHER)) == eks_token.SECRET_VARIABLES
+
+
+# --- never wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param(("--cluster-name", "demo2", *TOKEN[2:]), id="another cluster"),
+        pytest.param(("--cluster-id", *TOKEN[1:]), id="a cluster's id"),
+        pytest.param((*TOKEN[:3], "us-east-1", *TOKEN[4:]), id="another region"),
+        pytest.param((*TOKEN[:-1], "prod"), id="another identity"),
+        pytest.param((*TOKEN[:-1], "dev2"), id="an identity whose name begins with this one's"),
+        pytest.param((*TOKEN[:-1], "de"), id="an identity whose name this one's begins with"),
+        pytest.param(TOKEN[:-2], id="no identity"),
+        pytest.param((*TOKEN, "--role-arn", "arn:aws:iam::111122223333:role/r"), id="a role on top"),
+        pytest.param((*TOKEN, "--session-name", "s"), id="a session name"),
+        pytest.param((*TOKEN, "--external-id", "e"), id="an external id"),
+        pytest.param((*TOKEN[:-2], "--identity=dev"), id="the same with an equals sign"),
+        pytest.param((*TOKEN, ""), id="an empty argument more"),
+        pytest.param((*TOKEN[2:], *TOKEN[:2]), id="another order"),
+        pytest.param(tuple(word.upper() for word in TOKEN), id="upper case"),
+        pytest.param((), id="nothing"),
+    ],
+)
+def test_another_argument_is_another_request(desk: Desk, shells: list[Shell], argv: Sequence[str]) -> None:
+    answer = desk.store()
+    assert set(desk.answers(shells).values()) == {answer}
+    assert set(desk.answers(shells, argv).values()) == {None}
+
+
+@pytest.mark.parametrize("name", eks_token.REQUEST_VARIABLES[1:])
+def test_another_value_of_a_variable_is_another_request(desk: Desk, shells: list[Shell], name: str) -> None:
+    """No argument names a region here, so that the two region variables count."""
+    unset, one, other = desk.environ, desk.environ | {name: "/x/one"}, desk.environ | {name: "/x/other"}
+    desk.store(AUTHENTICATOR, unset)
+    assert set(desk.answers(shells, AUTHENTICATOR, one).values()) == {None}
+    desk.store(AUTHENTICATOR, one)
+    assert set(desk.answers(shells, AUTHENTICATOR, other).values()) == {None}
+    shutil.rmtree(desk.cache.root + "/tokens")
+    desk.store(AUTHENTICATOR, one)
+    assert set(desk.answers(shells, AUTHENTICATOR, unset).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("argv", "variables"),
+    [
+        pytest.param(TOKEN, {"AWS_REGION": "a", "AWS_DEFAULT_REGION": "b"}, id="regions that an option overrides"),
+        pytest.param(("--region=us-east-2", *TOKEN[:2]), {"AWS_REGION": "eu-west-1"}, id="the same, joined on"),
+        pytest.param(TOKEN, {"AWS_STS_REGIONAL_ENDPOINTS": "regional"}, id="the value that is the default"),
+        pytest.param(TOKEN, {"AWS_PROFILE": ""}, id="an empty variable"),
+        pytest.param(TOKEN, {"EDITOR": "vi", "AWS_PAGER": "less"}, id="variables that do not matter"),
+    ],
+)
+def test_what_changes_nothing_is_answered_all_the_same(
+    desk: Desk, shells: list[Shell], argv: Sequence[str], variables: Mapping[str, str]
+) -> None:
+    answer = desk.store(argv)
+    assert set(desk.answers(shells, argv, desk.environ | dict(variables)).values()) == {answer}
+
+
+@pytest.mark.parametrize("word", ["--regional", "--region-x=a", "region=a", "-region", "x--region"])
+def test_a_word_that_resembles_the_region_option_overrides_no_variable(
+    desk: Desk, shells: list[Shell], word: str
+) -> None:
+    desk.store((*AUTHENTICATOR, word))
+    environ = desk.environ | {"AWS_REGION": "eu-west-1"}
+    assert set(desk.answers(shells, (*AUTHENTICATOR, word), environ).values()) == {None}
+
+
+def test_legacy_sts_endpoints_are_another_request(desk: Desk, shells: list[Shell]) -> None:
+    desk.store()
+    assert set(desk.answers(shells, TOKEN, desk.environ | {"AWS_STS_REGIONAL_ENDPOINTS": "legacy"}).values()) == {None}
+
+
+def test_another_home_is_another_request_even_with_a_copy_of_the_cache(desk: Desk, shells: list[Shell]) -> None:
+    desk.store()
+    other = desk.root / "other"
+    shutil.copytree(desk.home, other)
+    environ = desk.environ | {"HOME": str(other)}
+    assert set(desk.answers(shells, TOKEN, environ).values()) == {None}
+    # not even where the copy lies at the path that an answer would have there
+    root = Path(str(eks_token.cache_home(environ, sys.platform)))
+    shutil.copytree(desk.here(), root / desk.here(TOKEN, environ).relative_to(desk.cache.root))
+    assert set(desk.answers(shells, TOKEN, environ).values()) == {None}
+
+
+@pytest.mark.parametrize("home", ["", "relative/home", "/nonexistent/home", None])
+def test_without_a_home_nothing_is_answered(desk: Desk, shells: list[Shell], home: str | None) -> None:
+    desk.store()
+    environ = {name: value for name, value in desk.environ.items() if name != "HOME"}
+    environ |= {"XDG_CACHE_HOME": str(Path(desk.cache.root).parent)} | ({} if home is None else {"HOME": home})
+    assert {desk.launcher(shell, TOKEN, environ) for shell in shells} == {None}
+
+
+def test_another_cache_home_has_other_answers(desk: Desk, shells: list[Shell], tmp_path: Path) -> None:
+    desk.store()
+    environ = desk.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    assert set(desk.answers(shells, TOKEN, environ).values()) == {None}
+    shutil.copytree(desk.cache.root, tmp_path / "eks-token")
+    assert set(desk.answers(shells, TOKEN, environ).values()) == {desk.module()}
+
+
+def test_relative_cache_home_is_as_if_unset(desk: Desk, shells: list[Shell]) -> None:
+    answer = desk.store()
+    assert set(desk.answers(shells, TOKEN, desk.environ | {"XDG_CACHE_HOME": "relative"}).values()) == {answer}
+
+
+@pytest.mark.parametrize("info", [KUBECTL_INFO[0], *OTHER_INFO])
+def test_another_api_version_is_another_request(desk: Desk, shells: list[Shell], info: str) -> None:
+    desk.store(TOKEN, desk.environ | {"KUBERNETES_EXEC_INFO": KUBECTL_INFO[2]})
+    environ = desk.environ | {"KUBERNETES_EXEC_INFO": info}
+    assert {desk.launcher(shell, TOKEN, environ) for shell in shells} == {None}
+
+
+def test_a_file_system_that_folds_case_confuses_nobody(desk: Desk, shells: list[Shell]) -> None:
+    """There, the other request's path leads to this one's answer."""
+    desk.store()
+    other = (*TOKEN[:-1], "Dev")
+    shutil.copytree(desk.here(), desk.here(other))
+    assert (desk.here(other) / "%answer").exists()
+    assert set(desk.answers(shells, other).values()) == {None}
+
+
+def shifted(seconds: float) -> Callable[[Path], object]:
+    def shift(path: Path) -> None:
+        modified = path.stat().st_mtime_ns + int(seconds * 1e9)
+        os.utime(path, ns=(modified, modified))
+
+    return shift
+
+
+def replaced_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(shifted(50), id="newer"),
+        pytest.param(shifted(-50), id="older, as when a backup is put back"),
+        pytest.param(shifted(1), id="a second newer"),
+        pytest.param(Path.unlink, id="gone"),
+        pytest.param(replaced_by_directory, id="a directory now"),
+        pytest.param(lambda path: path.write_text("changed"), id="written"),
+    ],
+)
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_change_of_a_file_that_was_read_ends_the_answer(
+    desk: Desk, shells: list[Shell], which: int, change: Callable[[Path], object]
+) -> None:
+    data = Path(str(eks_token.data_home(desk.environ, sys.platform)))
+    watched = [
+        old_file(desk.home / ".aws/config"),
+        old_file(desk.home / ".aws/credentials"),
+        old_file(data / "identities.json"),
+    ]
+    answer = desk.store(watched=watched)
+    assert set(desk.answers(shells).values()) == {answer}
+    change(watched[which])
+    assert set(desk.answers(shells).values()) == {None}
+
+
+def test_a_fraction_of_a_second_is_a_change_where_the_shell_sees_it(desk: Desk, shells: list[Shell]) -> None:
+    """busybox compares whole seconds; files that somebody edits differ by more, see SETTLE_SECONDS."""
+    config = old_file(desk.home / ".aws/config")
+    os.utime(config, ns=(1_700_000_000_200_000_000, 1_700_000_000_200_000_000))
+    desk.store(watched=[config])
+    shifted(0.5)(config)
+    answers = desk.answers(shells)
+    answers.pop("busybox", None)
+    assert set(answers.values()) == {None}
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_a_file_that_appears_ends_the_answer(desk: Desk, shells: list[Shell], kind: str) -> None:
+    config, credentials = desk.home / "config", old_file(desk.home / "credentials")
+    answer = desk.store(watched=[config, credentials])
+    assert set(desk.answers(shells).values()) == {answer}
+    if kind == "file":
+        old_file(config)
+    elif kind == "directory":
+        config.mkdir()
+    else:
+        config.symlink_to(credentials)
+    assert set(desk.answers(shells).values()) == {None}
+
+
+def test_watched_names_with_spaces_and_other_letters_are_read_whole(desk: Desk, shells: list[Shell]) -> None:
+    watched = [old_file(desk.home / name) for name in ("two  words", "schlüssel", "back\\slash", "'quoted\"", "%41 x")]
+    answer = desk.store(watched=[*watched, desk.home / "not there"])
+    assert set(desk.answers(shells).values()) == {answer}
+    for path in watched:
+        shifted(5)(path)
+        assert set(desk.answers(shells).values()) == {None}
+        shifted(-5)(path)
+    old_file(desk.home / "not there")
+    assert set(desk.answers(shells).values()) == {None}
+
+
+@pytest.mark.parametrize("name", ["blank ", "tab\t", "line\nbreak", "return\r", "a\x1cb", "a\u2028absent b", "a\udcff"])
+def test_watched_names_that_a_record_cannot_hold_never_mislead(desk: Desk, shells: list[Shell], name: str) -> None:
+    path = desk.home / name
+    answer = desk.store(watched=[path])
+    assert set(desk.answers(shells).values()) <= {answer, None}
+    old_file(path)
+    assert set(desk.answers(shells).values()) == {None}
+
+
+# --- the clock ----------------------------------------------------------------------------------------------
+
+
+def redate(here: Path, issued: int, fresh_until: int) -> None:
+    """Gives an answer other times, in its record and in its files'."""
+    _, _, _, line = (here / "%request").read_text().splitlines()[0].split(" ")
+    rest = (here / "%request").read_text().partition("\n")[2]
+    (here / "%request").write_text(f"eks-token-1 {issued} {fresh_until} {line}\n{rest}")
+    os.utime(here / "%request", (issued, issued))
+    os.utime(here / "%answer", (fresh_until, fresh_until))
+
+
+@pytest.mark.parametrize(
+    ("issued", "fresh_until", "served"),
+    [
+        pytest.param(-60, 60, True, id="in its time"),
+        pytest.param(0, 60, True, id="issued this second"),
+        pytest.param(-840, 5, True, id="about to end"),
+        pytest.param(-840, 0, False, id="ended this second"),
+        pytest.param(-YEAR, -YEAR + 780, False, id="ended a year ago"),
+        pytest.param(5, 785, False, id="issued in the future: the clock was set back"),
+        pytest.param(YEAR, YEAR + 780, False, id="issued a year ahead"),
+        pytest.param(-60, -120, False, id="ended before it began"),
+    ],
+)
+def test_an_answer_serves_in_its_time_only(
+    desk: Desk, shells: list[Shell], issued: int, fresh_until: int, served: bool
+) -> None:
+    answer = desk.store()
+    now = int(time.time())
+    redate(desk.here(), now + issued, now + fresh_until)
+    assert set(desk.answers(shells).values()) == {answer if served else None}
+
+
+def test_bounds_are_exact_in_the_module(desk: Desk) -> None:
+    answer = desk.store()
+    redate(desk.here(), 1000, 2000)
+    key = desk.key(TOKEN, desk.environ)
+    assert key
+    times = {999.999: None, 1000.0: answer, 1999.999: answer, 2000.0: None}
+    assert {now: desk.cache.lookup(key, now) for now in times} == times
+
+
+@pytest.mark.parametrize("name", ["%answer", "%request"])
+def test_files_that_lost_their_times_are_a_miss(desk: Desk, shells: list[Shell], name: str) -> None:
+    """As after a copy that does not keep them. A record newer than its answer is none the worse."""
+    answer = desk.store(watched=[old_file(desk.home / "config")])
+    os.utime(desk.here() / name)
+    assert set(desk.answers(shells).values()) == ({None} if name == "%answer" else {answer})
+
+
+# --- damage -------------------------------------------------------------------------------------------------
+
+
+def without(name: str) -> Callable[[Path], object]:
+    return lambda here: (here / name).unlink()
+
+
+def without_stamps(here: Path) -> None:
+    stamps = [path for path in here.iterdir() if path.name[1:].isdigit()]
+    assert stamps
+    for stamp in stamps:
+        stamp.unlink()
+
+
+def overwritten(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """Changes a file's content and keeps its time, as a failing disk might."""
+
+    def overwrite(here: Path) -> None:
+        state = (here / name).stat()
+        (here / name).write_bytes(change((here / name).read_bytes()))
+        os.utime(here / name, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    return overwrite
+
+
+def lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], object]:
+    return overwritten("%request", lambda data: b"".join(change(data.splitlines(keepends=True))))
+
+
+DAMAGES = [
+    pytest.param(without("%request"), id="no record"),
+    pytest.param(without("%answer"), id="no answer"),
+    pytest.param(shutil.rmtree, id="nothing"),
+    pytest.param(lambda here: os.truncate(here / "%answer", 3), id="the answer was cut"),
+    pytest.param(lambda here: os.truncate(here / "%request", 60), id="the record was cut"),
+    pytest.param(overwritten("%request", lambda data: b""), id="an empty record"),
+    pytest.param(overwritten("%request", lambda data: b"\n" + data), id="an empty first line"),
+    pytest.param(overwritten("%request", lambda data: data.replace(b"-1 ", b"-2 ", 1)), id="another format"),
+    pytest.param(overwritten("%request", lambda data: data.replace(b"demo", b"prod")), id="another request's"),
+    pytest.param(overwritten("%request", lambda data: bytes(range(256))), id="a record of all bytes"),
+    pytest.param(overwritten("%request", lambda data: b"x" * 100_000), id="a long record without an end"),
+    pytest.param(lines(lambda all: [*all[:-1]]), id="the record's end is missing"),
+    pytest.param(lines(lambda all: [all[0]]), id="only the first line is left"),
+    pytest.param(lines(lambda all: [all[0], b"\n", *all[1:]]), id="an empty line"),
+    pytest.param(lines(lambda all: [all[0], b"what /\n", *all[1:]]), id="an unknown stamp"),
+    pytest.param(lines(lambda all: [all[0], b"absent\nabsent /\n", *all[1:]]), id="a file that is there after all"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_a_miss(desk: Desk, shells: list[Shell], damage: Callable[[Path], object]) -> None:
+    answer = desk.store(watched=[old_file(desk.home / "config"), desk.home / "absent"])
+    assert set(desk.answers(shells).values()) == {answer}
+    damage(desk.here())
+    answers = desk.answers(shells)
+    assert set(answers.values()) == {None}, answers
+
+
+def test_without_its_stamps_an_answer_is_pythons(desk: Desk, shells: list[Shell]) -> None:
+    answer = desk.store(watched=[old_file(desk.home / "config")])
+    without_stamps(desk.here())
+    assert {desk.launcher(shell) for shell in shells} == {None}
+    assert desk.module() == answer
+
+
+def test_a_record_cut_anywhere_is_a_miss(desk: Desk, shells: list[Shell]) -> None:
+    desk.store(watched=[old_file(desk.home / "config"), desk.home / "absent"])
+    record = desk.here() / "%request"
+    whole, state = record.read_bytes(), record.stat()
+    for length in range(len(whole)):
+        record.write_bytes(whole[:length])
+        os.utime(record, ns=(state.st_atime_ns, state.st_mtime_ns))
+        assert set(desk.answers(shells[length % len(shells) :][:1]).values()) == {None}, whole[:length]
+
+
+def test_directories_in_the_place_of_files_are_a_miss(desk: Desk, shells: list[Shell]) -> None:
+    for name in ("%answer", "%request"):
+        desk.store()
+        (desk.here() / name).unlink()
+        (desk.here() / name).mkdir()
+        os.utime(desk.here() / name, (2**31, 2**31) if name == "%answer" else (0, 0))
+        assert desk.module() is None
+        for shell in shells:
+            # cat finds out too late that an answer is a directory: an error then, and no success
+            done = run(desk, shell)
+            assert (done.stdout in (MISS, "")) and (done.stdout == MISS or done.returncode), (name, done)
+        (desk.here() / name).rmdir()
+
+
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only on POSIX, as root")
+
+
+@as_root
+@pytest.mark.parametrize("whose", ["cache", "home", "answer"])
+def test_what_belongs_to_another_user_is_not_read(desk: Desk, shells: list[Shell], whose: str) -> None:
+    desk.store()
+    owned = {"cache": Path(desk.cache.root), "home": desk.home, "answer": desk.here() / "%answer"}[whose]
+    os.chown(owned, 65534, 65534)
+    assert {desk.launcher(shell) for shell in shells} == {None}
+    os.chown(owned, 0, 0)
+    assert {desk.launcher(shell) for shell in shells} == {"answer 1"}
+
+
+def test_a_link_in_the_place_of_the_cache_is_not_followed(desk: Desk, shells: list[Shell]) -> None:
+    desk.store()
+    root = Path(desk.cache.root)
+    root.rename(root.with_name("elsewhere"))
+    root.symlink_to("elsewhere")
+    assert {desk.launcher(shell) for shell in shells} == {None}
+
+
+def test_cache_that_cannot_be_written_is_a_miss(desk: Desk, shells: list[Shell]) -> None:
+    """Without the file whose time is the clock there is no telling."""
+    desk.store()
+    now = Path(desk.cache.root, "now")
+    now.unlink()
+    now.mkdir()
+    assert {desk.launcher(shell) for shell in shells} == {None}
+
+
+def test_a_cache_that_is_emptied_meanwhile_is_a_miss(desk: Desk, shell: Shell) -> None:
+    """A pipe in the record's place holds the launcher up between the look at the answer and the printing of it."""
+    desk.store()
+    here, record = desk.here(), desk.here() / "%request"
+    text = record.read_text()
+    record.unlink()
+    os.mkfifo(record)
+    os.utime(record, (0, 0))
+
+    def empty() -> None:
+        with record.open("w") as pipe:  # waits until the launcher reads
+            shutil.rmtree(here)
+            pipe.write(text)
+
+    emptying = threading.Thread(target=empty, daemon=True)
+    emptying.start()
+    assert desk.launcher(shell) is None
+    emptying.join(10)
+
+
+# --- what it prints -----------------------------------------------------------------------------------------
+
+
+def run(
+    desk: Desk, shell: Shell, *argv: str, environ: Mapping[str, str | None] | None = None, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """The launcher's run as it ends, whichever way."""
+    variables = {**desk.environ, **(environ or {})}
+    return subprocess.run(
+        ["sh", str(desk.file), *(argv or TOKEN)],
+        executable=shell.path,
+        env={name: value for name, value in variables.items() if value is not None},
+        cwd=desk.home,
+        check=False,
+        encoding="utf-8",
+        errors="surrogateescape",
+        **({"capture_output": True, "stdin": subprocess.DEVNULL} | options),
+    )
+
+
+def test_an_answer_is_printed_to_the_byte(desk: Desk, shell: Shell) -> None:
+    key = desk.key(TOKEN, desk.environ)
+    assert key
+    text = '{"kind": "ExecCredential", "é\\n%s\\\\": "' + "x" * 5000 + '"}'
+    now = int(time.time())
+    desk.cache.store(key, eks_token.Minted(text, now, now + 840, True), (), "")
+    done = run(desk, shell)
+    assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only on systems with /dev/full")
+def test_an_answer_that_cannot_be_written_is_an_error(desk: Desk, shell: Shell) -> None:
+    desk.store()
+    with open("/dev/full", "w") as full:
+        done = run(desk, shell, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- python -------------------------------------------------------------------------------------------------
+
+
+def echo(desk: Desk, name: str = "echo") -> Path:
+    """A Python that says as JSON what it was started with."""
+    text = (
+        "import json, os, sys\n"
+        "print(json.dumps([sys.argv, {os.fsdecode(k): os.fsdecode(v) for k, v in os.environb.items()}]))\n"
+    )
+    program = desk.script(f"{name}.py", text)
+    return desk.script(name, f'#!/bin/sh\nexec {interpreters()[0].path} -I "{program}" "$@"\n')
+
+
+HOSTILE_WORDS = ["a b", "", "*", "'", '"', "\n", "x\n", "-n", "\\", "\\n", "$HOME", "`id`", "é", "\udcff", "--", "~"]
+
+
+def test_arguments_reach_python_as_they_are(desk: Desk, shell: Shell) -> None:
+    done = run(desk, shell, *HOSTILE_WORDS, environ={"EKS_TOKEN_PYTHON": str(echo(desk))})
+    (_, *argv), _ = json.loads(done.stdout)
+    assert argv == ["-I", "-S", str(desk.file), *HOSTILE_WORDS]
+    assert done.stderr == ""
+
+
+def unpacked(desk: Desk, text: str = "pass") -> Path:
+    """The program as build/start.py leaves it: the manifest last."""
+    program = old_file(Path(desk.cache.root, "app", BUILD, "__main__.py"), text, age=20)
+    old_file(program.with_name("manifest"), BUILD, age=10)
+    return program
+
+
+def test_arguments_reach_the_unpacked_program_as_they_are(desk: Desk, shell: Shell) -> None:
+    program = unpacked(desk)
+    done = run(desk, shell, *HOSTILE_WORDS, environ={"EKS_TOKEN_PYTHON": str(echo(desk))})
+    (_, *argv), _ = json.loads(done.stdout)
+    assert argv == ["-I", "-S", str(program), str(desk.file), *HOSTILE_WORDS]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda program: old_file(program, "", age=20), id="empty"),
+        pytest.param(lambda program: old_file(program, "cut", age=5), id="written to after its manifest"),
+        pytest.param(Path.unlink, id="gone"),
+    ],
+)
+def test_a_program_that_is_not_as_it_was_unpacked_is_left_to_the_archive(
+    desk: Desk, shell: Shell, spoil: Callable[[Path], object]
+) -> None:
+    spoil(unpacked(desk))
+    done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": str(echo(desk))})
+    (_, *argv), _ = json.loads(done.stdout)
+    assert argv == ["-I", "-S", str(desk.file), *TOKEN]
+
+
+@as_root
+def test_a_program_of_another_user_is_not_run(desk: Desk, shells: list[Shell]) -> None:
+    program = unpacked(desk)
+    os.chown(program, 65534, 65534)
+    for shell in shells:
+        (_, *argv), _ = json.loads(run(desk, shell, environ={"EKS_TOKEN_PYTHON": str(echo(desk))}).stdout)
+        assert argv[2] == str(desk.file)
+
+
+def test_variables_reach_python_unchanged(desk: Desk, shell: Shell) -> None:
+    """Whatever they are called: a shell script's own variables would take the place of exported ones."""
+    called = "path line status name value file info region word stamp here cache python build last tag request answer"
+    variables = {name: f"/mine  {name} é\n*" for name in called.split()}
+    variables |= {"KUBERNETES_EXEC_INFO": KUBECTL_INFO[0], "AWS_PROFILE": "a b", "EMPTY": "", "IFS": "x", "CDPATH": "/"}
+    desk.store()
+    done = run(desk, shell, environ=variables | {"EKS_TOKEN_PYTHON": str(echo(desk))})
+    _, seen = json.loads(done.stdout)
+    variables.pop("IFS")  # the shells' own, and no concern of Python's
+    assert {name: seen.get(name) for name in variables} == variables
+    assert [name for name in seen if name.startswith("et_")] == []
+
+
+def test_stdin_reaches_python_unread(desk: Desk, shell: Shell) -> None:
+    reader = desk.script("reader", "#!/bin/sh\nexec cat\n")
+    desk.store()
+    done = run(
+        *(desk, shell, "login", "dev", "--stdin"),
+        environ={"EKS_TOKEN_PYTHON": str(reader)},
+        stdin=None,
+        input="first\nsecond",
+    )
+    assert done.stdout == "first\nsecond"
+
+
+def test_pythons_status_and_messages_pass_through(desk: Desk, shell: Shell) -> None:
+    failing = desk.script("failing", "#!/bin/sh\necho out\necho err >&2\nexit 7\n")
+    done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": str(failing)})
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+
+
+@pytest.mark.parametrize("named", ["/nonexistent/python", "no-such-python", "two words"])
+def test_a_named_python_that_is_not_there_is_one_error_line(desk: Desk, shell: Shell, named: str) -> None:
+    done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": named})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"eks-token: error: EKS_TOKEN_PYTHON is no program: {named}\n"
+
+
+def test_a_fresh_answer_needs_no_python(desk: Desk, shell: Shell) -> None:
+    answer = desk.store()
+    assert desk.launcher(shell, TOKEN, desk.environ | {"EKS_TOKEN_PYTHON": "/nonexistent/python"}) == answer
+
+
+class Programs:
+    """A PATH of directories with spaces in their names, and no Python but those put there."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.directories: list[Path] = []
+        for tool in ("cat", "printf"):  # not every shell has a printf of its own
+            self.add(tool, f'#!/bin/sh\nexec {need(tool)[0]} "$@"\n')
+
+    def add(self, name: str, text: str, directory: str = "my tools") -> Path:
+        script = self.desk.script(f"{directory}/{name}", text)
+        if script.parent not in self.directories:
+            self.directories.append(script.parent)
+        return script
+
+    def run(self, shell: Shell, **environ: str) -> "subprocess.CompletedProcess[str]":
+        path = ":".join(map(str, self.directories))
+        return run(self.desk, shell, environ={"EKS_TOKEN_PYTHON": None, "PATH": path, **environ})
+
+
+@pytest.fixture
+def programs(desk: Desk) -> Programs:
+    return Programs(desk)
+
+
+def suitable(says: str) -> str:
+    """A stand-in for a Python that is new enough."""
+    return f'#!/bin/sh\n[ "$3" = -c ] && exit 0\nprintf {says}\n'
+
+
+def run_first_and_fail(status: int) -> str:
+    return f"#!/bin/sh\necho noise\necho noise >&2\nexit {status}\n"
+
+
+@pytest.mark.parametrize("name", ["python3", "python3.11", "python3.12", "python3.13", "python3.14"])
+def test_a_python_is_found_on_a_path_with_spaces(programs: Programs, shell: Shell, name: str) -> None:
+    programs.add(name, suitable("found"))
+    done = programs.run(shell)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "found", "")
+
+
+def test_real_pythons_are_told_apart_by_their_age(programs: Programs, shell: Shell, python: str) -> None:
+    programs.add("python3", f'#!/bin/sh\nexec {python} "$@"\n')
+    unpacked(programs.desk, "import sys; print(sys.flags.isolated, sys.flags.no_site, *sys.argv[2:])")
+    done = programs.run(shell)
+    assert (done.stdout, done.stderr) == (f"1 1 {' '.join(TOKEN)}\n", "")
+
+
+@pytest.mark.parametrize(
+    "unsuitable",
+    [
+        pytest.param(run_first_and_fail(127), id="a shim for a version that is not installed"),
+        pytest.param(run_first_and_fail(1), id="an old one"),
+        pytest.param("#!/nonexistent/interpreter\n", id="a script whose interpreter is gone"),
+        pytest.param("", id="an empty file"),
+    ],
+)
+def test_a_python_that_does_not_do_is_passed_over(programs: Programs, shell: Shell, unsuitable: str) -> None:
+    programs.add("python3", unsuitable)
+    if not unsuitable:  # which a shell takes for a script that succeeds
+        programs.add("python3", "exit 1\n")
+    programs.add("python3.12", suitable("found"))
+    done = programs.run(shell)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "found", "")
+
+
+def old_python() -> str | None:
+    candidates = [shutil.which(f"python3.{minor}") for minor in range(10, 5, -1)]
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    candidates += map(str, sorted(pyenv.glob("3.[0-9].*/bin/python3")))
+    for candidate in candidates:
+        if candidate and subprocess.run([candidate, "-ISc", ""], capture_output=True, check=False).returncode == 0:
+            return candidate
+    return None
+
+
+def test_an_old_python_is_passed_over(programs: Programs, shell: Shell) -> None:
+    old = old_python()
+    programs.add("python3", f'#!/bin/sh\nexec {old} "$@"\n' if old else run_first_and_fail(1))
+    done = programs.run(shell)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no Python 3.11 or newer" in done.stderr
+    programs.add("python3.11", suitable("found"))
+    assert programs.run(shell).stdout == "found"
+
+
+def test_without_a_python_there_is_one_error_and_a_hint(programs: Programs, shell: Shell) -> None:
+    done = programs.run(shell)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "eks-token: error: no Python 3.11 or newer was found\nhint: install one, or name it in EKS_TOKEN_PYTHON\n"
+    )
+
+
+def test_the_python_that_worked_last_is_taken(programs: Programs, shell: Shell) -> None:
+    remembered = programs.add("my python", suitable("remembered"), "else where")
+    programs.directories.pop()
+    programs.add("python3", suitable("found"))
+    Path(programs.desk.cache.root, "python").write_text(f"{remembered}\n")
+    assert programs.run(shell).stdout == "remembered"
+    assert programs.run(shell, EKS_TOKEN_PYTHON=str(programs.add("named", suitable("named")))).stdout == "named"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param("/nonexistent/python\n", id="removed since"),
+        pytest.param("", id="empty"),
+        pytest.param("/\n", id="a directory"),
+        pytest.param("\x01\x02", id="garbage"),
+    ],
+)
+def test_without_the_python_that_worked_last_another_is_found(programs: Programs, shell: Shell, record: str) -> None:
+    programs.add("python3", suitable("found"))
+    Path(programs.desk.cache.root, "python").write_text(record)
+    done = programs.run(shell)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "found", "")
+
+
+@as_root
+def test_a_python_that_another_user_names_is_not_run(programs: Programs, shells: list[Shell]) -> None:
+    programs.add("python3", suitable("found"))
+    record = Path(programs.desk.cache.root, "python")
+    record.write_text(f"{programs.add('theirs', suitable('theirs'))}\n")
+    os.chown(record, 65534, 65534)
+    assert {programs.run(shell).stdout for shell in shells} == {"found"}
+
+
+# --- a hostile environment ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        *(
+            pytest.param({"SHELLOPTS": option}, id=f"set -o {option}")
+            for option in ("errexit", "nounset", "noglob", "noclobber", "allexport", "pipefail", "keyword", "errtrace")
+        ),
+        *(pytest.param({"IFS": value}, id=f"IFS={value!r}") for value in ("", "/", "|", "e", "-:", "\n")),
+        pytest.param({"BASHOPTS": "nocasematch:failglob:nullglob:extglob:dotglob"}, id="options of bash"),
+        pytest.param({"CDPATH": "/:/tmp", "PWD": "/nonexistent", "OLDPWD": ""}, id="directories"),
+        pytest.param({"POSIXLY_CORRECT": "1"}, id="POSIXLY_CORRECT"),
+        *(
+            pytest.param({"LC_ALL": locale, "LANG": locale}, id=f"locale {locale}")
+            for locale in ("C", "POSIX", "tr_TR.UTF-8", "en_US.ISO-8859-1", "ja_JP.SJIS", "nonsense")
+        ),
+        pytest.param({"PS4": "$(echo harm >&2)", "PS1": "$(echo harm >&2)", "PROMPT_COMMAND": "echo"}, id="prompts"),
+        pytest.param({"SECONDS": "9", "RANDOM": "9", "OPTIND": "9", "TMOUT": "1"}, id="shells' variables"),
+        pytest.param({"YASH_VERSION": "", "ZSH_VERSION": "x", "BASH_VERSION": "x", "KSH_VERSION": "x"}, id="versions"),
+        pytest.param(
+            {f"et_{name}": "/harm" for name in ("cache", "line", "here", "region", "value", "last", "info", "end")},
+            id="variables called as the launcher's own",
+        ),
+    ],
+)
+def test_the_environment_does_the_launcher_no_harm(
+    desk: Desk, shell: Shell, variables: Mapping[str, str], tmp_path: Path
+) -> None:
+    harm = tmp_path / "harm"
+    harm.write_text("echo harm; echo harm >&2; set -e\n")
+    answer = desk.store(watched=[old_file(desk.home / "config"), desk.home / "absent"])
+    environ = desk.environ | {"ENV": str(harm), "BASH_ENV": str(harm)} | dict(variables)
+    assert desk.launcher(shell, TOKEN, environ) == answer
+    assert desk.launcher(shell, (*TOKEN, "--refresh"), environ) is None
+    assert desk.launcher(shell, (*TOKEN, "a b"), environ) is None
+    assert desk.launcher(shell, AUTHENTICATOR, environ) is None
+    found = desk.script("bin/python3", suitable("found"))
+    path = f"{found.parent}:{os.environ['PATH']}"
+    done = run(desk, shell, *AUTHENTICATOR, environ={**variables, "EKS_TOKEN_PYTHON": None, "PATH": path})
+    assert (done.returncode, done.stdout) == (0, "found")

@@ -1,0 +1,439 @@
+"""Section 2: credentials become a token that a cluster takes. botocore's client, the verifier and the AWS CLI judge."""
+
+import functools
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import botocore.session
+import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+from conftest import Completed, KeyringDaemon, Sandbox, missing
+from servers import AccessKey, Keys
+from verifier import decoded_url, verify
+
+import eks_token
+from eks_token import Credentials, Endpoint, Problem, Vault
+
+ALICE = "arn:aws:iam::123456789012:user/alice"
+KEY = AccessKey("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", ALICE)
+BARE = ["--cluster-name", "demo", "--region", "eu-west-1"]
+GET_TOKEN = ["eks", "get-token", "--cluster-name", "demo"]
+TOKEN = ["token", "-i", "demo"]
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, executable: Path) -> Sandbox:
+    return Sandbox(tmp_path_factory.mktemp("token") / "sandbox", lambda: executable)
+
+
+@pytest.fixture
+def place(extracted: Sandbox) -> Iterator[Sandbox]:
+    """A home without AWS config or answers; the extracted program is kept, which saves half a second a test."""
+    for leftover in (extracted.data, extracted.cache / "tokens", extracted.home / ".aws"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    yield extracted
+
+
+def token_of(done: Completed) -> str:
+    assert done.returncode == 0, done.stderr
+    token: str = json.loads(done.stdout)["status"]["token"]
+    return token
+
+
+def parameters(url: str) -> dict[str, str]:
+    return {name: value for name, (value,) in parse_qs(urlsplit(url).query).items()}
+
+
+def host_of(done: Completed) -> str:
+    return urlsplit(decoded_url(token_of(done))).netloc
+
+
+def fails(done: Completed, status: int, words: str) -> None:
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("eks-token: error: ")
+    assert words in first
+    assert all(line.startswith("hint: ") for line in rest) and len(rest) <= 1
+
+
+# --- hosts --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def partitions() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = botocore.session.Session().get_data("partitions")["partitions"]
+    return found
+
+
+def partition_of(region: str) -> str:
+    return next(str(each["id"]) for each in partitions() if region in each["regions"])
+
+
+@functools.cache
+def judge(legacy: bool) -> botocore.session.Session:
+    """A session whose clients tell where botocore would send the call."""
+    session = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
+    session.set_config_variable("sts_regional_endpoints", "legacy" if legacy else "regional")
+    return session
+
+
+def botocores_endpoint(region: str, fips: bool, dual_stack: bool, legacy: bool) -> Endpoint | None:
+    """Where botocore's own client presigns to, None where it refuses to."""
+    try:
+        client = judge(legacy).create_client(
+            "sts",
+            region_name=region,
+            config=Config(use_fips_endpoint=fips, use_dualstack_endpoint=dual_stack),
+            aws_access_key_id=KEY.id,
+            aws_secret_access_key=KEY.secret,
+        )
+        url = client.generate_presigned_url("get_caller_identity")
+    except BotoCoreError:
+        return None
+    scope = parameters(url)["X-Amz-Credential"].split("/")
+    return Endpoint(urlsplit(url).netloc, scope[2])
+
+
+def our_endpoint(region: str, fips: bool, dual_stack: bool, legacy: bool) -> Endpoint | None:
+    try:
+        return eks_token.sts_endpoint(region, "aws", fips, dual_stack, legacy)
+    except Problem:
+        return None
+
+
+PLAIN = [region for each in partitions() for region in each["regions"] if "global" not in region]
+SAMPLES = [
+    *("us-east-1", "us-east-2", "eu-west-1", "cn-north-1", "us-gov-west-1", "eusc-de-east-1"),
+    *("us-iso-east-1", "us-isob-east-1", "eu-isoe-west-1", "us-isof-south-1"),
+]
+
+
+@pytest.mark.parametrize("region", PLAIN)
+def test_a_regions_host_is_the_one_that_botocores_client_uses(region: str) -> None:
+    for legacy in (False, True):
+        assert our_endpoint(region, False, False, legacy) == botocores_endpoint(region, False, False, legacy)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["regional", "legacy"])
+@pytest.mark.parametrize(
+    ("fips", "dual_stack"), [(True, False), (False, True), (True, True)], ids=["fips", "dual", "2"]
+)
+@pytest.mark.parametrize("region", SAMPLES)
+def test_so_it_is_with_fips_and_dual_stack(region: str, fips: bool, dual_stack: bool, legacy: bool) -> None:
+    # the verifier knows no dual-stack domain of the ISO partitions: there the setting is ignored
+    known = dual_stack and "-iso" not in region
+    assert our_endpoint(region, fips, dual_stack, legacy) == botocores_endpoint(region, fips, known, legacy)
+
+
+@pytest.mark.parametrize("variant", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("region", SAMPLES)
+def test_clusters_of_the_partition_take_the_token(region: str, variant: tuple[bool, bool]) -> None:
+    for legacy in (False, True):
+        endpoint = eks_token.sts_endpoint(region, "", *variant, legacy)
+        url, issued = eks_token.presign(Credentials(*KEY[:2], None, None), endpoint, "demo")
+        token = eks_token.bearer_token(url)
+        secrets = {KEY.id: (KEY.secret, KEY.arn)}
+        who = verify(token, cluster="demo", secrets=secrets, partition=partition_of(region))
+        assert (who.host, who.signed_at) == (endpoint.host, issued)
+        assert parameters(url)["X-Amz-Expires"] == "60"
+
+
+@pytest.mark.parametrize(
+    ("region", "nearest", "host"),
+    [
+        ("us-east-9", "us-east-", "sts.us-east-9.amazonaws.com"),
+        ("eu-atlantis-1", "eu-", "sts.eu-atlantis-1.amazonaws.com"),
+        ("cn-north-9", "cn-north-1", "sts.cn-north-9.amazonaws.com.cn"),
+        ("us-gov-east-9", "us-gov-east-1", "sts.us-gov-east-9.amazonaws.com"),
+        ("us-isob-east-9", "us-isob-east-1", "sts.us-isob-east-9.sc2s.sgov.gov"),
+    ],
+)
+def test_a_region_that_is_new_to_botocore_is_used_with_a_warning(
+    region: str, nearest: str, host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert eks_token.sts_endpoint(region) == Endpoint(host, region)
+    (line,) = capsys.readouterr().err.splitlines()
+    warning = f"eks-token: warning: the region {region} is not known here; the nearest known one is {nearest}"
+    assert line.startswith(warning)
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        pytest.param("mars-1", id="another planet"),
+        pytest.param("us-east", id="cut off"),
+        pytest.param("us-east-1a", id="a zone"),
+        pytest.param("US-EAST-1", id="capitals"),
+        pytest.param("us-east-1.example.com", id="a host"),
+        pytest.param("us-east-1/", id="a path"),
+        pytest.param("us-east-1\n", id="a line break"),
+        pytest.param("us-eàst-1", id="a letter beyond ASCII"),
+        pytest.param("us-east-\N{ARABIC-INDIC DIGIT ONE}", id="a digit beyond ASCII"),
+    ],
+)
+def test_what_cannot_be_a_region_is_refused(region: str) -> None:
+    with pytest.raises(Problem, match="is no AWS region") as caught:
+        eks_token.sts_endpoint(region)
+    assert caught.value.status == 2
+
+
+def test_no_setting_of_an_endpoint_url_changes_the_host(place: Sandbox) -> None:
+    place.credentials(KEY.profile())
+    place.config(
+        "[default]\nendpoint_url = https://a.example\nservices = own\n"
+        "[services own]\nsts =\n  endpoint_url = https://b.example\n"
+    )
+    env = {"AWS_ENDPOINT_URL": "https://c.example", "AWS_ENDPOINT_URL_STS": "https://d.example"}
+    assert host_of(place.run(*BARE, env=env)) == "sts.eu-west-1.amazonaws.com"
+    endpoint = ["--endpoint-url", "https://e.example"]
+    assert host_of(place.run(*GET_TOKEN, "--region", "eu-west-1", *endpoint)) == "sts.eu-west-1.amazonaws.com"
+
+
+@pytest.mark.parametrize(
+    ("line", "env", "config", "host"),
+    [
+        pytest.param(GET_TOKEN, {}, "", "sts.amazonaws.com", id="aws: none anywhere, the global host"),
+        pytest.param(TOKEN, {}, "", "sts.us-east-1.amazonaws.com", id="authenticator: none anywhere, us-east-1's"),
+        pytest.param(GET_TOKEN, {}, "region = eu-west-2", "sts.eu-west-2.amazonaws.com", id="aws: the profile's"),
+        pytest.param(TOKEN, {}, "region = eu-west-2", "sts.eu-west-2.amazonaws.com", id="authenticator: the profile's"),
+        pytest.param(
+            GET_TOKEN,
+            {"AWS_REGION": "eu-west-3", "AWS_DEFAULT_REGION": "eu-west-1"},
+            "region = eu-west-2",
+            "sts.eu-west-3.amazonaws.com",
+            id="AWS_REGION before all",
+        ),
+        pytest.param(
+            GET_TOKEN,
+            {"AWS_DEFAULT_REGION": "eu-west-1"},
+            "region = eu-west-2",
+            "sts.eu-west-1.amazonaws.com",
+            id="AWS_DEFAULT_REGION before the profile's",
+        ),
+        pytest.param(
+            [*GET_TOKEN, "--region=cn-north-1"], {"AWS_REGION": "x"}, "", "sts.cn-north-1.amazonaws.com.cn", id="option"
+        ),
+        pytest.param(
+            [*GET_TOKEN, "--region", "us-west-2"],
+            {"AWS_USE_FIPS_ENDPOINT": "true"},
+            "",
+            "sts-fips.us-west-2.amazonaws.com",
+            id="FIPS by variable",
+        ),
+        pytest.param(
+            [*GET_TOKEN, "--region", "us-west-2"],
+            {},
+            "use_fips_endpoint = true\nuse_dualstack_endpoint = true",
+            "sts-fips.us-west-2.api.aws",
+            id="FIPS and dual-stack by config",
+        ),
+        pytest.param(BARE, {"AWS_USE_DUALSTACK_ENDPOINT": "true"}, "", "sts.eu-west-1.api.aws", id="dual-stack"),
+        pytest.param(BARE, {}, "sts_regional_endpoints = legacy", "sts.amazonaws.com", id="legacy by config"),
+        pytest.param(BARE, {"AWS_STS_REGIONAL_ENDPOINTS": "legacy"}, "", "sts.amazonaws.com", id="legacy by variable"),
+        pytest.param(
+            BARE,
+            {"AWS_STS_REGIONAL_ENDPOINTS": "regional"},
+            "sts_regional_endpoints = legacy",
+            "sts.eu-west-1.amazonaws.com",
+            id="the variable before config",
+        ),
+    ],
+)
+def test_region_and_variant_of_the_host_are_found_where_aws_documents_them(
+    line: Sequence[str], env: Mapping[str, str], config: str, host: str, place: Sandbox, keys: Keys
+) -> None:
+    keys.learn(*KEY)
+    place.credentials(KEY.profile())
+    place.config(f"[default]\n{config}\n")
+    done = place.run(*line, env=env)
+    assert host_of(done) == host
+    partition = "aws-cn" if host.endswith(".cn") else "aws"
+    assert verify(token_of(done), cluster="demo", secrets=keys, partition=partition).arn == KEY.arn
+
+
+def test_a_stored_identitys_region_is_used(place: Sandbox, keyring_daemon: KeyringDaemon) -> None:
+    bus = {"DBUS_SESSION_BUS_ADDRESS": keyring_daemon.address}
+    given = json.dumps({"Version": 1, "AccessKeyId": KEY.id, "SecretAccessKey": KEY.secret})
+    stored = place.run("login", "dev", "--stdin", "--no-verify", "--region", "ap-south-1", stdin=given, env=bus)
+    assert stored.returncode == 0, stored.stderr
+    for line in (GET_TOKEN, TOKEN):
+        assert host_of(place.run(*line, env=bus)) == "sts.ap-south-1.amazonaws.com"
+        assert host_of(place.run(*line, env={**bus, "AWS_REGION": "eu-west-1"})) == "sts.eu-west-1.amazonaws.com"
+
+
+# --- how long it is good ------------------------------------------------------------------------------------
+
+
+def timestamps(done: Completed) -> tuple[int, int]:
+    """When the token was signed and when it is said to end."""
+    date = parameters(decoded_url(token_of(done)))["X-Amz-Date"]
+    issued = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    ends = json.loads(done.stdout)["status"]["expirationTimestamp"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", ends)
+    return int(issued), int(datetime.fromisoformat(ends).timestamp())
+
+
+def session(lifetime: float) -> dict[str, str]:
+    """Temporary credentials that end in so many seconds, as a tool exports them."""
+    return {
+        **KEY.environment,
+        "AWS_SESSION_TOKEN": "IQoJb3JpZ2luX2Vj" + "x" * 400,
+        "AWS_CREDENTIAL_EXPIRATION": eks_token.rfc3339(time.time() + lifetime),
+    }
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "cached"),
+    [
+        pytest.param(3600, True, id="the token ends first"),
+        pytest.param(600, True, id="the credentials end first"),
+        pytest.param(100, False, id="about to end"),
+        pytest.param(30, False, id="in their last minute"),
+    ],
+)
+def test_a_token_ends_after_14_minutes_or_a_minute_before_its_credentials(
+    lifetime: int, cached: bool, place: Sandbox
+) -> None:
+    env = session(lifetime)
+    done = place.run(*BARE, env=env)
+    issued, ends = timestamps(done)
+    credentials_end = int(datetime.fromisoformat(env["AWS_CREDENTIAL_EXPIRATION"]).timestamp())
+    assert ends == min(issued + 14 * 60, credentials_end - 60)
+    assert any((place.cache / "tokens").rglob("%answer")) == cached
+
+
+def test_credentials_without_an_end_make_tokens_of_14_minutes(place: Sandbox) -> None:
+    issued, ends = timestamps(place.run(*BARE, env=KEY.environment))
+    assert ends - issued == 14 * 60
+    assert abs(issued - time.time()) < 60
+
+
+def test_expired_credentials_are_an_error(place: Sandbox, keyring_daemon: KeyringDaemon) -> None:
+    fails(place.run(*BARE, env=session(-5)), 1, "expired")
+
+    bus = {"DBUS_SESSION_BUS_ADDRESS": keyring_daemon.address}
+    given = {"Version": 1, "AccessKeyId": KEY.id, "SecretAccessKey": KEY.secret, "SessionToken": "x" * 100}
+    given["Expiration"] = eks_token.rfc3339(time.time() + 600)
+    stored = place.run("login", "dev", "--stdin", "--no-verify", stdin=json.dumps(given), env=bus)
+    assert stored.returncode == 0, stored.stderr
+    issued, ends = timestamps(place.run(*BARE, env=bus))
+    assert issued + 9 * 60 - 60 < ends <= issued + 9 * 60
+
+    vault = Vault(place.environment(bus))
+    entry = vault.get_json("identity:dev")
+    assert entry is not None
+    vault.set_json("identity:dev", {**entry, "expiration": eks_token.rfc3339(time.time() - 5)})
+    done = place.run(*BARE, "--refresh", env=bus)
+    fails(done, 1, "expired")
+    assert "eks-token login dev" in done.stderr
+
+
+# --- its form -----------------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_one_line_of_an_exec_credential(place: Sandbox) -> None:
+    done = place.run(*BARE, env=KEY.environment)
+    assert done.stdout.count("\n") == 1
+    assert done.stdout.endswith("}\n")
+    answer = json.loads(done.stdout)
+    assert answer | {"status": {}} == {
+        "kind": "ExecCredential",
+        "apiVersion": "client.authentication.k8s.io/v1beta1",
+        "spec": {},
+        "status": {},
+    }
+    assert answer["status"].keys() == {"token", "expirationTimestamp"}
+
+
+def test_the_session_token_goes_into_the_token(place: Sandbox, keys: Keys) -> None:
+    key_id, key = keys.mint("arn:aws:sts::123456789012:assumed-role/admin/alice+/=", 3600)
+    env = {**AccessKey(key_id, key.secret, "").environment, "AWS_SESSION_TOKEN": str(key.session_token)}
+    who = verify(token_of(place.run(*BARE, env=env)), cluster="demo", secrets=keys)
+    assert (who.access_key_id, who.session_name) == (key_id, "alice+/=")
+
+
+def test_a_token_that_no_cluster_would_take_for_its_length_is_an_error(place: Sandbox) -> None:
+    fails(place.run(*BARE, env={**KEY.environment, "AWS_SESSION_TOKEN": "x" * 4096}), 1, "accept 4096")
+    assert not (place.cache / "tokens").exists()
+
+
+def test_the_longest_token_has_4096_bytes() -> None:
+    assert len(eks_token.bearer_token("x" * 3063)) == 4095  # no base64 has one character more
+    with pytest.raises(Problem, match="4097"):
+        eks_token.bearer_token("x" * 3064)
+
+
+def test_a_token_is_for_one_cluster(place: Sandbox, keys: Keys) -> None:
+    keys.learn(*KEY)
+    for option, cluster in (("--cluster-name", "demo"), ("--cluster-id", "0a1b2c3d-4e5f"), ("--cluster-id", "x y/é")):
+        token = token_of(place.run(option, cluster, "--region", "eu-west-1", env=KEY.environment))
+        assert verify(token, cluster=cluster, secrets=keys).arn == KEY.arn
+
+
+# --- --output, --query, --token-only ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def aws() -> str:
+    """The AWS CLI: the one beside the Python that runs the tests, else the one on PATH."""
+    found = shutil.which("aws", path=str(Path(sys.executable).parent)) or shutil.which("aws")
+    return found or missing("aws (the AWS CLI)")
+
+
+def masked(text: str) -> str:
+    text = re.sub(r"k8s-aws-v1\.[\w-]+", "TOKEN", text)
+    return re.sub(r"\d{4}-\d\d-\d\dT[\d:]+Z", "TIME", text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--output", "text"],
+        ["--output", "json"],
+        ["--query", "status.token", "--output", "text"],
+        ["--query", "status.token"],
+        ["--query", "status", "--output", "text"],
+        ["--query", "[kind, apiVersion]", "--output", "text"],
+        ["--query", "[status, spec]", "--output", "text"],
+        ["--query", "{Kind: kind, All: [status, {a: kind}], None: `[]`}", "--output", "text"],
+        ["--query", "{a: [kind, kind], b: {c: {d: kind}}, e: `[[1, 2], [3], 4]`}", "--output", "text"],
+        ["--query", "[[kind, kind], [apiVersion]]", "--output", "text"],
+        ["--query", "spec", "--output", "text"],
+        ["--query", "nothing", "--output", "text"],
+        ["--query", "length(kind)", "--output", "text"],
+        ["--query", "kind == 'x'", "--output", "text"],
+        ["--query", "nothing"],
+    ],
+    ids=" ".join,
+)
+def test_output_and_query_print_what_the_aws_cli_prints(options: list[str], place: Sandbox, aws: str) -> None:
+    line = [*GET_TOKEN, "--region", "eu-west-1", *options]
+    ours = place.run(*line, env=KEY.environment)
+    theirs = place.run(*line, env=KEY.environment, command=[aws])
+    assert (ours.returncode, theirs.returncode) == (0, 0), ours.stderr + theirs.stderr
+    if "text" in options:
+        assert masked(ours.stdout).rstrip("\n") == masked(theirs.stdout).rstrip("\n")
+    else:
+        assert json.loads(masked(ours.stdout) or "null") == json.loads(masked(theirs.stdout) or "null")
+
+
+@pytest.mark.parametrize("query", ["status.", "[", "'", "nofunction(kind)", "length(spec.x)"])
+def test_a_query_that_is_no_jmespath_is_refused(query: str, place: Sandbox) -> None:
+    fails(place.run(*GET_TOKEN, "--region", "eu-west-1", "--query", query, env=KEY.environment), 2, "--query")
+
+
+def test_token_only_prints_the_bare_token(place: Sandbox, keys: Keys) -> None:
+    keys.learn(*KEY)
+    for _ in range(2):  # minted, then cached
+        done = place.run(*TOKEN, "--token-only", "--region", "eu-west-1", env=KEY.environment)
+        assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+        assert verify(done.stdout.rstrip("\n"), cluster="demo", secrets=keys).arn == KEY.arn
