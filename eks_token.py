@@ -9,7 +9,10 @@ between the two, in the order of the sections below:
 4. identities     a name becomes credentials: botocore's providers over stored identities and AWS config
 5. keyring        the vault: strings in the OS keyring, and the Secret Service backend for Linux and the BSDs
 6. login          the one section that talks to a person
-7. main           the commands, and the edge where errors become two lines on stderr
+7. kubeconfig     entries for clusters, and other plugins' entries made ours, through `kubectl config`
+8. doctor         what keeps kubectl from a token on this machine
+9. completion     what may come next on a command line
+10. main          the commands, and the edge where errors become two lines on stderr
 
 A fresh answer is mostly printed by the shell script at the head of the executable (build/launcher.sh) without this
 module; what reaches Python looks in the cache before anything heavy is imported. botocore and keyring are imported
@@ -3102,6 +3105,16 @@ def login_command(setting: Setting, options: Any) -> int:
     if not name:
         raise usage("which identity?", f"name it: {PROGRAM} login NAME")
     check_name(name)
+    if options.cluster_name:
+        if not options.region:
+            raise usage("--region is missing: the AWS region of the cluster")
+        named_cluster({"cluster_name": options.cluster_name})
+        find_kubectl(setting)
+    status = store_or_sign_in(options, name, wallet)
+    return provision(setting, name, options.cluster_name, options.region) if options.cluster_name else status
+
+
+def store_or_sign_in(options: Any, name: str, wallet: Wallet) -> int:
     fill_in(options, name, wallet)
     if options.import_profile:
         return import_profile(options, name, wallet)
@@ -3352,7 +3365,8 @@ class restored_on_failure:
 
 def change_settings(options: Any, name: str, wallet: Wallet) -> None:
     """What can be changed without describing the identity anew: its region, its MFA device, the default."""
-    changes = {"region": options.region, "mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
+    region = "" if options.cluster_name else options.region  # with a cluster it is the cluster's
+    changes = {"region": region, "mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
     changes = {key: value for key, value in changes.items() if value}
     stored = wallet.stored.identities.get(name)
     if stored is None:
@@ -3632,6 +3646,8 @@ def logout_command(setting: Setting, options: Any) -> int:
         if identities != stored.identities:
             write_identities(wallet.path, Stored(default, identities))
     forget_answers(wallet)
+    if not options.keep_kubeconfig:
+        remove_entries(setting, names)
     say("forgot every identity" if options.all else f"forgot {options.name}")
     return 0
 
@@ -3742,7 +3758,1793 @@ def whoami_command(setting: Setting, options: Any) -> int:
     return 0
 
 
-# -- 7. main ----------------------------------------------------------------------------------------------------------
+# -- 7. kubeconfig ----------------------------------------------------------------------------------------------------
+#
+# Entries for clusters, and other plugins' entries made ours. `kubectl config` reads and writes the YAML, so that what
+# else is in a file is kept as kubectl keeps it. It edits copies in a private directory; only when all of it has worked
+# does a file get its new content, under kubectl's own lock. A step that fails has then changed nothing.
+
+EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl 1.20 is the first with v1 of it in a stable form
+INSTALL_HINT = "copy the executable eks-token to a directory on PATH"
+USABLE_STATUS = ("ACTIVE", "UPDATING")  # of a cluster, as `aws eks update-kubeconfig` has it
+KUBECTL_LOCK_SECONDS = 10
+EDIT_SECONDS = 60  # of other programs that change the file each time
+BACKUP = ".eks-token-backup-"
+
+# `aws eks update-kubeconfig` ("AWS CLI Command Reference", eks update-kubeconfig).
+UPDATE_KUBECONFIG = Grammar(
+    "aws",
+    ("eks", "update-kubeconfig"),
+    {name: field for name, field in AWS_VALUES.items() if name not in ("--cluster-name", "--cluster-id", "--role")}
+    | {
+        "--name": "cluster_name",
+        "--kubeconfig": "kubeconfig",
+        "--alias": "alias",
+        "--user-alias": "user_alias",
+        "--proxy-url": "proxy_url",
+        "--assume-role-arn": "assume_role_arn",
+        "--endpoint-url": "endpoint_url",
+    },
+    AWS_FLAGS | {"--debug": "debug", "--dry-run": "dry_run", "--verbose": "verbose"},
+)
+
+# The commands whose exec entries are adopted, and the grammar that their arguments must be of.
+ADOPTED = {
+    "aws": AWS,
+    "aws-iam-authenticator": AUTHENTICATOR,
+    "heptio-authenticator-aws": AUTHENTICATOR,
+    "atmos": ATMOS,
+}
+
+
+class Provision(NamedTuple):
+    """Which entries are wanted, and where."""
+
+    request: Request  # whose credentials describe the cluster; without a cluster, all of the region are meant
+    role_arn: str = ""  # that the entry assumes
+    alias: str = ""  # the context's name, else the cluster's ARN
+    user_alias: str = ""
+    kubeconfig: str = ""  # a path, instead of those that KUBECONFIG names
+    proxy_url: str = ""
+    endpoint_url: str = ""  # of the EKS API
+    set_current: bool = True
+    dry_run: bool = False
+    raw: bool = False  # whether a dry run shows secrets
+    verbose: bool = False
+
+
+def kubeconfig_command(setting: Setting, options: Any) -> int:
+    """Write the entries of a cluster, or of all clusters of a region."""
+    if bool(options.cluster_name) == options.all:
+        raise usage("name a cluster with --cluster-name, or say --all")
+    if options.all and (options.alias or options.user_alias):
+        raise usage("--alias and --user-alias name one cluster's entries, and --all means many")
+    if options.cluster_name:
+        named_cluster({"cluster_name": options.cluster_name})
+    if options.role_arn:
+        check_role_arn(options.role_arn)
+    request = Request(PROGRAM, options.cluster_name, options.region, options.identity)
+    return write_entries(
+        setting,
+        Provision(
+            request,
+            options.role_arn,
+            options.alias,
+            options.user_alias,
+            options.kubeconfig,
+            set_current=not options.no_set_current and not options.all,
+            dry_run=options.dry_run,
+        ),
+    )
+
+
+def is_update_kubeconfig(argv: Sequence[str]) -> bool:
+    if "update-kubeconfig" not in argv:
+        return False
+    words = take_apart(UPDATE_KUBECONFIG, argv).words
+    return words[:2] == UPDATE_KUBECONFIG.words or words[:3] == ("aws", *UPDATE_KUBECONFIG.words)
+
+
+def update_kubeconfig_command(setting: Setting) -> int:
+    """What `aws eks update-kubeconfig` does, for an entry of ours."""
+    taken = take_apart(UPDATE_KUBECONFIG, setting.argv)
+    options = taken.options
+    words = taken.words[1:] if taken.words[0] == "aws" else taken.words
+    if taken.broken:
+        raise usage(taken.broken)
+    if taken.unknown:
+        option = taken.unknown[0]
+        close = nearest(option, (*UPDATE_KUBECONFIG.values, *UPDATE_KUBECONFIG.flags)) if len(option) > 2 else ""
+        raise usage(f"{option} is not supported", f"did you mean {close}?" if close else "")
+    if len(words) > 2:
+        raise usage(f"unexpected argument {words[2]!r}")
+    for name, field in UPDATE_KUBECONFIG.values.items():
+        if field and options.get(field) == "":
+            raise usage(f"{name} expects a value")
+    if not options.get("cluster_name"):
+        raise usage("no cluster is named", "name it with --name")
+    if role_arn := options.get("role_arn", ""):
+        check_role_arn(role_arn)
+    general = {field: value for field, value in options.items() if field not in ("role_arn", "output", "query")}
+    request = aws_request(general, setting.environ)._replace(grammar="aws")
+    if assumed := options.get("assume_role_arn", ""):
+        check_role_arn(assumed)
+        request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # as the AWS CLI
+    return write_entries(
+        setting,
+        Provision(
+            request,
+            role_arn,
+            options.get("alias", ""),
+            options.get("user_alias", ""),
+            options.get("kubeconfig", ""),
+            options.get("proxy_url", ""),
+            options.get("endpoint_url", ""),
+            dry_run=options.get("dry_run") == "true",
+            raw=True,  # `… --dry-run > FILE` is an idiom
+            verbose=options.get("verbose") == "true",
+        ),
+    )
+
+
+def provision(setting: Setting, name: str, cluster: str, region: str) -> int:
+    """Write the entries of a cluster for an identity that has just signed in."""
+    return write_entries(setting, Provision(Request(PROGRAM, cluster, region, name)))
+
+
+# What is written
+
+
+class Entry(NamedTuple):
+    """A cluster, and the user and context that go with it."""
+
+    cluster: str  # its ARN
+    server: str
+    certificate: bytes  # of its authority, PEM
+    user: str
+    arguments: tuple[str, ...]  # of the exec entry
+    context: str
+
+
+def write_entries(setting: Setting, wanted: Provision) -> int:
+    find_kubectl(setting)  # before anybody is asked for anything
+    paths = kubeconfig_paths(setting, wanted.kubeconfig)
+    entries, failed = describe(setting, wanted)
+
+    def change(draft: Draft) -> None:
+        for entry in entries:
+            write_entry(draft, entry, wanted, exec_command(setting.platform))
+        if wanted.set_current and entries and draft.view().get("current-context") != entries[-1].context:
+            draft.config("use-context", "--", entries[-1].context)
+
+    if wanted.dry_run:
+        with Draft(setting, paths) as draft:
+            change(draft)
+            print(draft.shown(wanted.raw), end="", flush=True)
+        if not wanted.raw:
+            say("nothing was written; certificates and secrets are left out, as `kubectl config view` leaves them out")
+        return 1 if failed else 0
+    changed = edit(setting, paths, change)
+    for entry in entries:
+        say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was there already'}")
+        if wanted.verbose:
+            with Draft(setting, paths) as draft:
+                print(draft.config("view", "--minify", "--context", entry.context), end="", flush=True)
+    if entries and setting.platform != "win32" and not on_path(PROGRAM, setting):
+        warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
+    return 1 if failed else 0
+
+
+def describe(setting: Setting, wanted: Provision) -> tuple[list[Entry], bool]:
+    """The entries for the wanted clusters, from the EKS API; and whether one of many could not be had."""
+    wallet = Wallet(setting, open_cache(setting), interactive=True)
+    request = wanted.request
+    credentials = wallet.credentials(request)
+    region = request.region or wallet.region()
+    if not region:
+        raise usage("--region is missing", "name the cluster's AWS region, such as --region us-east-2")
+    identity = effective_identity(wallet, request)
+    choice = Choice(identity, named=bool(identity), environment=not identity)
+    session = wallet.open_session(choice, request._replace(region=region))
+    with plain_errors(wallet.name):
+        eks = session.create_client(
+            "eks",
+            endpoint_url=wanted.endpoint_url or None,
+            aws_access_key_id=credentials.access_key,
+            aws_secret_access_key=credentials.secret_key,
+            aws_session_token=credentials.token,
+        )
+        if request.cluster:
+            found = eks.describe_cluster(name=request.cluster)["cluster"]
+            return [new_entry(found, identity, wanted)], False
+        names = pages(eks.list_clusters, "clusters")
+    if not names:
+        raise Problem(f"{wallet.name} sees no cluster in {region}")
+    entries = []
+    for number, name in enumerate(names, 1):
+        say(f"[{number}/{len(names)}] {name}")
+        try:
+            with plain_errors():
+                found = eks.describe_cluster(name=name)["cluster"]
+            entries.append(new_entry(found, identity, wanted))
+        except Problem as problem:
+            warn(f"{name} is left out: {problem.message}")
+    return entries, len(entries) < len(names)
+
+
+def effective_identity(wallet: Wallet, request: Request) -> str:
+    """Who answered for a request, by a name that a token command can be given; "" if it has none.
+
+    It is written into the entry, so that no later change of a default gives the cluster to another identity.
+    """
+    environ = wallet.setting.environ
+    choice = choose_identity(request, environ, wallet.stored)
+    if choice.environment and (environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")):
+        return ""
+    if choice.profile:
+        return choice.profile
+    session = wallet._session  # there is one: nothing but a named identity's keys is had without
+    if choice.fallback and session.profile == choice.fallback:
+        return choice.fallback
+    keys = session.full_config["profiles"].get("default", {})
+    return "default" if (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys() else ""
+
+
+def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Entry:
+    """The entry for a cluster as DescribeCluster shows it. Raises Problem for one that cannot be used now."""
+    import base64
+
+    name, status = found.get("name", ""), found.get("status", "unknown")
+    if status not in USABLE_STATUS:
+        raise Problem(f"the cluster {name} cannot be used: its status is {status}", "try again when it is ACTIVE")
+    if not found.get("endpoint") or not found.get("arn"):
+        raise Problem(f"AWS describes the cluster {name} without an endpoint or an ARN")
+    arn = found["arn"]
+    try:
+        certificate = base64.b64decode(found.get("certificateAuthority", {}).get("data") or "", validate=True)
+    except ValueError:
+        raise Problem(f"AWS describes the cluster {name} with a certificate that is no base64") from None
+    # A local cluster on an Outpost is known to its verifier by its id ("aws eks get-token", AWS CLI Command Reference).
+    outpost = found.get("outpostConfig")
+    local = outpost is not None and outpost.get("etcdInstanceType") is None and found.get("id")
+    cluster = ("--cluster-id", found["id"]) if local else ("--cluster-name", name)
+    arguments = [*cluster, "--region", arn.split(":")[3]]
+    if identity:
+        arguments += ["--identity", identity]
+    if wanted.role_arn:
+        arguments += ["--role-arn", wanted.role_arn]
+    who = ":".join(part for part in (PROGRAM, identity, wanted.role_arn) if part)
+    user = wanted.user_alias or f"{who}@{arn}"
+    return Entry(arn, found["endpoint"], certificate, user, tuple(arguments), wanted.alias or arn)
+
+
+def write_entry(draft: Draft, entry: Entry, wanted: Provision, command: Sequence[str]) -> None:
+    """Let kubectl write an entry. What else a user has set in it, a namespace or a proxy say, stays."""
+    cluster = ["--server", entry.server]
+    if entry.certificate:
+        cluster += ["--certificate-authority", draft.file("ca.pem", entry.certificate), "--embed-certs=true"]
+    if wanted.proxy_url:
+        cluster += ["--proxy-url", wanted.proxy_url]
+    draft.config("set-cluster", *cluster, "--", entry.cluster)
+    arguments = [listed("--exec-arg", argument) for argument in (*command[1:], *entry.arguments)]
+    users = named(draft.view(), "users")
+    if not (users.get(entry.user, {}).get("user", {}).get("exec") or {}).get("installHint"):
+        write_install_hint(draft, entry.user)
+    draft.config(
+        "set-credentials",
+        f"--exec-command={command[0]}",
+        f"--exec-api-version={EXEC_API_VERSION}",
+        *arguments,
+        "--",
+        entry.user,
+    )
+    draft.config("set-context", f"--cluster={entry.cluster}", f"--user={entry.user}", "--", entry.context)
+
+
+def write_install_hint(draft: Draft, user: str) -> None:
+    """Give a user's exec entry an installHint, which no command of kubectl's writes (measured, 1.27 to 1.33).
+
+    `kubectl config set users.NAME.exec.installHint` is refused, and set-credentials has no option for it but keeps it
+    where it is. So a line is added to what kubectl has just written, below a command that is found nowhere else. In
+    what comes after, kubectl reads the line and writes it anew.
+    """
+    import re
+
+    mark = f"eks-token-{os.urandom(16).hex()}"
+    draft.config("set-credentials", f"--exec-command={mark}", f"--exec-api-version={EXEC_API_VERSION}", "--", user)
+    line = re.compile(rf"^( *)command: {mark}\n".encode(), re.MULTILINE)
+    for path in draft.paths:
+        written = draft.read(path)
+        if written and mark.encode() in written:
+            draft.write(path, line.sub(rb"\g<0>\1installHint: " + INSTALL_HINT.encode() + b"\n", written))
+
+
+def listed(option: str, value: str) -> str:
+    """An option whose value kubectl takes for a list in CSV: a comma in it, of a role's name say, must not part it."""
+    if not value or set(value) & set(',"\r\n') or value != value.strip():
+        value = '"' + value.replace('"', '""') + '"'
+    return f"{option}={value}"
+
+
+def exec_command(platform: str) -> list[str]:
+    """How kubectl starts this program. On Windows it cannot start a shell script: there Python is given the file."""
+    start = sys.modules.get("start")
+    if platform == "win32" and start is not None and hasattr(start, "BUILD"):
+        return [sys.executable, "-I", "-S", os.path.abspath(sys.argv[0])]
+    return [PROGRAM]
+
+
+def our_arguments(entry: Mapping[str, Any]) -> list[str] | None:
+    """The arguments that an exec entry gives to this program; None if it starts another."""
+    arguments = list(entry.get("args") or [])
+    if program_name(entry.get("command") or "") == PROGRAM:
+        return arguments
+    if arguments[:2] == ["-I", "-S"] and len(arguments) > 2 and program_name(arguments[2]) == PROGRAM:
+        return arguments[3:]
+    return None
+
+
+def program_name(command: str) -> str:
+    """A command without its directory, and without what Windows adds to it."""
+    return command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
+
+
+# kubectl, and the files
+
+
+def on_path(command: str, setting: Setting) -> str | None:
+    import shutil
+
+    return shutil.which(command, path=setting.environ.get("PATH", os.defpath))
+
+
+def find_kubectl(setting: Setting) -> str:
+    return on_path("kubectl", setting) or no_kubectl()
+
+
+def no_kubectl() -> NoReturn:
+    raise Problem(
+        "kubectl is not on PATH, and kubeconfig files are written by it",
+        "install it: https://kubernetes.io/docs/tasks/tools/",
+    )
+
+
+def kubeconfig_paths(setting: Setting, named: str) -> list[str]:
+    """The files that kubectl would read: the named one, else KUBECONFIG's, else ~/.kube/config."""
+    listed = [named] if named else setting.environ.get("KUBECONFIG", "").split(os.pathsep)
+    paths = list(dict.fromkeys(os.path.abspath(path) for path in listed if path.strip()))
+    home = setting.environ.get("USERPROFILE" if setting.platform == "win32" else "HOME", "")
+    if not paths and not home:
+        raise Problem("HOME is not set, nor KUBECONFIG: there is no kubeconfig", "name one with --kubeconfig")
+    return paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
+
+
+class Draft:
+    """Copies of kubeconfig files in a private directory, to be changed by kubectl and put in place at the end.
+
+    Among several files kubectl decides by its own rules which one it writes ("kubectl config --help"): the one that
+    has the entry, else the first that exists, else the last of the list. Raises Problem.
+    """
+
+    def __init__(self, setting: Setting, paths: Sequence[str]) -> None:
+        self.paths = tuple(paths)
+        self._setting = setting
+        self._kubectl = find_kubectl(setting)
+        self._before: dict[str, bytes | None] = {}
+        self._directory = ""
+
+    def __enter__(self) -> Draft:
+        import tempfile
+
+        self._before = {path: read_kubeconfig(path) for path in self.paths}
+        try:
+            self._directory = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
+            for path, content in self._before.items():
+                if content is not None:
+                    self.write(path, content)
+        except OSError as error:
+            self.__exit__()
+            raise Problem(f"there is no room for a copy of the kubeconfig: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        import shutil
+
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def copy(self, path: str) -> str:
+        return os.path.join(self._directory, f"config-{self.paths.index(path)}")
+
+    def file(self, name: str, content: bytes) -> str:
+        """A file for kubectl to read, beside the copies."""
+        path = os.path.join(self._directory, name)
+        with open(path, "wb") as file:
+            file.write(content)
+        return path
+
+    def write(self, path: str, content: bytes) -> None:
+        self.file(os.path.basename(self.copy(path)), content)
+
+    def read(self, path: str) -> bytes | None:
+        """What would be in this file; None if there would be none."""
+        try:
+            with open(self.copy(path), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def config(self, *arguments: str, only: str = "") -> str:
+        """`kubectl config` on the copies, or on one of them; what it prints. Raises Problem with kubectl's words."""
+        import subprocess
+
+        copies = [self.copy(only)] if only else [self.copy(path) for path in self.paths]
+        done = subprocess.run(
+            [self._kubectl, "config", *arguments],
+            env={**self._setting.environ, "KUBECONFIG": os.pathsep.join(copies)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        if done.returncode:
+            raise self.problem(done.stderr)
+        return done.stdout
+
+    def problem(self, stderr: str) -> Problem:
+        """kubectl's error on one line, naming the file and not its copy."""
+        lines = [line for line in stderr.splitlines() if line.strip()]
+        begin = next((index for index, line in enumerate(lines) if line.startswith("error: ")), 0)
+        text = " ".join(" ".join(lines[begin:]).split()).removeprefix("error: ")
+        hint = ""
+        for path in self.paths:
+            if self.copy(path) in text:
+                text = text.replace(self.copy(path), path)
+                hint = f"mend {path}, or name another file with --kubeconfig"
+        return Problem(f"kubectl: {text[:400] or 'it failed and did not say why'}", hint)
+
+    def view(self, only: str = "") -> dict[str, Any]:
+        """The copies, merged, or one of them, as JSON. Its secrets are in it."""
+        import json
+
+        return dict(json.loads(self.config("view", "--raw", "-o", "json", only=only)))
+
+    def shown(self, raw: bool) -> str:
+        """For people: each file that would change, whole; or all of them merged and without secrets."""
+        if not raw:
+            return self.config("view")
+        paths = self.changed() or [path for path in self.paths if self._before[path] is not None]
+        return "".join((self.read(path) or b"").decode(errors="replace") for path in paths)
+
+    def changed(self) -> list[str]:
+        return [path for path in self.paths if self.read(path) != self._before[path]]
+
+    def put_in_place(self, backup: bool = False) -> bool:
+        """Give the files their new content; false if one was changed by somebody else since it was copied."""
+        import contextlib
+
+        changed = self.changed()
+        with contextlib.ExitStack() as held:
+            for path in sorted(changed):
+                held.enter_context(KubectlLock(path))
+            if any(read_kubeconfig(path) != self._before[path] for path in changed):
+                return False
+            for path in changed:
+                old, new = self._before[path] or b"", self.read(path) or b""
+                kept = keep_backup(path, old, new) if backup else ""
+                try:
+                    write_in_place(path, old, new)
+                except Problem:
+                    if kept:
+                        os.unlink(kept)
+                    raise
+        return True
+
+
+def edit(setting: Setting, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False) -> list[str]:
+    """Have `change` made to a draft of these files, and put it in place; returns the files that it changed."""
+    deadline = time.monotonic() + EDIT_SECONDS
+    while time.monotonic() < deadline:
+        with Draft(setting, paths) as draft:
+            change(draft)
+            changed = draft.changed()
+            if draft.put_in_place(backup):
+                return changed
+    raise Problem(f"another program keeps changing {paths[0]}", "try again when it is done")
+
+
+def read_kubeconfig(path: str) -> bytes | None:
+    """The file's bytes; None if there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Problem(f"{path} cannot be read: {error.strerror}") from error
+
+
+def write_in_place(path: str, old: bytes, new: bytes) -> None:
+    """Write a kubeconfig as kubectl does, into the file that is there: so a link stays one, and mode, owner and a
+    mount point in a container are kept. What was there comes back where the new content does not fit."""
+    import stat
+
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+    except OSError as error:
+        raise Problem(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise Problem(f"{path} is no regular file", "name one with --kubeconfig")
+        try:
+            overwrite(file, new)
+        except OSError as error:
+            overwrite(file, old)
+            raise Problem(f"{path} cannot be written: {error.strerror}; it is as it was") from error
+    finally:
+        os.close(file)
+
+
+def overwrite(file: int, content: bytes) -> None:
+    os.lseek(file, 0, os.SEEK_SET)
+    left = content
+    while left:
+        left = left[os.write(file, left) :]
+    os.ftruncate(file, len(content))
+    os.fsync(file)
+
+
+class KubectlLock:
+    """The lock that kubectl takes to change a kubeconfig: a file beside it, which is there while the lock is held
+    (kubernetes/client-go, tools/clientcmd/loader.go). kubectl itself does not wait for it; we do."""
+
+    def __init__(self, path: str) -> None:
+        self.path = f"{path}.lock"
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
+        while True:
+            try:
+                os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                return
+            except FileExistsError:
+                if time.monotonic() > deadline:
+                    raise Problem(
+                        f"another program has had {self.path} for {KUBECTL_LOCK_SECONDS} s",
+                        "remove that file if no kubectl is running",
+                    ) from None
+                time.sleep(0.05)
+            except OSError as error:
+                raise Problem(f"{self.path} cannot be made: {error.strerror}") from error
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+
+def named(config: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """The clusters, contexts or users of a kubeconfig by name."""
+    return {item["name"]: item for item in config.get(kind) or ()}
+
+
+# logout
+
+
+def remove_entries(setting: Setting, names: Iterable[str]) -> None:
+    """Take away the users that are one of these identities, and the contexts and clusters that only they used.
+
+    What hinders is a warning: the identity is forgotten all the same.
+    """
+    wanted = set(names)
+    gone: list[str] = []
+
+    def change(draft: Draft) -> None:
+        gone[:] = remove_from(draft, wanted)
+
+    try:
+        paths = kubeconfig_paths(setting, "")
+        if not any(PROGRAM.encode() in (read_kubeconfig(path) or b"") for path in paths):
+            return
+        edit(setting, paths, change)
+    except Problem as problem:
+        warn(f"the identity's kubeconfig entries are left: {problem.message}")
+    for user in gone:
+        say(f"removed the kubeconfig's user {user}")
+
+
+def remove_from(draft: Draft, names: set[str]) -> list[str]:
+    """Have kubectl delete the identities' entries from each file; returns the users that are gone."""
+    files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
+    users = {
+        user
+        for config in files.values()
+        for user, item in named(config, "users").items()
+        if entry_identity(item.get("user") or {}) in names
+    }
+    contexts = [
+        (path, name, item.get("context") or {})
+        for path, config in files.items()
+        for name, item in named(config, "contexts").items()
+    ]
+    going = [(path, name, about) for path, name, about in contexts if about.get("user") in users]
+    kept = {about.get("cluster", "") for _, _, about in contexts if about.get("user") not in users}
+    clusters = {about.get("cluster", "") for _, _, about in going} - kept
+    for path, config in files.items():
+        for user in users & named(config, "users").keys():
+            draft.config("delete-user", "--", user, only=path)
+        for name in [name for where, name, _ in going if where == path]:
+            if config.get("current-context") == name:
+                draft.config("unset", "current-context", only=path)
+            draft.config("delete-context", "--", name, only=path)
+        for cluster in clusters & named(config, "clusters").keys():
+            draft.config("delete-cluster", "--", cluster, only=path)
+    return sorted(users)
+
+
+def entry_identity(user: Mapping[str, Any]) -> str:
+    """The identity that a user's exec entry names, by argument or in its own environment; "" if it does not."""
+    entry = user.get("exec") or {}
+    arguments = our_arguments(entry)
+    if arguments is None:
+        return ""
+    variables = entry_variables(entry)
+    try:
+        request = parse_request(arguments, variables, "v1beta1")
+        return choose_identity(request, variables, Stored("", {})).profile
+    except Problem:
+        return ""
+
+
+def entry_variables(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {each.get("name", ""): each.get("value", "") for each in entry.get("env") or ()}
+
+
+# adopt
+
+
+class Found(NamedTuple):
+    """A user of a kubeconfig whose exec entry is another plugin's."""
+
+    path: str
+    user: str
+    entry: Mapping[str, Any]
+    refusal: str  # why it is left alone, or ""
+
+
+def adopt_command(setting: Setting, options: Any) -> int:
+    """Make other plugins' exec entries ours, with their arguments and variables as they are."""
+    paths = kubeconfig_paths(setting, options.kubeconfig)
+    atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
+    is_atmos = {path for path in (*paths, atmos) if os.path.realpath(path) == os.path.realpath(atmos)}
+    if not options.kubeconfig and os.path.isabs(atmos) and os.path.exists(atmos) and not is_atmos & set(paths):
+        paths.append(atmos)
+    if options.undo:
+        return undo(paths, options.dry_run)
+    if not (options.all or options.context or setting.terminal):
+        raise usage("which entries?", "name contexts with --context NAME, or say --all")
+    if options.all and options.context:
+        raise usage("--all and --context exclude each other")
+    with Draft(setting, paths) as draft:
+        found = find_entries(draft, setting, options.context)
+    chosen = [one for one in found if not one.refusal and is_chosen(one, setting, options)]
+    for one in found:
+        if one.refusal:
+            say(f"left alone: {one.path}: user {one.user}: {one.refusal}")
+    for path in sorted(is_atmos & {one.path for one in chosen}):
+        warn(
+            f"Atmos writes {path} anew at each sign-in, and its own entries with it:"
+            " set auto_provision: false in the spec of its aws/eks integrations"
+        )
+    refused = bool(options.context) and any(one.refusal for one in found)
+    if not chosen:
+        say("there is nothing to adopt")
+    elif options.dry_run:
+        say("nothing was written: this is a dry run")
+    else:
+        changed = edit(setting, paths, lambda draft: swap_in(draft, chosen, setting.platform), backup=True)
+        say(f"adopted {len(chosen)} in {', '.join(changed)}; `{PROGRAM} adopt --undo` brings back what was there")
+    if chosen and setting.platform != "win32" and not on_path(PROGRAM, setting):
+        warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
+    return 1 if refused else 0
+
+
+def find_entries(draft: Draft, setting: Setting, contexts: Sequence[str]) -> list[Found]:
+    """Other plugins' entries in the files, of these contexts or of all. Raises Problem for a context not there."""
+    files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
+    users_of: dict[str, set[str]] = {}
+    for config in files.values():
+        for name, item in named(config, "contexts").items():
+            users_of.setdefault(name, set()).add((item.get("context") or {}).get("user", ""))
+    for name in contexts:
+        if name not in users_of:
+            close = nearest(name, users_of)
+            raise Problem(f"no context is named {name!r}", f"did you mean {close}?" if close else "")
+    wanted = {user for name in contexts for user in users_of[name]}
+    found = []
+    for path, config in files.items():
+        for user, item in named(config, "users").items():
+            about = item.get("user") or {}
+            entry = about.get("exec")
+            if not entry or our_arguments(entry) is not None or (contexts and user not in wanted):
+                continue
+            words = [entry.get("command") or "", *(entry.get("args") or [])]
+            if contexts or any(program_name(word) in ADOPTED for word in words):
+                found.append(Found(path, user, entry, refusal(about, setting)))
+    return found
+
+
+def refusal(user: Mapping[str, Any], setting: Setting) -> str:
+    """Why a user's exec entry cannot be adopted, or ""."""
+    entry = user["exec"]
+    grammar = ADOPTED.get(program_name(entry.get("command") or ""))
+    version = str(entry.get("apiVersion") or "").removeprefix(CLIENT_AUTHENTICATION)
+    if grammar is None:
+        return f"its command {entry.get('command')!r} is none of {', '.join(ADOPTED)}"
+    if version not in API_VERSIONS:
+        return f"its apiVersion {entry.get('apiVersion')!r} is not known"
+    # Another way to authenticate, of which we could not say which one is in force; and its certificate's path, if it is
+    # a relative one, kubectl would take to be relative to the draft.
+    others = sorted(user.keys() - {"exec"})
+    if others:
+        return f"it has {', '.join(others)} as well"
+    arguments = list(entry.get("args") or [])
+    variables = {**setting.environ, **entry_variables(entry)}
+    try:
+        if take_apart(grammar, arguments).words[: len(grammar.words)] != grammar.words:
+            return f"its arguments are not those of {' '.join(grammar.words)!r}"
+        parse_request(arguments, {name: value for name, value in variables.items() if value}, version)
+    except Problem as problem:
+        return f"its arguments are not understood: {problem.message}"
+    return ""
+
+
+def is_chosen(one: Found, setting: Setting, options: Any) -> bool:
+    """Show an entry before and after; where it was not chosen beforehand, a person decides."""
+    say(f"{one.path}: user {one.user}")
+    for sign, entry in (("-", one.entry), ("+", adopted(one.entry, setting.platform))):
+        version = entry["apiVersion"].removeprefix(CLIENT_AUTHENTICATION)
+        say(f"  {sign} {' '.join([entry['command'], *(entry.get('args') or [])])}  ({version})")
+    if options.all or options.context or options.dry_run:
+        return True
+    return ask("  adopt it? [y/N] ").lower() in ("y", "yes")
+
+
+def adopted(entry: Mapping[str, Any], platform: str) -> dict[str, Any]:
+    command, *arguments = exec_command(platform)
+    version = entry["apiVersion"].replace("v1alpha1", "v1beta1")  # the two are alike, and kubectl 1.24 dropped v1alpha1
+    return {**entry, "command": command, "args": [*arguments, *(entry.get("args") or [])], "apiVersion": version}
+
+
+def swap_in(draft: Draft, chosen: Sequence[Found], platform: str) -> None:
+    """Have kubectl write the adopted entries; what was changed since it was shown is an error."""
+    for one in chosen:
+        if exec_entry(draft, one) != one.entry:
+            raise Problem(f"{one.path}: the user {one.user} was changed meanwhile", "try again")
+        new = adopted(one.entry, platform)
+        draft.config(
+            "set-credentials",
+            f"--exec-command={new['command']}",
+            f"--exec-api-version={new['apiVersion']}",
+            *[listed("--exec-arg", word) for word in new["args"]],  # with a command they are lost if not said again
+            "--",
+            one.user,
+            only=one.path,
+        )
+        if exec_entry(draft, one) != new:
+            raise Problem(f"kubectl does not write the user {one.user} as it should be; nothing was changed")
+
+
+def exec_entry(draft: Draft, one: Found) -> Any:
+    return named(draft.view(one.path), "users").get(one.user, {}).get("user", {}).get("exec")
+
+
+# A backup's name ends in a number and in the hash of what the file became: so --undo can tell whether somebody has
+# changed it since.
+
+
+def backups(path: str) -> list[tuple[int, str, str]]:
+    """Number, hash of what the file became, and path of each backup of a kubeconfig, the oldest first."""
+    directory, base = os.path.split(os.path.realpath(path))
+    found = []
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    for name in names:
+        number, _, became = name.removeprefix(base + BACKUP).partition("-")
+        if name.startswith(base + BACKUP) and number.isdecimal():
+            found.append((int(number), became, os.path.join(directory, name)))
+    return sorted(found)
+
+
+def content_hash(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def keep_backup(path: str, old: bytes, new: bytes) -> str:
+    """Write the old content beside the file, under a name of its own, which is returned."""
+    number = max((number for number, _, _ in backups(path)), default=0) + 1
+    backup = f"{os.path.realpath(path)}{BACKUP}{number}-{content_hash(new)}"
+    try:
+        file = os.open(backup, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        try:
+            overwrite(file, old)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise Problem(f"{backup} cannot be written: {error.strerror}; nothing was changed") from error
+    return backup
+
+
+def undo(paths: Sequence[str], dry_run: bool) -> int:
+    """Bring back what was in the files before the first `adopt`."""
+    known = [path for path in paths if backups(path)]
+    if not known:
+        raise Problem("there is nothing to undo", "no backup lies beside the kubeconfig")
+    for path in known:
+        kept = backups(path)
+        if dry_run:
+            say(f"{path} would be as it is in {kept[0][2]}")
+            continue
+        with KubectlLock(path):
+            first, now = read_kubeconfig(kept[0][2]) or b"", read_kubeconfig(path) or b""
+            if content_hash(now) != kept[-1][1]:
+                aside = f"{os.path.realpath(path)}.before-undo-{content_hash(now)}"
+                write_in_place(aside, b"", now)
+                warn(f"{path} was changed after it was adopted: what was in it is now in {aside}")
+            write_in_place(path, now, first)
+            for _, _, backup in kept:
+                os.unlink(backup)
+        say(f"{path} is as it was before")
+    return 0
+
+
+# -- 8. doctor --------------------------------------------------------------------------------------------------------
+#
+# What may be wrong on a laptop, looked at one thing at a time. Nobody is asked anything and no secret is read: of the
+# keyring a name that is not there, of a token no more than that it came.
+
+CLOCK_WARN, CLOCK_FAIL = 60, 300  # seconds; "Signing AWS requests", IAM User Guide: AWS refuses what is 5 minutes off
+LITTLE_ROOM = 50_000_000  # bytes; the unpacked program takes 7 MB, and a new build stands beside the old one
+DOCTOR_SECONDS = 60.0  # for a program that is asked something
+CONTEXTS_AT_ONCE = 8
+LAUNCHER_RUNS = 9
+
+# What else writes an entry that was adopted, and how to keep it from that.
+REWRITERS = {
+    "aws": f"`{PROGRAM} kubeconfig` does what `aws eks update-kubeconfig` does",
+    "atmos": "auto_provision: false in the spec of Atmos's aws/eks integrations leaves the entries alone",
+}
+
+
+class Check(NamedTuple):
+    """One thing that was looked at, and what to do about it."""
+
+    name: str
+    status: str  # ok, warn or fail
+    found: str
+    hint: str = ""
+
+
+class ExecUser(NamedTuple):
+    """A kubeconfig's user that has an exec entry, and the contexts that use it."""
+
+    path: str  # of the kubeconfig
+    entry: Mapping[str, Any]
+    contexts: tuple[str, ...]
+
+    def plugin(self) -> str:
+        return program_name(self.entry.get("command") or "")
+
+
+def doctor_command(setting: Setting, options: Any) -> int:
+    """Look at everything that a token depends on; 1 where something keeps it from being printed."""
+    import json
+
+    checks = []
+    for check in diagnoses(setting, options.online):
+        checks.append(check)
+        if options.output == "text":
+            print(f"{check.status:5} {one_line(check.name)}: {one_line(check.found)}")
+            if check.hint:
+                print(f"      hint: {one_line(check.hint)}")
+            sys.stdout.flush()
+    if options.output == "json":
+        rows = [zip(("check", "status", "found", "hint"), map(one_line, check), strict=True) for check in checks]
+        print(json.dumps([dict(row) for row in rows], indent=2))
+    return 1 if any(check.status == "fail" for check in checks) else 0
+
+
+def one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in redacted(text))
+
+
+def diagnoses(setting: Setting, online: bool) -> Iterable[Check]:
+    yield check_python(setting)
+    yield check_executable(setting)
+    cache = open_cache(setting)
+    yield check_cache(setting, cache)
+    if cache:
+        yield check_locks(cache)
+        yield check_file_times(cache)
+        yield from check_launcher(setting, cache)
+
+    try:
+        wallet = Wallet(setting, None, interactive=False)
+        vault, stored = wallet.vault, wallet.stored
+    except Problem as problem:
+        yield check_keyring(Vault(setting.environ, setting.platform, interactive=False), Stored("", {}))
+        yield Check("identities", "fail", problem.message, problem.hint)
+    else:
+        yield check_keyring(vault, stored)
+        yield check_identities(wallet)
+    if online:
+        yield check_clock(setting.environ)
+
+    kubectl = check_kubectl(setting)
+    yield kubectl
+    if kubectl.status != "fail":
+        yield from check_contexts(setting)
+
+
+def own_build() -> str:
+    """The id of the build that this is; "" where it is no executable, but an installed package."""
+    return str(getattr(sys.modules.get("start"), "BUILD", ""))
+
+
+def own_file() -> str:
+    return os.path.abspath(sys.argv[0])
+
+
+def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, float]:
+    """What a program prints, and how long it took (seconds). It can ask nobody. Raises Problem."""
+    import subprocess
+
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=dict(environ),
+            timeout=DOCTOR_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Problem(f"{command[0]} did not end within {DOCTOR_SECONDS:.0f} s") from error
+    except (OSError, ValueError) as error:
+        raise Problem(f"{command[0]} cannot be started: {getattr(error, 'strerror', None) or error}") from error
+    took = time.perf_counter() - began
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line] or lines or [f"it exited with {done.returncode}"]
+        hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
+        raise Problem(errors[0].removeprefix(f"{PROGRAM}: error: "), hints[0] if hints else "")
+    return done.stdout, took
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
+
+
+# The program
+
+
+def check_python(setting: Setting) -> Check:
+    """Which Python this is, and whether the executable finds one when kubectl starts it."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    if setting.platform == "win32" or not own_build():
+        return Check("python", "ok", f"{version}, {python}")
+    try:
+        _, took = ask_program([own_file(), "--version"], setting.environ)
+    except Problem as problem:
+        return Check("python", "fail", f"the executable starts none: {problem.message}", problem.hint)
+    return Check("python", "ok", f"{version}, {python}; the program starts in {milliseconds(took)}")
+
+
+def check_executable(setting: Setting) -> Check:
+    """Whether the file is whole, and the one that a kubeconfig's `command: eks-token` means."""
+    import filecmp
+    import zipfile
+
+    file, build = own_file(), own_build()
+    if not build:
+        return Check(
+            "executable", "warn", f"{file} belongs to an installed package, {__version__}, which starts slowly"
+        )
+    found = f"{file}, {__version__}, build {build}"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged_member = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        damaged_member = first_line(error)
+    except Exception as error:  # zlib.error, of a module that a Python may lack
+        damaged_member = type(error).__name__
+    if damaged_member:
+        return Check("executable", "fail", f"{found}, is damaged: {damaged_member}", "install it again")
+    if setting.platform == "win32":
+        return Check("executable", "ok", found)
+    if not os.access(file, os.X_OK):
+        return Check("executable", "fail", f"{found}, is not executable", f"chmod +x {file}")
+    first = on_path(PROGRAM, setting)
+    if first is None:
+        return Check("executable", "warn", f"{found}, is not on PATH as {PROGRAM}", "kubeconfigs look for it there")
+    if not os.path.samefile(first, file) and not filecmp.cmp(first, file, shallow=False):
+        return Check("executable", "warn", f"{found}; kubectl finds another one: {first}", "remove one of the two")
+    return Check("executable", "ok", found)
+
+
+def check_cache(setting: Setting, cache: Cache | None) -> Check:
+    """Owner, mode and room of the cache directory."""
+    import shutil
+    import stat
+
+    directory = cache.root if cache else cache_home(setting.environ, setting.platform)
+    if directory is None:
+        return Check("cache", "fail", "there is none: HOME names no absolute path", "set HOME")
+    repair = f"every call signs a new token until {directory} is a directory of your own, mode 0700"
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+        reason = untrusted(directory, setting.environ, setting.platform)
+        if not reason:
+            probe = os.path.join(directory, "doctor")
+            write_file(probe, "room?")
+            os.unlink(probe)
+        mode, room = stat.S_IMODE(os.stat(directory).st_mode), shutil.disk_usage(directory).free
+    except OSError as error:
+        return Check("cache", "fail", f"{directory}: {error.strerror or type(error).__name__}", repair)
+    if reason or cache is None:
+        return Check("cache", "fail", f"{directory} is not used: {reason or 'it could not be when this began'}", repair)
+    found = f"{directory}, yours, mode {mode:04o}, {room / 1e6:,.0f} MB free"
+    return Check("cache", "warn" if room < LITTLE_ROOM else "ok", found, "make room" if room < LITTLE_ROOM else "")
+
+
+def check_locks(cache: Cache) -> Check:
+    """Whether a lock keeps a second holder out, and is free again afterwards."""
+    hint = f"XDG_CACHE_HOME can name a directory on a local disk; {cache.root} may lie on a network"
+    try:
+        with cache.lock("doctor"):
+            try:
+                with Lock(os.path.join(cache.root, "lock", "doctor"), seconds=0):
+                    return Check("cache locks", "fail", "a lock was given out twice, and nothing is cached", hint)
+            except Problem:
+                pass
+        with cache.lock("doctor"):
+            return Check("cache locks", "ok", "work: one process signs, the others wait for it")
+    except (LocksUnavailable, Problem):
+        return Check("cache locks", "fail", "do not work there, and nothing is cached", hint)
+
+
+def check_file_times(cache: Cache) -> Check:
+    hint = "the clock of the file system's server has to be set; XDG_CACHE_HOME can name a directory on a local disk"
+    try:
+        agrees = cache.clock_agrees(time.time())
+    except OSError as error:
+        return Check("cache clock", "fail", error.strerror or type(error).__name__, hint)
+    if not agrees:
+        found = "the file system has another time than this machine, and nothing is cached"
+        return Check("cache clock", "fail", found, hint)
+    return Check("cache clock", "ok", "the file system's time is this machine's")
+
+
+def check_launcher(setting: Setting, cache: Cache) -> Iterable[Check]:
+    """How fast a cached answer is printed here, and by whom: the script at the head of the executable, or Python.
+
+    It is an answer to words that are no request, left in the cache for a moment; no credentials are needed for it.
+    """
+    if setting.platform == "win32" or not own_build():
+        return
+    words = ("no-command", "--cluster-name", "a-cluster-name", "--region", "us-east-2", "--identity", "somebody")
+    key = request_key("v1beta1", words, setting.environ, setting.platform)
+    now = int(time.time())
+    answer = "an answer of the usual length ".ljust(1500, ".")
+    shell = os.path.basename(os.path.realpath("/bin/sh"))
+    environ = {name: value for name, value in setting.environ.items() if name != "KUBERNETES_EXEC_INFO"}
+    if key is None:
+        return
+    cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), (), cache.generation())
+    try:
+        if cache.lookup(key, time.time()) is None:
+            yield Check("launcher", "fail", "an answer that was just cached is not found again", "see the checks above")
+            return
+        # With no Python to be found whoever answers is the launcher.
+        took = answer_time(words, answer, environ | {"EKS_TOKEN_PYTHON": os.devnull})
+        if took is not None:
+            yield Check("launcher", "ok", f"prints a cached answer in {milliseconds(took)}, run by {shell}")
+            return
+        took = answer_time(words, answer, environ)
+    finally:
+        cache.remove_expired(os.path.join(cache.root, "tokens"), key.directory, float("inf"))
+    reason = why_not_launcher(setting.environ) or f"{shell}, which is /bin/sh, cannot"
+    if took is None:
+        yield Check("launcher", "fail", "a cached answer is not printed", f"{own_file()} --debug may show why")
+    else:
+        yield Check("launcher", "warn", f"Python prints cached answers, in {milliseconds(took)}: {reason}")
+
+
+def answer_time(words: Sequence[str], answer: str, environ: Mapping[str, str]) -> float | None:
+    """The seconds, by median, until the executable has printed the answer; None if it prints something else."""
+    times = []
+    for _ in range(LAUNCHER_RUNS):
+        try:
+            output, took = ask_program([own_file(), *words], environ)
+        except Problem:
+            return None
+        if output != answer + "\n":
+            return None
+        times.append(took)
+    return sorted(times)[len(times) // 2]
+
+
+def why_not_launcher(environ: Mapping[str, str]) -> str:
+    """What in the environment leaves cached answers to Python: build/launcher.sh, et_answer."""
+    if secret := [name for name in sorted(SECRET_VARIABLES) if environ.get(name)]:
+        return f"{', '.join(secret)} is in the environment, and is never written to a file name"
+    if environ.get("EKS_TOKEN_DEBUG"):
+        return "EKS_TOKEN_DEBUG is set"
+    for name in REQUEST_VARIABLES:
+        value = environ.get(name, "")
+        if value and not is_plain(quoted(f"{name}={value}")):
+            return f"{name} has characters that are not plain"
+        if value and name in PATH_VARIABLES and not value.startswith("/"):
+            return f"{name} is no absolute path"
+    return ""
+
+
+# The keyring, identities, the clock
+
+
+def check_keyring(vault: Vault, stored: Stored) -> Check:
+    """Whether the keyring answers when nobody can be asked: a name is read that is not there."""
+    began = time.perf_counter()
+    try:
+        vault.get("doctor")
+    except Problem as problem:
+        status = "fail" if stored.identities else "warn"
+        return Check("keyring", status, problem.message, problem.hint)
+    kind = type(vault._backend)
+    name = "the Secret Service" if kind.__module__ == __name__ else f"{kind.__module__}.{kind.__qualname__}"
+    return Check("keyring", "ok", f"{name} is unlocked, and answers in {milliseconds(time.perf_counter() - began)}")
+
+
+def check_identities(wallet: Wallet) -> Check:
+    """What is stored: identities whose keys are gone, and sessions that a person has to begin anew."""
+    identities, now = wallet.stored.identities, time.time()
+    sessions = list(wallet.sessions().values())
+    ended = [about for about in sessions if about.get("token_expires", about["expires"]) < now]
+    found = f"{len(identities)} stored"
+    if default := wallet.stored.only():
+        found += f" (where none is named: {default})"
+    found += f"; sessions: {len(sessions)}, ended: {len(ended)}"
+    try:
+        users = wallet.vault.users()  # None where the keyring cannot list them
+    except Problem:
+        users = None
+    keys = [name for name, about in sorted(identities.items()) if kind_of(about).startswith("keys")]
+    lost = [name for name in keys if users is not None and f"identity:{name}" not in users]
+    if lost:
+        hint = f"store them again: {PROGRAM} login {lost[0]} --new-keys"
+        return Check("identities", "fail", f"{found}; the keyring lacks the keys of {', '.join(lost)}", hint)
+    # A role's session is begun anew by whatever needs it.
+    by_a_person = {
+        about["names"][0]
+        for about in ended
+        if "sso" in about or "MFA" in kind_of(identities.get(about["names"][0], {}))
+    }
+    if by_a_person:
+        hint = f"{PROGRAM} login NAME begins a new one"
+        return Check("identities", "warn", f"{found}: {', '.join(sorted(by_a_person))}", hint)
+    return Check("identities", "ok", found)
+
+
+def check_clock(environ: Mapping[str, str]) -> Check:
+    """This machine's clock beside the one of STS: the Date header of its answer to an unsigned request."""
+    import email.utils
+
+    ignored_urls = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+    region = region_variable(environ)
+    url = "" if ignored_urls else environ.get("AWS_ENDPOINT_URL_STS") or environ.get("AWS_ENDPOINT_URL") or ""
+    try:
+        url = url or f"https://{sts_endpoint(region).host}"
+        with plain_errors():
+            from botocore.awsrequest import AWSRequest
+            from botocore.httpsession import URLLib3Session
+            from botocore.utils import get_environ_proxies
+
+            http = URLLib3Session(
+                verify=environ.get("AWS_CA_BUNDLE") or True, proxies=get_environ_proxies(url), timeout=10
+            )
+            began = time.time()
+            answer = http.send(AWSRequest("GET", url, headers={"User-Agent": PROGRAM}).prepare())
+            middle = (began + time.time()) / 2
+            theirs = email.utils.parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+    except Problem as problem:
+        found = f"{url or 'STS'} does not tell the time: {problem.message}"
+        return Check("clock", "fail", found, "is there a network?")
+    off = middle - theirs - 0.5  # the header has whole seconds
+    if abs(off) <= CLOCK_WARN:
+        return Check("clock", "ok", f"within {max(1, round(abs(off)))} s of {url}")
+    found = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} {url}"
+    if abs(off) <= CLOCK_FAIL:
+        return Check("clock", "warn", found, "set it; from 5 minutes on AWS refuses what is signed here")
+    return Check("clock", "fail", f"{found}: AWS refuses what is signed here", "set it")
+
+
+# kubectl and its contexts
+
+
+def check_kubectl(setting: Setting) -> Check:
+    import json
+
+    path = on_path("kubectl", setting)
+    if path is None:
+        return Check("kubectl", "fail", "is not on PATH", "https://kubernetes.io/docs/tasks/tools/ has it")
+    try:
+        output, _ = ask_program([path, "version", "--client", "-o", "json"], setting.environ)
+        version = json.loads(output)["clientVersion"]["gitVersion"]
+        minor = int(version.split(".")[1])
+    except Problem as problem:
+        return Check("kubectl", "fail", f"{path}: {problem.message}", problem.hint)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return Check("kubectl", "fail", f"{path} does not tell its version", "is it kubectl?")
+    if minor < 22:  # Kubernetes' changelog 1.22: client.authentication.k8s.io/v1
+        return Check("kubectl", "warn", f"{version}, {path}, knows no {CLIENT_AUTHENTICATION}v1", "1.22 and later do")
+    return Check("kubectl", "ok", f"{version}, {path}")
+
+
+def check_contexts(setting: Setting) -> Iterable[Check]:
+    """Each context: whether it gets a token, or which other plugin it still uses."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    try:
+        users = exec_users(setting)
+    except Problem as problem:
+        yield Check("kubeconfig", "fail", problem.message, problem.hint)
+        return
+    ours = [user for user in users if our_arguments(user.entry) is not None]
+    others = [user for user in users if user.plugin() in ADOPTED]
+    if ours:
+        yield Check("kubeconfig", "ok", f"contexts that use {PROGRAM}: {sum(len(user.contexts) for user in ours)}")
+    else:
+        hint = f"`{PROGRAM} adopt` changes those of other plugins" if others else f"see {PROGRAM} kubeconfig --help"
+        yield Check("kubeconfig", "warn", f"no context uses {PROGRAM}", hint)
+    with ThreadPoolExecutor(CONTEXTS_AT_ONCE) as pool:
+        outcomes = pool.map(lambda user: try_entry(user, setting), ours)
+        for user, (status, found, hint) in zip(ours, outcomes, strict=True):
+            for context in user.contexts:
+                yield Check(f"context {context}", status, found, hint)
+    for user in others:
+        for context in user.contexts:
+            yield Check(f"context {context}", "warn", *about_other(user, context))
+
+
+def try_entry(user: ExecUser, setting: Setting) -> tuple[str, str, str]:
+    """Run an exec entry as kubectl does where no person can answer: status, what was found, hint."""
+    import json
+    import shutil
+
+    named_version, command = user.entry.get("apiVersion") or "", user.entry.get("command") or ""
+    version = named_version.removeprefix(CLIENT_AUTHENTICATION)
+    if version == "v1alpha1":
+        hint = f"{CLIENT_AUTHENTICATION}v1beta1 is the same, and understood by all"
+        return "fail", f"{named_version} is refused by kubectl 1.24 and later", hint
+    known = [raw for raw, about in KUBECTL_EXEC_INFO.items() if about == (version, False)]
+    info = known[0] if known else json.dumps({"kind": "ExecCredential", "apiVersion": named_version, "spec": {}})
+    environ = {**setting.environ, **entry_variables(user.entry), "KUBERNETES_EXEC_INFO": info}
+    if "/" in command:  # relative to the kubeconfig (kubernetes/client-go, tools/clientcmd/loader.go)
+        command = os.path.normpath(os.path.join(os.path.dirname(user.path), command))
+    executable = shutil.which(command, path=environ.get("PATH", ""))
+    if executable is None:
+        return "fail", f"kubectl finds no {command}", "put it on PATH, or its whole path into the kubeconfig"
+    try:
+        output, took = ask_program([executable, *(user.entry.get("args") or [])], environ)
+        expires = json.loads(output)["status"]["expirationTimestamp"]
+    except Problem as problem:
+        return "fail", problem.message, problem.hint
+    except (ValueError, KeyError, TypeError):
+        return "fail", f"{command} prints no ExecCredential", ""
+    return "ok", f"a token until {expires}, in {milliseconds(took)}", ""
+
+
+def about_other(user: ExecUser, context: str) -> tuple[str, str]:
+    """What to say of a context on a slower plugin, and the way out."""
+    import shlex
+
+    plugin = user.plugin()
+    way_out = f"{PROGRAM} adopt --context {shlex.quote(context)}"
+    kept = backups(user.path)
+    if not kept or content_hash(read_kubeconfig(user.path) or b"") == kept[-1][1]:
+        return f"still uses {plugin}", way_out
+    found = f"uses {plugin} again, or still: {user.path} was changed after entries of it were adopted"
+    return found, "; ".join([way_out, *([REWRITERS[plugin]] if plugin in REWRITERS else [])])
+
+
+def kubeconfigs(setting: Setting) -> dict[str, dict[str, Any]]:
+    """The kubeconfig files as kubectl reads them, Atmos's own too, by path. Raises Problem."""
+    paths = kubeconfig_paths(setting, "")
+    atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
+    if os.path.isabs(atmos) and os.path.exists(atmos) and atmos not in paths:
+        paths.append(atmos)
+    with Draft(setting, paths) as draft:
+        return {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
+
+
+def exec_users(setting: Setting) -> list[ExecUser]:
+    """The users with an exec entry that a context uses; of two files that have one, the first counts for kubectl."""
+    users: dict[str, ExecUser] = {}
+    contexts: dict[str, str] = {}
+    for path, config in kubeconfigs(setting).items():
+        for name, item in named(config, "users").items():
+            users.setdefault(name, ExecUser(path, (item.get("user") or {}).get("exec") or {}, ()))
+        for name, item in named(config, "contexts").items():
+            contexts.setdefault(name, (item.get("context") or {}).get("user", ""))
+    used = {
+        user: about._replace(contexts=tuple(context for context, of in contexts.items() if of == user))
+        for user, about in users.items()
+    }
+    return [about for about in used.values() if about.entry and about.contexts]
+
+
+# -- 9. completion ----------------------------------------------------------------------------------------------------
+#
+# The scripts ask the program what may come next, so that options, commands and names are always the program's own. All
+# that each adds is its shell's way of quoting.
+
+BASH_SCRIPT = r"""# bash completion for eks-token: eval "$(eks-token completion bash)"
+
+_eks_token() {
+    # bash cuts words at : and =, which are no limits here: what stands together on the line is one word again.
+    local rest=${COMP_LINE:0:COMP_POINT} index part
+    local -a words=()
+    for ((index = 0; index <= COMP_CWORD; index++)); do
+        part=${COMP_WORDS[index]}
+        if ((index == 0)) || [[ $rest == [[:space:]]* ]]; then
+            rest=${rest#"${rest%%[![:space:]]*}"}
+            words+=("")
+        fi
+        if ((index == COMP_CWORD)); then
+            part=$rest
+        fi
+        words[${#words[@]}-1]+=$part
+        rest=${rest#"$part"}
+    done
+    COMPREPLY=()
+    local line
+    while IFS= read -r line; do
+        COMPREPLY+=("$line")
+    done < <(command eks-token completion bash "$COMP_WORDBREAKS" "${words[@]:1}" 2>/dev/null)
+    if [[ ${COMPREPLY[0]-} == :files ]]; then
+        compopt -o filenames 2>/dev/null
+        COMPREPLY=()
+        while IFS= read -r line; do
+            COMPREPLY+=("$line")
+        done < <(compgen -f -- "${COMP_WORDS[COMP_CWORD]#=}")
+    fi
+}
+complete -F _eks_token eks-token
+"""
+
+ZSH_SCRIPT = r"""#compdef eks-token
+# zsh completion for eks-token: a file _eks-token in a directory of $fpath, or source <(eks-token completion zsh)
+
+_eks-token() {
+    local line
+    local -a typed values shown
+    typed=("${(@Q)words[2,CURRENT-1]}" "${(Q)PREFIX}")
+    for line in "${(@f)$(command eks-token completion zsh '' "${typed[@]}" 2>/dev/null)}"; do
+        [[ -n $line ]] || continue
+        values+=("${line%%$'\t'*}")
+        shown+=("${line/$'\t'/  -- }")
+    done
+    if [[ $PREFIX == --*=* ]]; then
+        compset -P '*='
+    fi
+    if [[ ${values[1]-} == :files ]]; then
+        _files
+    else
+        compadd -l -d shown -a values
+    fi
+}
+
+if [[ ${funcstack[1]-} == _eks-token ]]; then
+    _eks-token "$@"
+else
+    compdef _eks-token eks-token
+fi
+"""
+
+FISH_SCRIPT = r"""# fish completion for eks-token: eks-token completion fish > ~/.config/fish/completions/eks-token.fish
+
+function __eks_token_complete
+    set -l before (commandline -opc)
+    set -l current (commandline -ct | string unescape)
+    if test (count $current) -eq 0 # an open quote, or nothing
+        set current (commandline -ct | string trim --left --chars '"\'')
+    end
+    set -l found (command eks-token completion fish '' $before[2..-1] "$current" 2>/dev/null)
+    if test "$found[1]" = :files
+        __fish_complete_path (string replace --regex -- '^--[^=]*=' '' "$current")
+    else
+        string join -- \n $found
+    end
+end
+complete --command eks-token --no-files --arguments '(__eks_token_complete)'
+"""
+
+SCRIPTS = {"bash": BASH_SCRIPT, "zsh": ZSH_SCRIPT, "fish": FISH_SCRIPT}
+FILES = ":files"  # tells a script to let its shell complete file names
+COMPLETION_ANSWERS = 200  # cached answers that are looked at for names of clusters
+
+# What the values of a field of a grammar, or of an argument of a command, are.
+COMPLETED = {
+    "ca_bundle": FILES,
+    "cluster_id": "clusters",
+    "cluster_name": "clusters",
+    "context": "contexts",
+    "identity": "identities",
+    "import_profile": "identities",
+    "kubeconfig": FILES,
+    "region": "regions",
+    "source": "identities",
+    "sso_region": "regions",
+}
+COMPLETED_NAMES = ("login", "logout", "whoami")  # whose argument `name` is an identity
+
+FIELD_HELP = {
+    "alias": "the context's name, else the cluster's ARN",
+    "assume_role_arn": "a role that describes the cluster",
+    "ca_bundle": "certificates for the calls to AWS",
+    "cluster_id": "the cluster's id",
+    "cluster_name": "the EKS cluster",
+    "connect_timeout": "of calls to AWS, in seconds",
+    "debug": "say on stderr what is done",
+    "dry_run": "show what would be in the kubeconfig, and write nothing",
+    "endpoint_url": "of the EKS API",
+    "external_id": "what the role's trust policy asks for",
+    "forward_session_name": "name the role session as the caller's is",
+    "identity": "a stored identity or an AWS profile",
+    "kubeconfig": "the file, instead of KUBECONFIG's",
+    "no_verify_ssl": "do not check the certificates of AWS",
+    "output": "json or text",
+    "proxy_url": "between kubectl and the cluster",
+    "query": "what to print, in JMESPath",
+    "read_timeout": "of calls to AWS, in seconds",
+    "refresh": "mint a new token even if one is cached",
+    "region": "the cluster's AWS region",
+    "role_arn": "a role to assume on top",
+    "session_name": "of the role's session",
+    "token_only": "print the bare token",
+    "user_alias": "the user's name",
+    "verbose": "show the entry that was written",
+}
+
+
+class Slot(NamedTuple):
+    """An option or an argument, as completion sees it."""
+
+    names: tuple[str, ...]  # none of an argument's
+    about: str
+    takes: str  # what values it takes: a kind, "any", or "" for a flag
+    choices: tuple[str, ...] = ()
+    many: bool = False
+
+
+class Candidate(NamedTuple):
+    value: str
+    about: str = ""
+
+
+def completion_command(setting: Setting, options: Any) -> int:
+    """Print a shell's script, or, called by that with the words so far, what may come next."""
+    if not options.words:
+        print(SCRIPTS[options.shell], end="")
+        return 0
+    # Not from argparse, which would take a -- for its own.
+    breaks, *words = setting.argv[setting.argv.index(options.shell) + 1 :]
+    if options.shell == "bash":
+        for line in bash_candidates(words or [""], breaks, setting):
+            print(line)
+        return 0
+    for value, about in candidates(words or [""], setting):
+        option, equals, _ = (words or [""])[-1].partition("=")
+        joined = f"{option}=" if equals and option.startswith("--") and value != FILES else ""
+        if options.shell == "zsh":  # its script has put the option aside
+            joined = ""
+        print(f"{joined}{value}\t{about}" if about else f"{joined}{value}")
+    return 0
+
+
+def candidates(words: Sequence[str], setting: Setting) -> list[Candidate]:
+    """What the last word may become, given those before it. The shells choose those that fit what is typed of it."""
+    *before, current = words
+    if not before and not current.startswith("-"):
+        return [Candidate(name, command.summary) for name, command in COMMANDS.items()]
+    options, arguments, next_words = slots(before)
+    if before[-1:] == ["--"]:
+        return []
+    pending, used, given = walk(before, options)
+    if pending is not None and not (current.startswith("-") and pending.many):
+        found = values(pending, setting)
+        return found if not pending.many else found + [each for each in option_names(options, used) if not found]
+    if current.startswith("--") and "=" in current:
+        option = next((slot for slot in options if current.partition("=")[0] in slot.names), None)
+        return values(option, setting) if option and option.takes else []
+    if not current.startswith("-"):
+        if next_words:
+            return [Candidate(word) for word in next_words]
+        if len(given) < len(arguments):
+            found = values(arguments[len(given)], setting)
+        elif arguments and arguments[-1].many:
+            found = values(arguments[-1], setting)
+        else:
+            found = []
+        if found:
+            return found
+    return option_names(options, used)
+
+
+def walk(words: Sequence[str], options: Sequence[Slot]) -> tuple[Slot | None, set[str], list[str]]:
+    """The option that waits for a value, the names of those that are given, and the arguments."""
+    by_name = {name: slot for slot in options for name in slot.names}
+    pending: Slot | None = None
+    fed = False
+    used: set[str] = set()
+    given: list[str] = []
+    for word in words:
+        slot = by_name.get(word.partition("=")[0])
+        if word.startswith("-"):
+            used |= set(slot.names) if slot and not slot.many else set()
+            pending, fed = (slot if slot and slot.takes and "=" not in word else None), False
+        elif pending and (pending.many or not fed):
+            fed = True
+            pending = pending if pending.many else None
+        else:
+            given.append(word)
+    return pending, used, given
+
+
+def slots(before: Sequence[str]) -> tuple[list[Slot], list[Slot], list[str]]:
+    """The options and arguments of the command that the words begin with, and the words that may go on from there."""
+    if before and before[0] in COMMANDS:
+        options, arguments = command_slots(before[0])
+        return options, [Slot((), "", "any"), *arguments], []  # the command's own name is the first
+    fitting = []
+    for grammar in (*GRAMMARS, UPDATE_KUBECONFIG, UPDATE_KUBECONFIG._replace(words=("aws", *UPDATE_KUBECONFIG.words))):
+        options = grammar_slots(grammar)
+        _, _, given = walk(before, options)
+        if tuple(given) == grammar.words[: len(given)]:
+            if len(given) == len(grammar.words):
+                return options, [], []
+            fitting.append((grammar.words[len(given)], bool(given)))
+    return [], [], sorted({word for word, begun in fitting if begun})
+
+
+def command_slots(name: str) -> tuple[list[Slot], list[Slot]]:
+    options: list[Slot] = []
+    arguments: list[Slot] = []
+    for action in command_parser(name)._actions:
+        if action.help == "==SUPPRESS==":
+            continue
+        kind = COMPLETED.get(action.dest, "any")
+        if action.dest == "name" and name in COMPLETED_NAMES:
+            kind = "identities"
+        choices = tuple(str(choice) for choice in action.choices or ())
+        many = action.nargs in ("+", "*") or type(action).__name__ == "_AppendAction"
+        slot = Slot(tuple(action.option_strings), action.help or "", "" if action.nargs == 0 else kind, choices, many)
+        (options if slot.names else arguments).append(slot)
+    return options, arguments
+
+
+def grammar_slots(grammar: Grammar) -> list[Slot]:
+    found: dict[str, Slot] = {}
+    for names, takes in ((grammar.values, "any"), (grammar.flags, "")):
+        for name, field in names.items():
+            if not field or field == "profile":  # taken, and not offered
+                found[name] = Slot((name,), "", takes)
+                continue
+            kind = COMPLETED.get(field, takes) if takes else ""
+            choices = ("json", "text") if field == "output" else ()
+            known = found.get(field)
+            found[field] = Slot((*(known.names if known else ()), name), FIELD_HELP[field], kind, choices)
+    return list(found.values())
+
+
+def option_names(options: Sequence[Slot], used: set[str]) -> list[Candidate]:
+    return [
+        Candidate(name, slot.about)
+        for slot in options
+        for name in slot.names
+        if slot.about and not used & set(slot.names) and (name.startswith("--") or len(slot.names) == 1)
+    ]
+
+
+def values(slot: Slot, setting: Setting) -> list[Candidate]:
+    if slot.choices:
+        return [Candidate(choice) for choice in slot.choices]
+    if slot.takes == FILES:
+        return [Candidate(FILES)]
+    sources: dict[str, Callable[[Setting], Mapping[str, str]]] = {
+        "clusters": known_clusters,
+        "contexts": known_contexts,
+        "identities": known_identities,
+        "regions": known_regions,
+    }
+    if slot.takes not in sources:
+        return []
+    try:
+        found = sources[slot.takes](setting)
+    except (Problem, OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+    return [Candidate(name, about) for name, about in sorted(found.items()) if name and name.isprintable()]
+
+
+def known_identities(setting: Setting) -> dict[str, str]:
+    """The stored identities and the profiles of AWS config, read without botocore, which takes 60 ms to import."""
+    found: dict[str, str] = {}
+    environ = setting.environ
+    for variable, native, mark in (
+        ("AWS_CONFIG_FILE", "~/.aws/config", "profile"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", ""),
+    ):
+        path = os.path.expanduser(os.path.expandvars(environ.get(variable) or native))
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                found |= {name: "AWS profile" for line in file if (name := profile_name(line, mark))}
+        except OSError:
+            continue
+    try:
+        stored = read_identities(identities_path(environ, setting.platform))
+    except Problem:
+        return found
+    return found | {name: kind_of(keys) for name, keys in stored.identities.items()}
+
+
+def profile_name(line: str, mark: str) -> str:
+    """The profile that a section's first line begins, or "" ("Configuration and credential file settings", AWS CLI)."""
+    import shlex
+
+    line = line.strip()
+    if not line.startswith("[") or "]" not in line:
+        return ""
+    section = line[1 : line.index("]")].strip()
+    if not mark or section == "default":
+        return section
+    try:
+        words = shlex.split(section)
+    except ValueError:
+        return ""
+    return words[1] if len(words) == 2 and words[0] == mark else ""
+
+
+def known_clusters(setting: Setting) -> dict[str, str]:
+    """The clusters that kubeconfig entries and cached answers are for."""
+    found: dict[str, str] = {}
+    for words in cached_requests(setting):
+        if name := cluster_of(words):
+            found[name] = ""
+    try:
+        configs = kubeconfigs(setting)
+    except (Problem, ValueError):
+        return found
+    for config in configs.values():
+        for user in named(config, "users").values():
+            exec_entry = (user.get("user") or {}).get("exec") or {}
+            if name := cluster_of(our_arguments(exec_entry) or exec_entry.get("args") or ()):
+                found[name] = ""
+        for arn in named(config, "clusters"):
+            parts = arn.split(":", 5)
+            if len(parts) == 6 and parts[2] == "eks" and parts[5].startswith("cluster/"):
+                found[parts[5].removeprefix("cluster/")] = f"in {parts[3]}"
+    return found
+
+
+def cluster_of(words: Sequence[str]) -> str:
+    try:
+        _, taken = choose_grammar(words)
+    except (Problem, IndexError):
+        return ""
+    return taken.options.get("cluster_name") or taken.options.get("cluster_id") or ""
+
+
+def cached_requests(setting: Setting) -> Iterable[list[str]]:
+    """The arguments of the requests that the cache has answers to."""
+    from urllib.parse import unquote
+
+    home = cache_home(setting.environ, setting.platform)
+    left = COMPLETION_ANSWERS
+    for directory, _, names in os.walk(os.path.join(home, "tokens")) if home else ():
+        if "%request" not in names:
+            continue
+        left -= 1
+        if left < 0:
+            return
+        try:
+            with open(os.path.join(directory, "%request"), encoding="utf-8") as file:
+                _, *arguments = file.readline().split(" ")[-1].split("||")[0].split("|")
+        except (OSError, ValueError):
+            continue
+        yield ["" if part == "%" else unquote(part) for part in arguments]
+
+
+def known_contexts(setting: Setting) -> dict[str, str]:
+    return {context: f"uses {user.plugin()}" for user in exec_users(setting) for context in user.contexts}
+
+
+def known_regions(setting: Setting) -> dict[str, str]:
+    """AWS's regions, from the file that botocore has them from."""
+    import json
+    from importlib.util import find_spec
+
+    spec = find_spec("botocore")
+    path = os.path.join(os.path.dirname(spec.origin or "") if spec else "", "data", "partitions.json")
+    with open(path, encoding="utf-8") as file:
+        partitions = json.load(file)["partitions"]
+    return {
+        name: region.get("description", "")
+        for partition in partitions
+        for name, region in partition["regions"].items()
+        if not name.endswith("-global")
+    }
+
+
+# bash
+
+
+def bash_candidates(words: Sequence[str], breaks: str, setting: Setting) -> list[str]:
+    """The candidates as bash is to insert them, in the place of what follows the last break of the current word."""
+    read = [unquoted(word)[0] for word in words]
+    current, quote, kept = unquoted(words[-1], breaks)
+    option, equals, _ = current.partition("=")
+    joined = f"{option}=" if equals and option.startswith("--") else ""
+    found = []
+    for value, _ in candidates(read, setting):
+        if value == FILES:
+            return [FILES]
+        if (joined + value).startswith(current):
+            found.append(bash_quoted((joined + value)[kept:], quote))
+    return found
+
+
+def unquoted(word: str, breaks: str = "") -> tuple[str, str, int]:
+    """A word as bash reads it, the quote that is open at its end, and how many of its characters bash keeps.
+
+    bash replaces what follows an open quote, or else the last of its breaks that is not quoted.
+    """
+    text, quote, opened, broken = "", "", 0, 0
+    chars = iter(word)
+    for char in chars:
+        if char == quote:
+            quote = ""
+        elif not quote and char in "'\"":
+            quote, opened = char, len(text)
+        elif char == "\\" and quote != "'":
+            following = next(chars, "")
+            text += following if not quote or following in '"$`\\' else char + following
+        else:
+            text += char
+            if not quote and char in breaks:
+                broken = len(text)
+    return text, quote, opened if quote else broken
+
+
+def bash_quoted(value: str, quote: str) -> str:
+    if quote == "'":
+        return value.replace("'", "'\\''")
+    if quote:
+        return "".join(f"\\{char}" if char in '"$`\\' else char for char in value)
+    return "".join(char if char.isalnum() or char in "_@%+=:,./-" else f"\\{char}" for char in value)
+
+
+# -- 10. main ----------------------------------------------------------------------------------------------------------
 
 
 class Command(NamedTuple):
@@ -3776,6 +5578,8 @@ def login_arguments(parser: Any) -> None:
     sso.add_argument("--sso-account-id", default="", metavar="ID", help="the account; else you choose")
     sso.add_argument("--sso-role-name", default="", metavar="NAME", help="the role there; else you choose")
     sso.add_argument("--no-browser", action="store_true", help="open no browser, show the link alone")
+    cluster = parser.add_argument_group("a cluster")
+    cluster.add_argument("--cluster-name", default="", metavar="NAME", help="write its kubeconfig entry as well")
     parser.add_argument("--default", action="store_true", help="use this identity where none is named")
     parser.add_argument("--region", default="", help="the identity's AWS region")
     parser.add_argument("--no-verify", action="store_true", help="do not ask AWS whose credentials these are")
@@ -3785,6 +5589,7 @@ def login_arguments(parser: Any) -> None:
 def logout_arguments(parser: Any) -> None:
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the identity")
     parser.add_argument("--all", action="store_true", help="every identity, session and SSO token")
+    parser.add_argument("--keep-kubeconfig", action="store_true", help="leave its entries in the kubeconfig")
 
 
 def identities_arguments(parser: Any) -> None:
@@ -3795,6 +5600,41 @@ def whoami_arguments(parser: Any) -> None:
     identities_arguments(parser)
     parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
     parser.add_argument("--region", default="", help="where to ask STS")
+
+
+def kubeconfig_arguments(parser: Any) -> None:
+    parser.add_argument("--cluster-name", default="", metavar="NAME", help="the EKS cluster")
+    parser.add_argument("--all", action="store_true", help="every cluster of the region; the current context stays")
+    parser.add_argument("--region", required=True, help="its AWS region")
+    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
+    parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry assumes on top")
+    parser.add_argument("--alias", default="", metavar="NAME", help="the context's name, else the cluster's ARN")
+    parser.add_argument("--user-alias", default="", metavar="NAME", help="the user's name")
+    parser.add_argument("--kubeconfig", default="", metavar="PATH", help="the file, instead of KUBECONFIG's")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be in it, and write nothing")
+    parser.add_argument("--no-set-current", action="store_true", help="leave the current context as it is")
+
+
+def adopt_arguments(parser: Any) -> None:
+    parser.add_argument("--context", nargs="+", action="extend", default=[], metavar="NAME", help="of these contexts")
+    parser.add_argument("--all", action="store_true", help="every entry; else you are asked for each")
+    parser.add_argument(
+        "--kubeconfig", default="", metavar="PATH", help="the file, instead of KUBECONFIG's and Atmos's"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and write nothing")
+    parser.add_argument("--undo", action="store_true", help="bring back what was in the files before")
+
+
+def doctor_arguments(parser: Any) -> None:
+    identities_arguments(parser)
+    parser.add_argument("--online", action="store_true", help="compare this machine's clock with that of STS as well")
+
+
+def completion_arguments(parser: Any) -> None:
+    import argparse
+
+    parser.add_argument("shell", choices=tuple(SCRIPTS), help="which one's script to print")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
 COMMANDS = {
@@ -3810,32 +5650,148 @@ COMMANDS = {
   {PROGRAM} login work --sso-start-url https://example.awsapps.com/start --sso-region us-east-1
   {PROGRAM} login dev --import-profile dev          moves keys out of ~/.aws/credentials""",
     ),
-    "logout": Command("forget an identity, and all that was kept for it", logout_command, logout_arguments),
-    "identities": Command("list identities and AWS profiles", identities_command, identities_arguments),
-    "whoami": Command("ask AWS whose credentials an identity has", whoami_command, whoami_arguments),
+    "logout": Command(
+        "forget an identity, and all that was kept for it",
+        logout_command,
+        logout_arguments,
+        f"""\
+  {PROGRAM} logout dev      its keys, sessions, SSO token and kubeconfig entries
+  {PROGRAM} logout --all    everything""",
+    ),
+    "identities": Command(
+        "list identities and AWS profiles",
+        identities_command,
+        identities_arguments,
+        f"""\
+  {PROGRAM} identities              opens no keyring
+  {PROGRAM} identities -o json      name, kind, from, key, end of the session""",
+    ),
+    "whoami": Command(
+        "ask AWS whose credentials an identity has",
+        whoami_command,
+        whoami_arguments,
+        f"""\
+  {PROGRAM} whoami -i dev
+  {PROGRAM} whoami -i dev -o json""",
+    ),
+    "kubeconfig": Command(
+        "write a cluster's kubeconfig entry",
+        kubeconfig_command,
+        kubeconfig_arguments,
+        f"""\
+  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --identity dev
+  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --alias main --no-set-current
+  {PROGRAM} kubeconfig --all --region us-east-2""",
+    ),
+    "adopt": Command(
+        "take over kubeconfig entries of other plugins",
+        adopt_command,
+        adopt_arguments,
+        f"""\
+  {PROGRAM} adopt --all --dry-run
+  {PROGRAM} adopt --context main
+  {PROGRAM} adopt --undo""",
+    ),
+    "doctor": Command(
+        "look for what keeps kubectl from getting a token",
+        doctor_command,
+        doctor_arguments,
+        f"""\
+  {PROGRAM} doctor              1 is the exit status where a check fails
+  {PROGRAM} doctor --online     compares this machine's clock with AWS's
+  {PROGRAM} doctor -o json      a list of check, status, found and hint""",
+    ),
+    "completion": Command(
+        "print a script that lets a shell complete all of this",
+        completion_command,
+        completion_arguments,
+        f"""\
+  eval "$({PROGRAM} completion bash)"        in ~/.bashrc
+  source <({PROGRAM} completion zsh)         in ~/.zshrc, after compinit
+  {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish""",
+    ),
 }
 
 HELP = f"""\
-Usage: {PROGRAM} --cluster-name NAME --region REGION [--identity NAME] [--role-arn ARN]
-       {PROGRAM} login NAME | logout NAME
+{PROGRAM} prints the bearer token with which kubectl enters an EKS cluster.
+Credentials lie in the OS keyring; a token is kept for 13 minutes, and printed
+from there in a few milliseconds.
 
-Prints an EKS bearer token for kubectl, as an ExecCredential.
+Examples
+  {PROGRAM} login dev
+      store an access key, a role or an SSO sign-in under the name dev
+  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 -i dev
+      write a context for the cluster main; from now on kubectl asks by itself
+  {PROGRAM} adopt --all
+      let contexts that were made for the AWS CLI, aws-iam-authenticator or
+      Atmos use {PROGRAM}
+  {PROGRAM} --cluster-name main --region us-east-2 -i dev
+      print a token, as kubectl has it done
+  {PROGRAM} --cluster-name main --region us-east-2 -i dev \\
+      --role-arn arn:aws:iam::111122223333:role/Admin
+      the same, for a role that dev assumes
+  {PROGRAM} doctor
+      something does not work: what is it?
 
-Examples:
-  {PROGRAM} login dev                                 store an access key in the OS keyring
-  {PROGRAM} --cluster-name main --region us-east-2    a token for the cluster main
+Usage
+  {PROGRAM} --cluster-name NAME --region REGION [OPTION...]
+  {PROGRAM} COMMAND [OPTION...]
+  {PROGRAM} COMMAND --help
 
-Options:
-  --cluster-name NAME   the EKS cluster (--cluster-id ID for a local one on Outposts)
-  --region REGION       its AWS region
-  -i, --identity NAME   a stored identity or an AWS profile; else ATMOS_IDENTITY, keys in the environment,
-                        AWS_PROFILE, the default or only stored identity, AWS's own defaults
-  --role-arn ARN        a role to assume on top (with --external-id ID, --session-name NAME)
-  --refresh             mint a new token even if one is cached
-  --debug               say on stderr what is done (or EKS_TOKEN_DEBUG=1); no secret is shown
+Commands
+{"".join(f"  {name:11} {command.summary}" + chr(10) for name, command in COMMANDS.items())}
+Options of a token
+  --cluster-name NAME   the EKS cluster
+  --cluster-id ID       instead, for a local cluster on Outposts
+  --region REGION       the cluster's AWS region
+  -i, --identity NAME   whose token: a stored identity or an AWS profile
+  --role-arn ARN        a role to assume on top of that
+  --external-id ID      what that role's trust policy asks for
+  --session-name NAME   of that role's session; else EKSGetTokenAuth
+  --refresh             sign a new token even if one is kept
+  --debug               say on stderr what is done; no secret is shown
+  --version, --help     do what they say
 
-The commands of `atmos aws eks token`, `aws eks get-token` and `aws-iam-authenticator token` are understood
-as well, each for the principal that the original would choose: change `command:` in a kubeconfig and nothing else.
+  Without --identity it is, in this order: ATMOS_IDENTITY, the keys in the
+  environment, AWS_PROFILE, AWS_DEFAULT_PROFILE, the identity that was stored
+  with `login --default` or is the only one, and what the AWS SDKs fall back on.
+
+Other programs' words
+  A kubeconfig that was written for one of these works with its `command:`
+  changed to {PROGRAM} and nothing else, for the same identity as before:
+    aws eks get-token --cluster-name NAME [--region R] [--profile P] ...
+    aws-iam-authenticator token -i NAME [-r ARN] ...
+    atmos aws eks token --cluster-name NAME --region R --identity I ...
+  They are taken with or without the word aws, and without the names of the
+  other two. `{PROGRAM} adopt` makes that change, and can undo it.
+
+Environment
+  AWS_PROFILE, AWS_REGION, AWS_CONFIG_FILE, AWS_ENDPOINT_URL, ...
+                        as in the AWS SDKs
+  ATMOS_IDENTITY        the identity, where no option names one
+  EKS_TOKEN_PYTHON      the Python to run: 3.11 or newer
+  EKS_TOKEN_DEBUG=1     as --debug
+  KUBERNETES_EXEC_INFO  set by kubectl: the API version, and whether a person
+                        can be asked
+  PYTHON_KEYRING_BACKEND
+                        another keyring than the system's own
+  XDG_CACHE_HOME, XDG_DATA_HOME
+                        where the files below lie
+
+Files (macOS has them in ~/Library/Caches and ~/Library/Application Support)
+  ~/.cache/eks-token/   tokens and the unpacked program; can be deleted
+  ~/.local/share/eks-token/identities.json
+                        what is no secret of the stored identities
+  ~/.aws/config, ~/.aws/credentials
+                        AWS profiles; read, and never written
+
+Exit status
+  0  done            1  it could not be done: stderr says why, in one line
+  2  wrong options   130  interrupted
+
+More
+  `{PROGRAM} COMMAND --help` has each command's options and examples.
+  Completion: `{PROGRAM} completion bash` (or zsh, fish) prints a script.
 """
 
 
@@ -3870,6 +5826,8 @@ def run(setting: Setting) -> int:
     if setting.argv == ("--version",):
         print(f"{PROGRAM} {__version__}")
         return 0
+    if is_update_kubeconfig(setting.argv):
+        return update_kubeconfig_command(setting)
     return token_command(setting)
 
 

@@ -1,0 +1,748 @@
+"""`kubeconfig`, `aws eks update-kubeconfig`, and what login and logout do: written and read by real kubectls."""
+
+import json
+import os
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Completed, KeyringDaemon, Sandbox, kubectls, missing
+from servers import ACCOUNT, AccessKey, ApiServer, RecordingProxy
+
+import eks_token
+
+REGION = "us-east-1"
+ARN = f"arn:aws:eks:{REGION}:{ACCOUNT}:cluster/demo"
+DEMO = ["--cluster-name", "demo", "--region", REGION]
+UPDATE = ["aws", "eks", "update-kubeconfig", "--name", "demo", "--region", REGION]
+USER = f"eks-token:dev@{ARN}"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/team/Admin,+=.@_x"
+
+OTHERS = """\
+# other people's
+apiVersion: v1
+kind: Config
+current-context: a.b/c:d e
+clusters:
+- name: other/cluster.with:odd name
+  cluster:
+    server: https://other.example.com  # production
+    certificate-authority: pki/ca.pem
+- name: up
+  cluster: {server: "https://up.example.com", certificate-authority: ../pki/ca.pem, proxy-url: "socks5://127.0.0.1:1"}
+contexts:
+- name: a.b/c:d e
+  context: {cluster: other/cluster.with:odd name, user: "me@x.y/z:exec.users. q", namespace: kube-system}
+users:
+- name: "me@x.y/z:exec.users. q"
+  user:
+    token: a-token-of-others
+- name: gke
+  user:
+    exec:
+      apiVersion: client.authentication.k8s.io/v1
+      command: ./bin/gke-gcloud-auth-plugin
+      interactiveMode: Never
+      installHint: "see: there"
+      provideClusterInfo: true
+extensions:
+- name: minikube
+  extension: {version: "1.2"}
+preferences: {colors: true}
+"""
+
+
+@pytest.fixture
+def kubectl() -> Path:
+    """The newest kubectl here."""
+    return kubectls()[-1] if kubectls() else missing("kubectl")
+
+
+EACH_KUBECTL = pytest.mark.parametrize("kubectl", kubectls() or [None], ids=lambda path: path.name if path else "none")
+
+
+@pytest.fixture
+def alice(moto: RecordingProxy, api_server: ApiServer) -> AccessKey:
+    """An IAM user of the account that has the cluster `demo`."""
+    moto.create_cluster("demo", region=REGION, server=api_server)
+    return moto.create_user("alice")
+
+
+@pytest.fixture
+def laptop(home: Sandbox, kubectl: Path | None, moto: RecordingProxy, alice: AccessKey) -> Sandbox:
+    """A home with this kubectl and eks-token on PATH, and Alice's keys in the profile `dev`."""
+    bin_directory = home.root / "bin"
+    bin_directory.mkdir()
+    (bin_directory / "kubectl").symlink_to(kubectl or missing("kubectl"))
+    (bin_directory / "eks-token").symlink_to(home.executable)
+    home.env |= moto.environment | {"PATH": f"{bin_directory}:{home.env['PATH']}"}
+    home.credentials(alice.profile("dev"))
+    return home
+
+
+def ran(home: Sandbox, *args: str | Path, **more: Any) -> Completed:
+    done = home.run(*args, **more)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def config_path(home: Sandbox) -> Path:
+    return home.home / ".kube/config"
+
+
+def view(home: Sandbox, path: Path | None = None, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What kubectl reads in the kubeconfig."""
+    arguments = ["--kubeconfig", str(path)] if path else []
+    done = ran(home, "config", "view", "--raw", "-o", "json", *arguments, command=["kubectl"], env=env)
+    return dict(json.loads(done.stdout))
+
+
+def by_name(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {item["name"]: item[kind.removesuffix("s")] for item in config[kind] or []}
+
+
+def exec_of(home: Sandbox, user: str, path: Path | None = None) -> dict[str, Any]:
+    return dict(by_name(view(home, path), "users")[user]["exec"])
+
+
+def is_let_in(home: Sandbox, *more: str | Path, env: Mapping[str, str | None] | None = None) -> bool:
+    done = ran(home, *more, "get", "namespaces", command=["kubectl"], env=env)
+    return "kube-system" in done.stdout
+
+
+def tree(home: Sandbox) -> dict[str, bytes]:
+    """Every file near the kubeconfig, and what the program left in the temporary directory."""
+    places = [home.home / ".kube", home.tmp]
+    return {str(path): path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
+
+
+# --- one cluster --------------------------------------------------------------------------------------------
+
+
+@EACH_KUBECTL
+def test_a_cluster_is_written_and_used_by_each_kubectl(
+    laptop: Sandbox, api_server: ApiServer, alice: AccessKey
+) -> None:
+    done = ran(laptop, "kubeconfig", *DEMO, "--identity", "dev")
+    assert "warning" not in done.stderr and done.stdout == ""
+    assert is_let_in(laptop)
+    assert set(api_server.principals) == {alice.arn}
+    config = view(laptop)
+    assert by_name(config, "clusters") == {
+        ARN: {"server": api_server.url, "certificate-authority-data": api_server.ca_data}
+    }
+    assert by_name(config, "contexts") == {ARN: {"cluster": ARN, "user": USER}}
+    assert config["current-context"] == ARN
+    entry = exec_of(laptop, USER)
+    assert entry == {
+        "apiVersion": "client.authentication.k8s.io/v1beta1",
+        "command": "eks-token",
+        "args": [*DEMO, "--identity", "dev"],
+        "env": None,
+        "interactiveMode": "IfAvailable",
+        "installHint": "copy the executable eks-token to a directory on PATH",
+        "provideClusterInfo": False,
+    }
+    assert stat.S_IMODE(config_path(laptop).stat().st_mode) == 0o600
+    assert stat.S_IMODE(config_path(laptop).parent.stat().st_mode) == 0o700
+    assert list(laptop.tmp.iterdir()) == []
+
+
+@EACH_KUBECTL
+def test_a_second_run_changes_nothing(laptop: Sandbox) -> None:
+    options = ["kubeconfig", *DEMO, "-i", "dev", "--role-arn", ROLE, "--alias", "a.b/c:d e"]
+    ran(laptop, *options)
+    before, state = tree(laptop), config_path(laptop).stat()
+    assert "was there already" in ran(laptop, *options).stderr
+    assert tree(laptop) == before
+    assert config_path(laptop).stat().st_mtime_ns == state.st_mtime_ns
+
+
+def test_a_second_run_leaves_comments_and_what_a_user_added(laptop: Sandbox) -> None:
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    path = config_path(laptop)
+    text = path.read_text().replace("env: null", "env: [{name: EKS_TOKEN_DEBUG, value: '1'}]")
+    text = text.replace("IfAvailable", "Never").replace("server:", "proxy-url: http://127.0.0.1:1\n    server:")
+    path.write_text("# mine\n" + text)
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    assert path.read_text() == "# mine\n" + text
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--user-alias", USER, "--role-arn", ROLE)
+    entry = exec_of(laptop, USER)
+    assert entry["env"] == [{"name": "EKS_TOKEN_DEBUG", "value": "1"}] and entry["interactiveMode"] == "Never"
+    assert entry["args"][-2:] == ["--role-arn", ROLE]
+    assert by_name(view(laptop), "clusters")[ARN]["proxy-url"] == "http://127.0.0.1:1"
+
+
+def test_identities_and_roles_get_users_of_their_own(laptop: Sandbox, moto: RecordingProxy) -> None:
+    laptop.credentials(moto.create_user("bob").profile("bob") + laptop.home.joinpath(".aws/credentials").read_text())
+    for identity, more in (("dev", []), ("bob", []), ("dev", ["--role-arn", ROLE])):
+        alias = f"{identity} {len(more)}"
+        ran(laptop, "kubeconfig", *DEMO, "-i", identity, *more, "--alias", alias)
+    assert set(by_name(view(laptop), "users")) == {USER, f"eks-token:bob@{ARN}", f"eks-token:dev:{ROLE}@{ARN}"}
+
+
+def test_a_role_is_assumed_by_the_token_and_not_for_the_description(
+    laptop: Sandbox, moto: RecordingProxy, api_server: ApiServer, alice: AccessKey
+) -> None:
+    role = moto.create_role("Admin,+=.@_x")
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--role-arn", role)
+    assert moto.last("DescribeCluster").principal == alice.arn
+    assert moto.count("AssumeRole") == 0
+    assert is_let_in(laptop)
+    assert set(api_server.principals) == {f"arn:aws:sts::{ACCOUNT}:assumed-role/Admin,+=.@_x/EKSGetTokenAuth"}
+
+
+@pytest.mark.parametrize("name", ["a.b/c:d e", "users.x.exec.y", "ünïcode", "arn:aws:eks:x:1:cluster/y", "a,b", '"q"'])
+def test_aliases_may_be_odd(name: str, laptop: Sandbox) -> None:
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--alias", name, "--user-alias", name)
+    assert exec_of(laptop, name)["installHint"]
+    assert view(laptop)["current-context"] == name
+    assert is_let_in(laptop)
+
+
+def test_the_current_context_may_stay(laptop: Sandbox) -> None:
+    laptop.write(".kube/config", OTHERS)
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--no-set-current")
+    assert view(laptop)["current-context"] == "a.b/c:d e"
+    assert is_let_in(laptop, "--context", ARN)
+
+
+@EACH_KUBECTL
+def test_what_others_wrote_keeps_its_meaning(laptop: Sandbox) -> None:
+    laptop.write(".kube/config", OTHERS)
+    before = view(laptop)
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    after = view(laptop)
+    for kind, name in (("clusters", ARN), ("contexts", ARN), ("users", USER)):
+        mine = by_name(after, kind)
+        del mine[name]
+        assert mine == by_name(before, kind)
+    assert after["extensions"] == before["extensions"] and after["preferences"] == before["preferences"]
+    # paths are as they were written, not only the same files
+    text = config_path(laptop).read_text()
+    assert "certificate-authority: pki/ca.pem" in text and "certificate-authority: ../pki/ca.pem" in text
+    assert "command: ./bin/gke-gcloud-auth-plugin" in text
+    assert is_let_in(laptop)
+
+
+# --- which identity -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "identity"),
+    [
+        pytest.param(["-i", "dev"], {}, "dev", id="a named one"),
+        pytest.param([], {"AWS_PROFILE": "dev"}, "dev", id="a profile in the environment"),
+        pytest.param([], {"ATMOS_IDENTITY": "dev"}, "dev", id="Atmos's variable"),
+    ],
+)
+def test_the_entry_names_the_identity_that_answered(
+    arguments: Sequence[str], env: Mapping[str, str], identity: str, laptop: Sandbox
+) -> None:
+    ran(laptop, "kubeconfig", *DEMO, *arguments, env=env)
+    assert exec_of(laptop, f"eks-token:{identity}@{ARN}")["args"] == [*DEMO, "--identity", identity]
+
+
+def test_the_entry_names_no_identity_for_keys_of_the_environment(laptop: Sandbox, alice: AccessKey) -> None:
+    ran(laptop, "kubeconfig", *DEMO, env=alice.environment)
+    assert exec_of(laptop, f"eks-token@{ARN}")["args"] == DEMO
+    assert is_let_in(laptop, env=alice.environment)
+
+
+def test_the_entry_names_the_default_profile(laptop: Sandbox, alice: AccessKey) -> None:
+    laptop.credentials(alice.profile())
+    ran(laptop, "kubeconfig", *DEMO)
+    assert exec_of(laptop, f"eks-token:default@{ARN}")["args"] == [*DEMO, "--identity", "default"]
+
+
+# --- login and logout ---------------------------------------------------------------------------------------
+
+
+def keys_json(key: AccessKey) -> str:
+    return json.dumps({"Version": 1, "AccessKeyId": key.id, "SecretAccessKey": key.secret})
+
+
+@EACH_KUBECTL
+def test_two_commands_lead_from_an_empty_home_to_the_cluster(
+    laptop: Sandbox, keyring_daemon: KeyringDaemon, api_server: ApiServer, alice: AccessKey
+) -> None:
+    laptop.credentials("")
+    ran(laptop, "login", "me", "--stdin", *DEMO, stdin=keys_json(alice))
+    assert is_let_in(laptop)
+    assert set(api_server.principals) == {alice.arn}
+    assert exec_of(laptop, f"eks-token:me@{ARN}")["args"] == [*DEMO, "--identity", "me"]
+    assert laptop.secrets_found([alice.secret]) == []
+
+
+def test_a_stored_identity_that_is_the_only_one_is_named_too(
+    laptop: Sandbox, keyring_daemon: KeyringDaemon, moto: RecordingProxy, alice: AccessKey
+) -> None:
+    laptop.credentials("")
+    ran(laptop, "login", "me", "--stdin", stdin=keys_json(alice))
+    ran(laptop, "kubeconfig", *DEMO)
+    ran(laptop, *UPDATE, "--alias", "as the AWS CLI has it")
+    assert set(by_name(view(laptop), "users")) == {f"eks-token:me@{ARN}"}
+    ran(laptop, "login", "other", "--stdin", "--default", stdin=keys_json(moto.create_user("bob")))
+    assert is_let_in(laptop)
+
+
+def test_login_needs_the_clusters_region_and_kubectl_beforehand(laptop: Sandbox) -> None:
+    done = laptop.run("login", "me", "--stdin", "--cluster-name", "demo", stdin="{}")
+    assert (done.returncode, "--region is missing" in done.stderr) == (2, True)
+    done = laptop.run("login", "me", "--stdin", *DEMO, stdin="{}", env={"PATH": str(without_kubectl(laptop))})
+    assert done.returncode == 1
+    assert done.stderr.startswith("eks-token: error: kubectl is not on PATH")
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["removed", "kept"])
+def test_logout_takes_the_identitys_entries_away(
+    keep: bool, laptop: Sandbox, keyring_daemon: KeyringDaemon, moto: RecordingProxy, alice: AccessKey
+) -> None:
+    laptop.write(".kube/config", OTHERS)
+    before = view(laptop)
+    for name, more in (("me", []), ("you", ["--default"])):
+        ran(laptop, "login", name, "--stdin", *more, stdin=keys_json(alice))
+    ran(laptop, "kubeconfig", *DEMO, "-i", "you", "--alias", "yours")
+    ran(laptop, "kubeconfig", *DEMO, "-i", "me", "--alias", "mine")
+    ran(laptop, "kubeconfig", *DEMO, "-i", "me", "--alias", "mine again", "--role-arn", ROLE)
+    both = config_path(laptop).read_bytes()
+    ran(laptop, "logout", "me", *(["--keep-kubeconfig"] if keep else []))
+    if keep:
+        assert config_path(laptop).read_bytes() == both
+        return
+    after = view(laptop)
+    assert set(by_name(after, "contexts")) == {"yours", "a.b/c:d e"}
+    assert set(by_name(after, "users")) == {f"eks-token:you@{ARN}", *by_name(before, "users")}
+    assert ARN in by_name(after, "clusters") and after["current-context"] == ""
+    ran(laptop, "logout", "--all")
+    after = view(laptop)
+    assert [by_name(after, kind) for kind in ("clusters", "contexts", "users")] == [
+        by_name(before, kind) for kind in ("clusters", "contexts", "users")
+    ]
+
+
+def test_logout_looks_through_several_files_and_forgives_a_broken_one(
+    laptop: Sandbox, keyring_daemon: KeyringDaemon, alice: AccessKey
+) -> None:
+    one, two = laptop.home / "one", laptop.home / "two"
+    ran(laptop, "login", "me", "--stdin", stdin=keys_json(alice))
+    for path in (one, two):
+        ran(laptop, "kubeconfig", *DEMO, "-i", "me", "--kubeconfig", path)
+    ran(laptop, "logout", "me", env={"KUBECONFIG": f"{one}:{laptop.home}/none:{two}"})
+    assert [by_name(view(laptop, path), "users") for path in (one, two)] == [{}, {}]
+    assert not (laptop.home / "none").exists()
+
+    ran(laptop, "login", "me", "--stdin", stdin=keys_json(alice))
+    broken = laptop.write("broken", "eks-token: [\n")
+    done = ran(laptop, "logout", "me", env={"KUBECONFIG": str(broken)})
+    assert f'error loading config file "{broken}"' in done.stderr and "forgot me" in done.stderr
+
+
+# --- the words of the AWS CLI -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(UPDATE, id="aws eks update-kubeconfig"),
+        pytest.param(UPDATE[1:], id="eks update-kubeconfig"),
+        pytest.param(["--region", REGION, "eks", "update-kubeconfig", "--name=demo"], id="a global option before it"),
+    ],
+)
+def test_the_aws_clis_words_write_the_same_entry(words: Sequence[str], laptop: Sandbox) -> None:
+    ran(laptop, *words, "--profile", "dev")
+    assert is_let_in(laptop)
+    text = config_path(laptop).read_text()
+    config_path(laptop).unlink()
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    assert config_path(laptop).read_text() == text
+
+
+def test_the_aws_clis_options_do_what_they_do_there(
+    laptop: Sandbox, moto: RecordingProxy, api_server: ApiServer
+) -> None:
+    role = moto.create_role("Describer")
+    path = laptop.home / "elsewhere/config"
+    done = ran(
+        laptop,
+        *["eks", "update-kubeconfig", "--name", "demo", "--alias", "c", "--user-alias", "u", "--role-arn", ROLE],
+        *["--assume-role-arn", role, "--proxy-url", "http://127.0.0.1:9", "--kubeconfig", str(path), "--verbose"],
+        env={"AWS_PROFILE": "dev", "AWS_REGION": REGION},
+    )
+    assert "name: c\n" in done.stdout and "command: eks-token" in done.stdout
+    assert moto.last("DescribeCluster").principal == (
+        f"arn:aws:sts::{ACCOUNT}:assumed-role/Describer/EKSDescribeClusterSession"
+    )
+    config = view(laptop, path)
+    assert by_name(config, "clusters")[ARN]["proxy-url"] == "http://127.0.0.1:9"
+    assert by_name(config, "contexts") == {"c": {"cluster": ARN, "user": "u"}}
+    assert exec_of(laptop, "u", path)["args"] == [*DEMO, "--identity", "dev", "--role-arn", ROLE]
+
+
+def test_the_region_is_the_profiles_where_none_is_named(laptop: Sandbox, alice: AccessKey) -> None:
+    laptop.credentials(alice.profile("dev") + f"region = {REGION}\n")
+    ran(laptop, "eks", "update-kubeconfig", "--name", "demo", "--profile", "dev")
+    assert exec_of(laptop, USER)["args"] == [*DEMO, "--identity", "dev"]
+
+
+def test_an_endpoint_url_is_where_the_cluster_is_asked_for(laptop: Sandbox, moto: RecordingProxy) -> None:
+    ran(laptop, *UPDATE, "--profile", "dev", "--endpoint-url", moto.url, env={"AWS_ENDPOINT_URL": None})
+    assert moto.count("DescribeCluster") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param([*UPDATE, "--kubernetes"], "--kubernetes is not supported", id="an unsupported option"),
+        pytest.param([*UPDATE, "--dry-runs"], "did you mean --dry-run?", id="a misspelt option"),
+        pytest.param(["eks", "update-kubeconfig", "--region", REGION], "name it with --name", id="no cluster"),
+        pytest.param(["eks", "update-kubeconfig", "--name", "demo"], "--region is missing", id="no region"),
+        pytest.param([*UPDATE, "more"], "unexpected argument 'more'", id="another word"),
+        pytest.param([*UPDATE, "--role-arn", "Admin"], "'Admin' is no role ARN", id="no role"),
+        pytest.param(["kubeconfig", "--region", REGION], "--cluster-name, or say --all", id="ours without a cluster"),
+        pytest.param(["kubeconfig", *DEMO, "--all"], "--cluster-name, or say --all", id="one cluster and all"),
+        pytest.param(["kubeconfig", "--cluster-name", "demo"], "--region", id="ours without a region"),
+        pytest.param(["kubeconfig", *DEMO, "--output", "json"], "--output", id="an unknown option of ours"),
+    ],
+)
+def test_wrong_words_are_refused_by_name(words: Sequence[str], said: str, laptop: Sandbox) -> None:
+    done = laptop.run(*words, env={"AWS_PROFILE": "dev"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert not config_path(laptop).exists()
+
+
+# --- a dry run ----------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_writes_nothing_and_shows_no_secret(laptop: Sandbox) -> None:
+    laptop.write(".kube/config", OTHERS)
+    before = tree(laptop)
+    done = ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--dry-run")
+    assert USER in done.stdout and "a.b/c:d e" in done.stdout
+    assert "a-token-of-others" not in done.stdout + done.stderr
+    assert tree(laptop) == before
+
+
+def test_a_dry_run_of_the_aws_clis_words_prints_a_kubeconfig_that_works(laptop: Sandbox) -> None:
+    done = ran(laptop, *UPDATE, "--profile", "dev", "--dry-run")
+    assert not config_path(laptop).parent.exists()
+    printed = laptop.write("printed", done.stdout)
+    assert is_let_in(laptop, "--kubeconfig", printed)
+
+
+# --- all clusters -------------------------------------------------------------------------------------------
+
+
+def test_every_usable_cluster_of_a_region_is_written(laptop: Sandbox, moto: RecordingProxy) -> None:
+    moto.forget()  # what DescribeCluster was told to answer
+    names = ["demo", "one", "two"]
+    for name in names[1:]:
+        moto.create_cluster(name, region=REGION)
+    moto.create_cluster("elsewhere", region="eu-west-1")
+    done = ran(laptop, "kubeconfig", "--all", "--region", REGION, "-i", "dev")
+    for number, name in enumerate(sorted(names), 1):
+        assert f"[{number}/3] {name}" in done.stderr
+    assert {name.rpartition("/")[2] for name in by_name(view(laptop), "contexts")} == set(names)
+    assert view(laptop)["current-context"] == ""
+    before = tree(laptop)
+    ran(laptop, "kubeconfig", "--all", "--region", REGION, "-i", "dev")
+    assert tree(laptop) == before
+
+    moto.fail("DescribeCluster", "AccessDeniedException", "no", 403, times=1)
+    done = laptop.run("kubeconfig", "--all", "--region", REGION, "-i", "dev")
+    assert done.returncode == 1
+    assert "is left out: AWS refused DescribeCluster: AccessDeniedException: no" in done.stderr
+
+
+def test_all_pages_of_a_listing_are_read() -> None:
+    book = {None: (["a", "b"], "2"), "2": (["c"], "3"), "3": ([], None)}
+
+    def list_clusters(nextToken: str | None = None) -> dict[str, Any]:
+        names, following = book[nextToken]
+        return {"clusters": names, **({"nextToken": following} if following else {})}
+
+    assert eks_token.pages(list_clusters, "clusters") == ["a", "b", "c"]
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_among_several_files_the_first_that_exists_gets_what_is_new(laptop: Sandbox) -> None:
+    first, second = laptop.write("second file", OTHERS), laptop.write("third", "")
+    paths = {"KUBECONFIG": f"{laptop.home}/none:{first}:{second}:"}
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", env=paths)
+    assert USER in by_name(view(laptop, first), "users")
+    assert not (laptop.home / "none").exists() and second.read_bytes() == b""
+    assert is_let_in(laptop, env=paths)
+
+
+def test_among_several_files_an_entry_stays_in_the_one_that_has_it(laptop: Sandbox) -> None:
+    first, second = laptop.write("first", OTHERS), laptop.home / "second"
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--kubeconfig", second)
+    paths = {"KUBECONFIG": f"{first}:{second}"}
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--user-alias", USER, "--role-arn", ROLE, env=paths)
+    assert exec_of(laptop, USER, second)["args"][-1] == ROLE
+    assert USER not in by_name(view(laptop, first), "users")
+    assert view(laptop, env=paths)["current-context"] == ARN
+
+
+def test_where_no_file_exists_the_last_is_made(laptop: Sandbox) -> None:
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", env={"KUBECONFIG": f"{laptop.home}/a/x:{laptop.home}/b/y"})
+    assert not (laptop.home / "a").exists()
+    assert USER in by_name(view(laptop, laptop.home / "b/y"), "users")
+
+
+def test_a_link_stays_a_link_and_the_mode_stays(laptop: Sandbox) -> None:
+    real = laptop.write("dotfiles/kube", OTHERS)
+    real.chmod(0o640)
+    config_path(laptop).parent.mkdir()
+    config_path(laptop).symlink_to(real)
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    assert config_path(laptop).is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert USER in by_name(view(laptop, real), "users")
+
+
+def test_an_empty_file_is_an_empty_kubeconfig(laptop: Sandbox) -> None:
+    laptop.write(".kube/config", "")
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    assert is_let_in(laptop)
+
+
+def test_one_in_json_is_read_as_well(laptop: Sandbox, api_server: ApiServer) -> None:
+    laptop.write(".kube/config", api_server.kubeconfig(token="a-token"))
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    assert by_name(view(laptop), "users")["demo"] == {"token": "a-token"}
+    assert is_let_in(laptop)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("clusters: [\n", id="no YAML"),
+        pytest.param("clusters: yes\n", id="another type"),
+        pytest.param("\x00\x01", id="binary"),
+    ],
+)
+def test_a_broken_file_is_one_clear_error(text: str, laptop: Sandbox) -> None:
+    path = laptop.write(".kube/config", text)
+    before = tree(laptop)
+    done = laptop.run("kubeconfig", *DEMO, "-i", "dev")
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("eks-token: error: kubectl: ") and str(path) in error and str(laptop.tmp) not in error
+    assert hint == f"hint: mend {path}, or name another file with --kubeconfig"
+    assert tree(laptop) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="not as root, who may write everything")
+def test_a_read_only_file_is_one_clear_error(laptop: Sandbox) -> None:
+    path = laptop.write(".kube/config", OTHERS)
+    path.chmod(0o400)
+    done = laptop.run("kubeconfig", *DEMO, "-i", "dev")
+    assert done.returncode == 1
+    assert done.stderr == f"eks-token: error: {path} cannot be written: Permission denied\n"
+    assert path.read_text() == OTHERS and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("made", ["directory", "device", "immutable"])
+def test_what_cannot_be_written_is_one_clear_error(made: str, laptop: Sandbox) -> None:
+    path = config_path(laptop)
+    path.parent.mkdir()
+    if made == "directory":
+        path.mkdir()
+    elif made == "device":
+        path.symlink_to("/dev/null")
+    elif subprocess.run(["chattr", "+i", str(laptop.write(".kube/config", OTHERS))], capture_output=True).returncode:
+        pytest.skip("only on a file system with chattr +i, as root")
+    try:
+        done = laptop.run("kubeconfig", *DEMO, "-i", "dev")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"eks-token: error: {path} ")
+        assert len(done.stderr.splitlines()) <= 2
+        assert list(path.parent.iterdir()) == [path] and Path("/dev/null").is_char_device()
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], capture_output=True)
+
+
+def test_a_file_that_does_not_fit_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config"
+    path.write_bytes(b"old content")
+    write = os.write
+    left = [5]
+
+    def full_disk(file: int, content: bytes) -> int:
+        if left[0] == 0:
+            left[0] = 1000  # what was there always fits again
+            raise OSError(28, "No space left on device")
+        written = write(file, content[: left[0]])
+        left[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", full_disk)
+    with pytest.raises(eks_token.Problem, match="No space left on device; it is as it was"):
+        eks_token.write_in_place(str(path), b"old content", b"new content, and longer")
+    assert path.read_bytes() == b"old content"
+
+
+# --- kubectl ------------------------------------------------------------------------------------------------
+
+
+def without_kubectl(laptop: Sandbox) -> Path:
+    """A PATH that has the commands of the launcher, and no kubectl."""
+    directory = laptop.root / "few"
+    directory.mkdir(exist_ok=True)
+    for name in ("sh", "env", "mkdir", "rm", "cat"):
+        if found := next((Path(place, name) for place in ("/usr/bin", "/bin") if Path(place, name).exists()), None):
+            (directory / name).unlink(missing_ok=True)
+            (directory / name).symlink_to(found)
+    return directory
+
+
+def test_without_kubectl_there_is_one_clear_error_before_anything_is_asked(
+    laptop: Sandbox, moto: RecordingProxy
+) -> None:
+    path = str(without_kubectl(laptop))
+    for words in (["kubeconfig", *DEMO, "-i", "dev"], [*UPDATE, "--profile", "dev"], ["adopt", "--all"]):
+        done = laptop.run(*words, env={"PATH": path})
+        assert done.returncode == 1
+        assert done.stderr.splitlines() == [
+            "eks-token: error: kubectl is not on PATH, and kubeconfig files are written by it",
+            "hint: install it: https://kubernetes.io/docs/tasks/tools/",
+        ]
+    assert moto.count("DescribeCluster") == 0
+
+
+def test_who_has_no_eks_token_on_path_is_told(laptop: Sandbox) -> None:
+    (laptop.root / "bin/eks-token").unlink()
+    done = ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    assert "warning: kubectl will look for eks-token on PATH, where it is not" in done.stderr
+    shown = laptop.run("get", "--raw", "/version", command=["kubectl"])
+    assert "copy the executable eks-token to a directory on PATH" in shown.stderr
+
+
+@pytest.mark.parametrize("step", ["set-cluster", "set-credentials", "set-context", "use-context"])
+def test_a_step_that_fails_leaves_the_file_untouched(step: str, laptop: Sandbox) -> None:
+    laptop.write(".kube/config", OTHERS)
+    before = tree(laptop)
+    kubectl = laptop.root / "bin/kubectl"
+    real = kubectl.resolve()
+    kubectl.unlink()
+    kubectl.write_text(f'#!/bin/sh\n[ "$2" = {step} ] && {{ echo "error: broken" >&2; exit 1; }}\nexec {real} "$@"\n')
+    kubectl.chmod(0o755)
+    done = laptop.run("kubeconfig", *DEMO, "-i", "dev")
+    assert (done.returncode, done.stderr) == (1, "eks-token: error: kubectl: broken\n")
+    assert tree(laptop) == before
+
+
+def test_kubectls_lock_is_waited_for_and_then_reported(laptop: Sandbox) -> None:
+    laptop.write(".kube/config", OTHERS)
+    lock = config_path(laptop).with_name("config.lock")
+    lock.touch()
+    timer = threading.Timer(1.5, lock.unlink)
+    timer.start()
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    timer.join()
+    assert not lock.exists()
+    lock.touch()
+    done = laptop.run("kubeconfig", *DEMO, "-i", "dev", "--alias", "another")
+    assert done.returncode == 1
+    assert f"has had {lock} for" in done.stderr and lock.exists()
+
+
+def test_many_at_once_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
+    laptop.write(".kube/config", OTHERS)
+    laptop.credentials("".join(alice.profile(f"p{number}") for number in range(6)))
+    started = [laptop.start("kubeconfig", *DEMO, "-i", f"p{number}", "--alias", f"c{number}") for number in range(6)]
+    started += [laptop.start("config", "set-context", "theirs", command=["kubectl"])]
+    deadline = time.monotonic() + 120
+    for process in started[:-1]:
+        _, stderr = process.communicate(timeout=deadline - time.monotonic())
+        assert process.returncode == 0, stderr
+    started[-1].communicate(timeout=60)
+    contexts = set(by_name(view(laptop), "contexts"))
+    assert contexts >= {"a.b/c:d e", *(f"c{number}" for number in range(6))}
+    if started[-1].returncode == 0:  # kubectl waits for no lock
+        assert "theirs" in contexts
+
+
+# --- what AWS says ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param({"status": "CREATING"}, "its status is CREATING", id="not there yet"),
+        pytest.param({"status": "DELETING"}, "its status is DELETING", id="going away"),
+        pytest.param({"endpoint": None}, "without an endpoint", id="no endpoint"),
+        pytest.param({"certificateAuthority": {"data": "%"}}, "no base64", id="no certificate"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_refused(
+    change: Mapping[str, Any], said: str, laptop: Sandbox, moto: RecordingProxy, api_server: ApiServer
+) -> None:
+    moto.answer("DescribeCluster", 200, {"cluster": described(api_server) | change})
+    done = laptop.run("kubeconfig", *DEMO, "-i", "dev")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not config_path(laptop).exists()
+
+
+def described(api_server: ApiServer) -> dict[str, Any]:
+    authority = {"data": api_server.ca_data}
+    return {
+        "name": "demo",
+        "arn": ARN,
+        "endpoint": api_server.url,
+        "certificateAuthority": authority,
+        "status": "ACTIVE",
+    }
+
+
+def test_a_cluster_that_is_being_updated_is_written(
+    laptop: Sandbox, moto: RecordingProxy, api_server: ApiServer
+) -> None:
+    moto.answer("DescribeCluster", 200, {"cluster": described(api_server) | {"status": "UPDATING"}})
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    assert is_let_in(laptop)
+
+
+@pytest.mark.parametrize(
+    ("outpost", "option"),
+    [
+        pytest.param({"outpostArns": ["x"], "controlPlaneInstanceType": "m5.large"}, "--cluster-id", id="local"),
+        pytest.param({"outpostArns": ["x"], "etcdInstanceType": "m5.large"}, "--cluster-name", id="extended"),
+    ],
+)
+def test_a_local_cluster_on_an_outpost_is_known_by_its_id(outpost: Mapping[str, Any], option: str) -> None:
+    found = {"name": "demo", "id": "an-id", "arn": ARN, "endpoint": "https://x", "status": "ACTIVE"}
+    wanted = eks_token.Provision(eks_token.Request("eks-token", "demo", REGION, "dev"))
+    entry = eks_token.new_entry(found | {"outpostConfig": outpost}, "dev", wanted)
+    value = "an-id" if option == "--cluster-id" else "demo"
+    assert entry.arguments == (option, value, "--region", REGION, "--identity", "dev")
+
+
+def test_an_unknown_cluster_is_aws_own_words(laptop: Sandbox, moto: RecordingProxy) -> None:
+    moto.forget()
+    done = laptop.run("kubeconfig", "--cluster-name", "nope", "--region", REGION, "-i", "dev")
+    assert done.returncode == 1
+    assert done.stderr.startswith("eks-token: error: dev: AWS refused DescribeCluster: ResourceNotFoundException: ")
+
+
+def test_on_windows_kubectl_starts_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Start:
+        BUILD = "x"
+
+    monkeypatch.setitem(eks_token.sys.modules, "start", Start)  # type: ignore[arg-type]
+    monkeypatch.setattr(eks_token.sys, "argv", ["/tools/eks-token", "kubeconfig"])
+    command = eks_token.exec_command("win32")
+    assert command == [eks_token.sys.executable, "-I", "-S", "/tools/eks-token"]
+    entry = {"command": r"C:\Python\python.exe", "args": ["-I", "-S", r"C:\Tools\eks-token", *DEMO, "--identity=dev"]}
+    assert eks_token.our_arguments(entry) == [*DEMO, "--identity=dev"]
+    assert eks_token.entry_identity({"exec": entry}) == "dev"
+    assert eks_token.exec_command("linux") == ["eks-token"]

@@ -1,0 +1,1192 @@
+"""From `login` to a token for the right principal, for every kind of identity; and what else talks to a person.
+
+The program runs as a black box beside a real GNOME Keyring, moto and an Identity Center of the tests' own. `FLOWS` are
+the ways to sign in; test_secrets.py walks them again.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Completed, KeyringDaemon, Sandbox
+from servers import ACCOUNT, AccessKey, Keys, RecordingProxy, SsoOidcServer, mfa_serial, wait_for
+from verifier import Identity, verify
+
+REGION = "us-east-2"
+SSO_REGION = "us-east-1"
+CODE = "493817"
+WRONG_CODE = "111111"
+ASK_CODE = f"MFA code for {mfa_serial('alice')}: "
+DEAD_BUS = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere"}
+NOBODY = {
+    "KUBERNETES_EXEC_INFO": json.dumps(
+        {
+            "kind": "ExecCredential",
+            "apiVersion": "client.authentication.k8s.io/v1beta1",
+            "spec": {"interactive": False},
+        }
+    )
+}
+Steps = Sequence[tuple[str, str]]
+
+
+def words(cluster: str = "demo", *more: str) -> list[str]:
+    return ["--cluster-name", cluster, "--region", REGION, *more]
+
+
+def as_json(key: Sequence[str], **more: object) -> str:
+    return json.dumps({"Version": 1, "AccessKeyId": key[0], "SecretAccessKey": key[1], **more})
+
+
+class Scene:
+    """A person's machine: a home with a keyring, AWS, and IAM Identity Center at the end of their endpoints."""
+
+    def __init__(
+        self, home: Sandbox, ring: KeyringDaemon, moto: RecordingProxy, sso: SsoOidcServer, keys: Keys, app: Path
+    ) -> None:
+        self.home, self.ring, self.moto, self.sso, self.keys = home, ring, moto, sso, keys
+        self.outputs: list[str] = []
+        """All that was shown so far."""
+        home.env |= {**moto.environment, **sso.environment}
+        sso.interval = 0
+        # extracted before: half a second a test
+        shutil.copytree(app, home.cache / "app", copy_function=os.link)
+        for directory in (home.cache.parent, home.cache):
+            directory.chmod(0o700)
+
+    # commands
+
+    def run(self, *args: str | Path, steps: Steps | None = None, **options: Any) -> Completed:
+        """Runs the program; with `steps`, on a terminal."""
+        terminal = {} if steps is None else {"steps": steps}
+        done = (self.home.run_pty if terminal else self.home.run)(*args, **terminal, **options)
+        self.outputs += [done.stdout, done.stderr]
+        return done
+
+    def login(self, *args: str, **options: Any) -> Completed:
+        done = self.run("login", *args, **options)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def refused(self, *args: str, status: int = 1, **options: Any) -> str:
+        """What is shown by a run that fails, with nothing on stdout; the error is one line."""
+        done = self.run(*args, **options)
+        assert (done.returncode, done.stdout) == (status, ""), done.stderr
+        # the terminal echoes ^C
+        assert len(re.findall(r"^(?:\^C)?eks-token: error: ", done.stderr, re.M)) == 1
+        assert "bug" not in done.stderr
+        return done.stderr
+
+    def token(self, name: str, *more: str, cluster: str = "demo", **options: Any) -> Completed:
+        return self.run(*words(cluster, "-i", name, *more), **options)
+
+    def whose(self, done: Completed, cluster: str = "demo") -> Identity:
+        """Whom a cluster would see."""
+        assert done.returncode == 0, done.stderr
+        return verify(json.loads(done.stdout)["status"]["token"], cluster=cluster, secrets=self.keys)
+
+    def principal(self, name: str, *more: str, **options: Any) -> str:
+        return self.whose(self.token(name, *more, **options)).canonical_arn
+
+    # what there is
+
+    def store(self, name: str, key: Sequence[str], *options: str) -> None:
+        self.login(name, "--stdin", *options, stdin=as_json(key))
+
+    def alice(self, name: str = "dev", *, code: str | None = None) -> AccessKey:
+        """Her keys, stored as `name`."""
+        key = self.moto.create_user("alice", mfa_code=code)
+        self.store(name, key)
+        return key
+
+    def sso_options(self, *more: str) -> list[str]:
+        return ["--sso-start-url", self.sso.start_url, "--sso-region", SSO_REGION, *more]
+
+    def sso_session(self, name: str = "corp") -> str:
+        return f"[sso-session {name}]\nsso_start_url = {self.sso.start_url}\nsso_region = {SSO_REGION}\n"
+
+    def sso_profile(self, name: str, account: str, role: str, *more: str) -> str:
+        lines = [f"[profile {name}]", f"sso_account_id = {account}", f"sso_role_name = {role}", *more]
+        return "\n".join(lines) + "\n"
+
+    def left_by_aws_cli(self, session: str, **changes: str) -> Path:
+        """The file of a session that `aws sso login` began, named by its sso-session or legacy start URL."""
+        from hashlib import sha1
+
+        access_token, refresh_token = self.sso.new_session()
+        client_id, client_secret = self.sso.register_client()
+        token = {
+            "startUrl": self.sso.start_url,
+            "region": SSO_REGION,
+            "accessToken": access_token,
+            "expiresAt": utc(8 * 3600),
+            "clientId": client_id,
+            "clientSecret": client_secret,
+            "registrationExpiresAt": utc(90 * 86400),
+            "refreshToken": refresh_token,
+        }
+        name = f".aws/sso/cache/{sha1(session.encode()).hexdigest()}.json"
+        return self.home.write(name, json.dumps(token | changes))
+
+    def identities(self, **options: Any) -> dict[str, dict[str, Any]]:
+        """What `identities` lists, by name."""
+        done = self.run("identities", "-o", "json", **options)
+        assert done.returncode == 0, done.stderr
+        return {row["name"]: row for row in json.loads(done.stdout)}
+
+    def kept(self) -> list[str]:
+        """The users of the keyring's items."""
+        return sorted(item["username"] for item in self.ring.items())
+
+    def records(self) -> Any:
+        path = self.home.data / "identities.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
+        """What a person does to identities.json with an editor; `change` gets the identities."""
+        content = self.records()
+        change(content["identities"])
+        self.home.write(str((self.home.data / "identities.json").relative_to(self.home.home)), json.dumps(content))
+
+    def answers(self) -> list[Path]:
+        """The cached ones."""
+        return list((self.home.cache / "tokens").rglob("%answer"))
+
+
+def utc(seconds: float) -> str:
+    """The time in so many seconds, as AWS writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory, executable: Path) -> Path:
+    """The program as it extracts itself into a cache."""
+    home = Sandbox(tmp_path_factory.mktemp("app") / "sandbox", lambda: executable)
+    assert home.run("--version").returncode == 0
+    return home.cache / "app"
+
+
+@pytest.fixture
+def scene(
+    home: Sandbox, keyring_daemon: KeyringDaemon, moto: RecordingProxy, sso: SsoOidcServer, keys: Keys, app: Path
+) -> Iterator[Scene]:
+    yield Scene(home, keyring_daemon, moto, sso, keys, app)
+
+
+def role_of(arn: str) -> str:
+    """The role that a session's ARN is of, as `Identity.canonical_arn` has it."""
+    account, _, role = arn.split(":", 4)[4].partition(":assumed-role/")
+    return f"arn:aws:iam::{account}:role/{role.partition('/')[0]}"
+
+
+# --- ways to sign in ----------------------------------------------------------------------------------------
+
+Flow = Callable[[Scene], tuple[str, str]]
+"""Signs in; returns the identity's name, and the principal that a cluster shall see."""
+
+
+def keys_from_stdin(scene: Scene) -> tuple[str, str]:
+    return "dev", scene.alice().arn
+
+
+def temporary_keys_from_stdin(scene: Scene) -> tuple[str, str]:
+    arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/ops/alice"
+    key_id, key = scene.keys.mint(arn, 3600)
+    given = as_json([key_id, key.secret], SessionToken=key.session_token, Expiration=utc(3600))
+    scene.login("dev", "--stdin", stdin=given)
+    return "dev", role_of(arn)
+
+
+def keys_typed(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice")
+    steps = [("access key ID: ", f"{alice.id}\n"), ("(not shown): ", f"{alice.secret}\n")]
+    scene.login("dev", "--new-keys", steps=steps)
+    return "dev", alice.arn
+
+
+def keys_with_mfa_from_stdin(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    given = f"{as_json(alice)}\n{CODE}\n"
+    scene.login("dev", "--stdin", "--mfa-serial", mfa_serial("alice"), "--mfa-code-stdin", stdin=given)
+    return "dev", alice.arn
+
+
+def keys_with_mfa_typed(scene: Scene) -> tuple[str, str]:
+    alice = scene.alice(code=CODE)
+    scene.login("dev", "--mfa-serial", mfa_serial("alice"), steps=[(ASK_CODE, f"{CODE}\n")])
+    return "dev", alice.arn
+
+
+def import_of_a_profile(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice")
+    path = scene.home.credentials(alice.profile("work"))
+    shown = scene.login("dev", "--import-profile", "work").stderr
+    assert "delete aws_access_key_id and aws_secret_access_key from [work]" in shown
+    assert alice.secret in path.read_text()  # the file is the person's to edit, who now does
+    path.unlink()
+    return "dev", alice.arn
+
+
+def role_over_stored_keys(scene: Scene) -> tuple[str, str]:
+    role = scene.moto.create_role("admin", trusted=[scene.alice().arn], external_id="ours")
+    scene.login("admin", "--role-arn", role, "--source", "dev", "--external-id", "ours")
+    return "admin", role
+
+
+def role_over_a_profile(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice")
+    scene.home.credentials(alice.profile("work"))
+    role = scene.moto.create_role("admin", trusted=[alice.arn])
+    scene.login("admin", "--role-arn", role, "--source", "work")
+    return "admin", role
+
+
+def role_with_mfa(scene: Scene) -> tuple[str, str]:
+    role = scene.moto.create_role("admin", trusted=[scene.alice(code=CODE).arn], mfa=True)
+    options = ["--role-arn", role, "--source", "dev", "--mfa-serial", mfa_serial("alice")]
+    scene.login("admin", *options, "--mfa-code-stdin", stdin=f"{CODE}\n")
+    return "admin", role
+
+
+def role_over_keys_with_mfa(scene: Scene) -> tuple[str, str]:
+    keys_with_mfa_from_stdin(scene)
+    role = scene.moto.create_role("admin", mfa=True)
+    scene.login("admin", "--role-arn", role, "--source", "dev", "--mfa-code-stdin", stdin=f"{CODE}\n")
+    return "admin", role
+
+
+def chain_from_stored_over_a_profile_to_stored(scene: Scene) -> tuple[str, str]:
+    first = scene.moto.create_role("first", trusted=[scene.alice().arn])
+    second = scene.moto.create_role("second", trusted=[first])
+    third = scene.moto.create_role("third", trusted=[second])
+    scene.home.config(
+        f"[profile one]\nrole_arn = {first}\nsource_profile = dev\n"
+        f"[profile two]\nrole_arn = {second}\nsource_profile = one\n"
+    )
+    scene.login("three", "--role-arn", third, "--source", "two")
+    return "three", third
+
+
+def chain_from_a_profile_over_stored_to_a_profile(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice")
+    first = scene.moto.create_role("first", trusted=[alice.arn])
+    second = scene.moto.create_role("second", trusted=[first])
+    third = scene.moto.create_role("third", trusted=[second])
+    scene.home.credentials(alice.profile("work"))
+    scene.home.config(f"[profile three]\nrole_arn = {third}\nsource_profile = two\n")
+    scene.login("one", "--role-arn", first, "--source", "work")
+    scene.login("two", "--role-arn", second, "--source", "one")
+    return "three", third
+
+
+def sso_named_by_options(scene: Scene) -> tuple[str, str]:
+    scene.sso.assign("111111111111", "Other")
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    scene.login("work", *scene.sso_options("--sso-account-id", ACCOUNT, "--sso-role-name", "Admin"))
+    return "work", role_of(arn)
+
+
+def sso_with_one_role_only(scene: Scene) -> tuple[str, str]:
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    scene.login("work", *scene.sso_options())
+    return "work", role_of(arn)
+
+
+def sso_chosen(scene: Scene) -> tuple[str, str]:
+    scene.sso.assign("111111111111", "Other")
+    scene.sso.assign(ACCOUNT, "Admin")
+    arn = scene.sso.assign(ACCOUNT, "Viewer")
+    steps = [("Account [1-2]: ", "2\n"), ("Role [1-2]: ", "two\n"), ("'two' is none of them", ""), ("[1-2]: ", "2\n")]
+    scene.login("work", *scene.sso_options(), steps=steps)
+    return "work", role_of(arn)
+
+
+def sso_session_of_aws_config(scene: Scene) -> tuple[str, str]:
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    scene.home.config(scene.sso_session())
+    scene.login("work", "--sso-session", "corp")
+    return "work", role_of(arn)
+
+
+def sso_profile_of_aws_config(scene: Scene) -> tuple[str, str]:
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    scene.home.config(scene.sso_session() + scene.sso_profile("work", ACCOUNT, "Admin", "sso_session = corp"))
+    scene.login("work")
+    return "work", role_of(arn)
+
+
+def legacy_sso_profile_of_aws_config(scene: Scene) -> tuple[str, str]:
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    place = [f"sso_start_url = {scene.sso.start_url}", f"sso_region = {SSO_REGION}"]
+    scene.home.config(scene.sso_profile("work", ACCOUNT, "Admin", *place))
+    scene.login("work")
+    return "work", role_of(arn)
+
+
+def sso_session_left_by_the_aws_cli(scene: Scene) -> tuple[str, str]:
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    scene.home.config(scene.sso_session() + scene.sso_profile("work", ACCOUNT, "Admin", "sso_session = corp"))
+    scene.left_by_aws_cli("corp")
+    return "work", role_of(arn)
+
+
+def role_over_sso(scene: Scene) -> tuple[str, str]:
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    scene.login("work", *scene.sso_options())
+    role = scene.moto.create_role("deploy", trusted=[role_of(arn)])
+    scene.login("deploy", "--role-arn", role, "--source", "work")
+    return "deploy", role
+
+
+def led_to_keys(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice")
+    keys = [("access key ID: ", f"{alice.id}\n"), ("(not shown): ", f"{alice.secret}\n")]
+    scene.login(steps=[("Name of the identity: ", "dev\n"), ("Kind [1-5]: ", "1\n"), *keys])
+    return "dev", alice.arn
+
+
+def led_to_keys_with_mfa(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    keys = [("access key ID: ", f"{alice.id}\n"), ("(not shown): ", f"{alice.secret}\n"), (ASK_CODE, f"{CODE}\n")]
+    scene.login("dev", steps=[("Kind [1-5]: ", "2\n"), ("MFA device", f"{mfa_serial('alice')}\n"), *keys])
+    return "dev", alice.arn
+
+
+def led_to_a_role(scene: Scene) -> tuple[str, str]:
+    role = scene.moto.create_role("admin", trusted=[scene.alice().arn])
+    steps = [("Kind", "3\n"), ("ARN of the role", f"{role}\n"), ("that assumes it", "dev\n"), ("empty for none", "\n")]
+    scene.login("admin", steps=steps)
+    return "admin", role
+
+
+def led_to_sso(scene: Scene) -> tuple[str, str]:
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    steps = [("Kind", "4\n"), ("Start URL", f"{scene.sso.start_url}\n"), ("AWS region", f"{SSO_REGION}\n")]
+    scene.login("work", steps=steps)
+    return "work", role_of(arn)
+
+
+def led_to_an_import(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice")
+    path = scene.home.credentials(alice.profile("old"))
+    scene.login("dev", steps=[("Kind", "5\n"), ("Profile: ", "old\n")])
+    path.unlink()
+    return "dev", alice.arn
+
+
+FLOWS: list[Flow] = [
+    keys_from_stdin,
+    temporary_keys_from_stdin,
+    keys_typed,
+    keys_with_mfa_from_stdin,
+    keys_with_mfa_typed,
+    import_of_a_profile,
+    role_over_stored_keys,
+    role_over_a_profile,
+    role_with_mfa,
+    role_over_keys_with_mfa,
+    chain_from_stored_over_a_profile_to_stored,
+    chain_from_a_profile_over_stored_to_a_profile,
+    sso_named_by_options,
+    sso_with_one_role_only,
+    sso_chosen,
+    sso_session_of_aws_config,
+    sso_profile_of_aws_config,
+    legacy_sso_profile_of_aws_config,
+    sso_session_left_by_the_aws_cli,
+    role_over_sso,
+    led_to_keys,
+    led_to_keys_with_mfa,
+    led_to_a_role,
+    led_to_sso,
+    led_to_an_import,
+]
+
+
+def named(flow: Flow) -> str:
+    return flow.__name__.replace("_", " ")
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=named)
+def test_whoever_signed_in_is_whom_the_cluster_sees(flow: Flow, scene: Scene) -> None:
+    name, expected = flow(scene)
+    assert scene.principal(name) == expected
+    asked = scene.moto.counts + scene.sso.counts
+    # nobody is asked again, neither a person nor AWS: the sessions are kept
+    assert scene.principal(name, "--refresh", env=NOBODY) == expected
+    if flow is not temporary_keys_from_stdin:
+        assert scene.moto.counts + scene.sso.counts == asked
+
+
+def test_a_role_can_be_assumed_on_top_of_a_stored_identity(scene: Scene) -> None:
+    name, role = role_over_stored_keys(scene)
+    top = scene.moto.create_role("top", trusted=[role], external_id="theirs")
+    done = scene.token(name, "--role-arn", top, "--external-id", "theirs", "--session-name", "alice")
+    assert scene.whose(done).arn == f"arn:aws:sts::{ACCOUNT}:assumed-role/top/alice"
+
+
+# --- keys ---------------------------------------------------------------------------------------------------
+
+
+def test_typed_keys_are_not_shown(scene: Scene) -> None:
+    keys_typed(scene)
+    assert not [text for text in scene.outputs if any(key.secret in text for key in scene.keys.values())]
+
+
+def test_keys_that_aws_does_not_know_are_not_stored(scene: Scene) -> None:
+    shown = scene.refused("login", "dev", "--stdin", stdin=as_json(["AKIAUNKNOWNUNKNOWNXX", "a-secret-nobody-knows"]))
+    assert "AWS refused GetCallerIdentity: InvalidClientTokenId" in shown
+    assert (scene.records(), scene.kept()) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param("", "no JSON object", id="nothing"),
+        pytest.param("AKIA secret", "no JSON object", id="no JSON"),
+        pytest.param("[]", "no JSON object", id="a list"),
+        pytest.param('{"Version": 2, "AccessKeyId": "A", "SecretAccessKey": "S"}', "Version 1", id="a later version"),
+        pytest.param('{"Version": 1, "AccessKeyId": "A"}', "lacks", id="no secret"),
+        pytest.param('{"Version": 1, "AccessKeyId": 1, "SecretAccessKey": {}}', "lacks", id="no strings"),
+        pytest.param(as_json(["A", "S"], SessionToken=["T"]), "no string", id="a token that is no string"),
+        pytest.param(as_json(["A", "S"], Expiration="soon"), "no ISO 8601", id="an end that is no time"),
+        pytest.param(as_json(["A", "S"], Expiration="2020-01-01T00:00:00Z"), "expired at 2020", id="expired"),
+        pytest.param(as_json(["A", "S"]) + f"\n{CODE}", "--mfa-code-stdin", id="a code that no option asks for"),
+    ],
+)
+def test_keys_that_cannot_be_read_are_one_line(text: str, words: str, scene: Scene) -> None:
+    assert words in scene.refused("login", "dev", "--stdin", "--no-verify", stdin=text)
+    assert (scene.records(), scene.kept()) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        pytest.param(["--stdin", "--role-arn", "arn:aws:iam::123456789012:role/r"], "two kinds", id="two kinds"),
+        pytest.param(["--role-arn", "arn:aws:iam::123456789012:role/r"], "go together", id="a role without source"),
+        pytest.param(["--source", "dev"], "go together", id="a source without role"),
+        pytest.param(["--sso-start-url", "https://x"], "--sso-region", id="a start URL without region"),
+        pytest.param(["--sso-start-url", "x", "--sso-region", "r"], "no start URL", id="a start URL that is none"),
+        pytest.param(["--stdin", "--external-id", "x"], "--role-arn", id="an external id without role"),
+        pytest.param(["--stdin", "--duration-seconds", "899"], "at least 900", id="too short a duration"),
+        pytest.param(["--stdin", "--duration-seconds", "1h"], "at least 900", id="a duration that is no number"),
+        pytest.param(["--new-keys"], "no terminal", id="keys to be typed where nobody is"),
+        pytest.param([], "no option says", id="no option where nobody is"),
+        pytest.param(["--sso-account", "1"], "--sso-account", id="an option cut short"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(given: list[str], words: str, scene: Scene) -> None:
+    assert words in scene.refused("login", "dev", *given, status=2, stdin=as_json(["A", "S"])).splitlines()[0]
+    assert (scene.records(), scene.kept()) == (None, [])
+
+
+@pytest.mark.parametrize("name", ["", " dev", "-dev", "de\nv", "[dev]", "d" * 129])
+def test_a_name_that_no_profile_could_have_is_refused(name: str, scene: Scene) -> None:
+    scene.refused("login", "--stdin", "--no-verify", "--", name, status=2, stdin=as_json(["A", "S"]))
+    assert scene.kept() == []
+
+
+def test_importing_a_profile_without_keys_is_refused(scene: Scene) -> None:
+    scene.home.config("[profile work]\nregion = eu-west-1\n")
+    assert "has no keys" in scene.refused("login", "dev", "--import-profile", "work")
+    assert "no AWS profile is named 'absent'" in scene.refused("login", "dev", "--import-profile", "absent")
+
+
+def test_importing_a_profile_takes_its_region_and_leaves_the_rest(scene: Scene) -> None:
+    alice = scene.moto.create_user("alice")
+    scene.home.credentials(alice.profile("work"))
+    scene.home.config("[profile work]\nregion = eu-west-1\n")
+    scene.login("work", "--import-profile", "work")
+    assert scene.records()["identities"]["work"]["region"] == "eu-west-1"
+
+
+def test_signing_in_again_with_other_keys_replaces_them(scene: Scene) -> None:
+    scene.alice()
+    bob = scene.moto.create_user("bob")
+    scene.login("dev", "--stdin", stdin=as_json(bob))
+    assert scene.principal("dev") == bob.arn
+    assert scene.kept() == ["identity:dev"]
+
+
+def test_the_only_identity_and_then_the_default_one_is_meant_where_none_is_named(scene: Scene) -> None:
+    alice = scene.alice()
+    assert scene.whose(scene.run(*words())).arn == alice.arn
+    bob = scene.moto.create_user("bob")
+    scene.store("ops", bob)
+    assert "dev, ops" in scene.refused(*words())
+    scene.login("ops", "--default")
+    assert scene.whose(scene.run(*words())).arn == bob.arn
+    scene.store("dev", alice, "--default")
+    assert scene.whose(scene.run(*words())).arn == alice.arn
+    assert scene.login().stdout == f"{alice.arn}\n"
+
+
+def test_signing_in_again_changes_what_the_options_name(scene: Scene) -> None:
+    scene.alice(code=CODE)
+    scene.login("dev", "--region", "eu-west-1")
+    assert scene.records()["identities"]["dev"]["region"] == "eu-west-1"
+    options = ["--mfa-serial", mfa_serial("alice"), "--duration-seconds", "900"]
+    scene.login("dev", *options, "--mfa-code-stdin", stdin=f"{CODE}\n")
+    assert scene.identities()["dev"]["kind"] == "keys with MFA"
+    assert scene.records()["identities"]["dev"]["region"] == "eu-west-1"
+    assert scene.moto.last("GetSessionToken").params["DurationSeconds"] == "900"
+
+
+def test_the_settings_of_a_profile_are_not_login_s_to_change(scene: Scene) -> None:
+    path = scene.home.credentials(scene.moto.create_user("alice").profile("work"))
+    before = path.read_text()
+    assert scene.login("work").stdout == f"arn:aws:iam::{ACCOUNT}:user/alice\n"
+    assert "stand in AWS config" in scene.refused("login", "work", "--default", status=2)
+    assert (path.read_text(), scene.records()) == (before, None)
+
+
+# --- MFA ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wrong", "accepted"), [(1, True), (2, True), (3, False)])
+def test_a_wrong_code_is_asked_for_again_at_most_twice(wrong: int, accepted: bool, scene: Scene) -> None:
+    scene.alice(code=CODE)
+    before = scene.records()
+    codes = [WRONG_CODE] * wrong + [CODE] * accepted
+    steps = [(ASK_CODE, f"{code}\n") for code in codes]
+    done = scene.run("login", "dev", "--mfa-serial", mfa_serial("alice"), steps=steps)
+    assert done.returncode == (0 if accepted else 1)
+    assert scene.moto.count("GetSessionToken") == len(codes)
+    assert not [code for code in codes if code in done.stderr]  # typed unseen
+    if not accepted:
+        assert "AWS refused GetSessionToken" in done.stderr
+        assert (scene.records(), scene.kept()) == (before, ["identity:dev"])
+
+
+@pytest.mark.parametrize("code", ["", "12345", "1234567", "abcdef", "12 345"])
+def test_what_is_no_code_counts_as_a_wrong_one(code: str, scene: Scene) -> None:
+    scene.alice(code=CODE)
+    scene.login("dev", "--mfa-serial", mfa_serial("alice"), steps=[(ASK_CODE, f"{code}\n"), (ASK_CODE, f"{CODE}\n")])
+    assert scene.principal("dev") == f"arn:aws:iam::{ACCOUNT}:user/alice"
+
+
+@pytest.mark.parametrize("line", [f"{WRONG_CODE}\n", "", "\n"], ids=["a wrong code", "no code", "an empty line"])
+def test_a_wrong_code_on_stdin_is_an_error_and_nothing_is_stored(line: str, scene: Scene) -> None:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    options = ["--stdin", "--mfa-serial", mfa_serial("alice"), "--mfa-code-stdin"]
+    shown = scene.refused("login", "dev", *options, stdin=f"{as_json(alice)}\n{line}")
+    assert "dev: " in shown and "in the keyring" not in shown
+    assert (scene.records() or {"identities": {}})["identities"] == {}
+    assert scene.kept() == []
+
+
+@pytest.mark.parametrize(("options", "seconds"), [([], 12 * 3600), (["--duration-seconds", "3600"], 3600)])
+def test_an_mfa_session_lasts_twelve_hours_if_no_option_says_so(options: list[str], seconds: int, scene: Scene) -> None:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    given = f"{as_json(alice)}\n{CODE}\n"
+    serial = ["--mfa-serial", mfa_serial("alice"), "--mfa-code-stdin"]
+    done = scene.login("dev", "--stdin", *serial, *options, stdin=given)
+    assert scene.moto.last("GetSessionToken").params["DurationSeconds"] == str(seconds)
+    (ends,) = re.findall(r"signed in until (\S+)", done.stderr)
+    assert utc(seconds - 60) < ends <= utc(seconds)
+
+
+def test_one_mfa_session_serves_every_role_of_its_source(scene: Scene) -> None:
+    keys_with_mfa_from_stdin(scene)
+    roles = {name: scene.moto.create_role(name, mfa=True) for name in ("one", "two", "three")}
+    scene.home.config(
+        f"[profile three]\nrole_arn = {roles['three']}\nsource_profile = dev\nmfa_serial = {mfa_serial('alice')}\n"
+    )
+    scene.login("one", "--role-arn", roles["one"], "--source", "dev", "--mfa-code-stdin", stdin=f"{CODE}\n")
+    asked = scene.moto.count("GetSessionToken")
+    scene.home.write(".local/share/eks-token/identities.json", json.dumps(with_role(scene.records(), roles["two"])))
+    for name in ("one", "two", "three", "dev"):
+        whose = scene.principal(name, env=NOBODY)
+        assert whose == roles.get(name, f"arn:aws:iam::{ACCOUNT}:user/alice")
+    assert scene.moto.count("GetSessionToken") == asked
+
+
+def with_role(records: Any, role: str) -> Any:
+    """With a role `two` over `dev`, which asks for the device itself."""
+    two = {"role_arn": role, "source_profile": "dev", "mfa_serial": mfa_serial("alice")}
+    records["identities"]["two"] = two
+    return records
+
+
+def test_the_mfa_session_of_a_profile_serves_every_role_too(scene: Scene) -> None:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    scene.home.credentials(alice.profile("work"))
+    roles = [scene.moto.create_role(name, mfa=True) for name in ("one", "two")]
+    scene.home.config(
+        "".join(
+            f"[profile {role[-3:]}]\nrole_arn = {role}\nsource_profile = work\nmfa_serial = {mfa_serial('alice')}\n"
+            for role in roles
+        )
+    )
+    scene.login("one", "--mfa-code-stdin", stdin=f"{CODE}\n")
+    assert [scene.principal(role[-3:]) for role in roles] == roles
+    assert scene.moto.count("GetSessionToken") == 1
+
+
+# --- roles --------------------------------------------------------------------------------------------------
+
+
+def test_what_the_options_say_of_a_role_reaches_aws(scene: Scene) -> None:
+    role = scene.moto.create_role("admin", trusted=[scene.alice().arn], external_id="ours")
+    options = ["--external-id", "ours", "--role-session-name", "alice-at-work", "--duration-seconds", "1800"]
+    done = scene.login("admin", "--role-arn", role, "--source", "dev", *options)
+    assert done.stdout == f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/alice-at-work\n"
+    asked = scene.moto.last("AssumeRole").params
+    assert (asked["ExternalId"], asked["DurationSeconds"]) == ("ours", "1800")
+    assert scene.whose(scene.token("admin")).session_name == "alice-at-work"
+
+
+def test_a_role_needs_a_source_that_is_there(scene: Scene) -> None:
+    arn = f"arn:aws:iam::{ACCOUNT}:role/admin"
+    for source in ("absent", "admin"):
+        shown = scene.refused("login", "admin", "--role-arn", arn, "--source", source)
+        assert f"there is no identity '{source}'" in shown
+        assert f"eks-token login {source}" in shown
+    assert scene.records() is None
+
+
+@pytest.mark.parametrize(
+    ("sources", "chain"),
+    [
+        pytest.param({"a": "b", "b": "a"}, "a -> b -> a", id="two"),
+        pytest.param({"a": "b", "b": "c", "c": "b"}, "a -> b -> c -> b", id="it begins later on"),
+        pytest.param({"a": "a"}, "a -> a", id="itself without keys"),
+        pytest.param({"a": "x", "x": "y", "y": "a"}, "a -> x -> y -> a", id="stored and profiles"),
+        pytest.param({"x": "a", "a": "y", "y": "x"}, "x -> a -> y -> x", id="profiles and stored"),
+    ],
+)
+def test_a_loop_is_refused_with_its_chain(sources: Mapping[str, str], chain: str, scene: Scene) -> None:
+    """Of these names, a to c are stored and x to z are profiles."""
+    keys = {
+        name: {"role_arn": f"arn:aws:iam::{ACCOUNT}:role/{name}", "source_profile": source}
+        for name, source in sources.items()
+    }
+    stored = {name: keys[name] for name in keys if name < "x"}
+    path = scene.home.write(".local/share/eks-token/identities.json", json.dumps({"identities": stored}))
+    path.parent.chmod(0o700)
+    profiles = [
+        f"[profile {name}]\nrole_arn = {keys[name]['role_arn']}\nsource_profile = {keys[name]['source_profile']}\n"
+        for name in keys
+        if name >= "x"
+    ]
+    scene.home.config("".join(profiles))
+    first = next(iter(sources))
+    for line in (words("demo", "-i", first), ["login", first], ["whoami", "-i", first]):
+        assert chain in scene.refused(*line)
+    assert not scene.moto.calls
+
+
+# --- SSO ----------------------------------------------------------------------------------------------------
+
+PENDING, SLOW_DOWN = "AuthorizationPendingException", "SlowDownException"
+
+
+def test_the_code_and_the_link_are_shown_and_the_answer_is_awaited(scene: Scene) -> None:
+    scene.sso.device_answers += [PENDING, PENDING]
+    scene.sso.assign(ACCOUNT, "Admin")
+    done = scene.login("work", *scene.sso_options())
+    assert re.search(rf"\b[0-9A-F]{{4}}-[0-9A-F]{{4}}\b.* {scene.sso.start_url}/#/device\?user_code=", done.stderr)
+    assert "waiting" in done.stderr
+    assert scene.sso.count("CreateToken") == 3
+    (registered,) = [call.params for call in scene.sso.calls if call.operation == "RegisterClient"]
+    assert registered["scopes"] == ["sso:account:access"]
+
+
+def test_slow_down_adds_five_seconds_to_the_interval(scene: Scene) -> None:
+    scene.sso.device_answers += [PENDING, SLOW_DOWN, PENDING]
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.login("work", *scene.sso_options())
+    polls = [call.at for call in scene.sso.calls if call.operation == "CreateToken"]
+    waits = [later - earlier for earlier, later in pairwise(polls)]
+    assert [wait >= 5 for wait in waits] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("AccessDeniedException", "denied in the browser"),
+        ("ExpiredTokenException", "nobody confirmed the code in time"),
+        ("InvalidGrantException", "InvalidGrant"),
+        ("InternalServerException", "InternalServer"),
+    ],
+)
+def test_a_request_that_comes_to_nothing_leaves_nothing(answer: str, words: str, scene: Scene) -> None:
+    # botocore repeats what a server's own error kept from an answer
+    scene.sso.device_answers += [PENDING, *[answer] * 5]
+    scene.sso.assign(ACCOUNT, "Admin")
+    assert words in scene.refused("login", "work", *scene.sso_options(), env={"AWS_MAX_ATTEMPTS": "1"})
+    assert (scene.records(), scene.kept()) == (None, [])
+
+
+def test_a_code_that_nobody_confirms_is_given_up(scene: Scene) -> None:
+    scene.sso.device_lifetime = 1
+    scene.sso.device_answers += [PENDING] * 10000
+    scene.sso.interval = 1
+    assert "nobody confirmed the code in time" in scene.refused("login", "work", *scene.sso_options())
+
+
+def test_ctrl_c_while_waiting_leaves_nothing(scene: Scene) -> None:
+    scene.sso.device_answers += [PENDING] * 10000
+    scene.sso.interval = 60
+    done = scene.run("login", "work", *scene.sso_options(), steps=[("waiting", "\x03")])
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "eks-token: error: interrupted" in done.stderr
+    assert (scene.records(), scene.kept(), scene.answers()) == (None, [], [])
+
+
+@pytest.mark.parametrize(("typed", "status"), [("\x03", 130), ("\x04", 1)], ids=["Ctrl-C", "the end of the input"])
+def test_giving_up_at_the_choice_leaves_nothing(typed: str, status: int, scene: Scene) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.sso.assign(ACCOUNT, "Viewer")
+    done = scene.run("login", "work", *scene.sso_options(), steps=[("Role [1-2]: ", typed)])
+    assert done.returncode == status
+    assert (scene.records(), scene.kept()) == (None, [])
+
+
+def test_where_nobody_can_choose_the_option_and_the_choices_are_named(scene: Scene) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.sso.assign(ACCOUNT, "Viewer")
+    assert "--sso-role-name is missing" in (shown := scene.refused("login", "work", *scene.sso_options()))
+    assert "Admin, Viewer" in shown
+    scene.sso.assign("111111111111", "Admin")
+    assert "--sso-account-id is missing" in scene.refused("login", "work", *scene.sso_options())
+    assert (scene.records(), scene.kept()) == (None, [])
+
+
+def test_whoever_has_no_account_is_told_so(scene: Scene) -> None:
+    assert "there is no account for you" in scene.refused("login", "work", *scene.sso_options())
+    assert (scene.records(), scene.kept()) == (None, [])
+
+
+def test_a_role_that_is_not_the_persons_is_refused_and_nothing_stays(scene: Scene) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    options = scene.sso_options("--sso-account-id", ACCOUNT, "--sso-role-name", "Owner")
+    assert "AWS refused GetRoleCredentials: ForbiddenException" in scene.refused("login", "work", *options)
+    assert (scene.records()["identities"], scene.kept()) == ({}, [])
+
+
+@pytest.mark.parametrize("options", [[], ["--no-browser"]], ids=["opened", "not opened"])
+def test_the_browser_is_opened_if_no_option_says_otherwise(options: list[str], scene: Scene) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    opened = scene.home.home / "opened"
+    browser = scene.home.write("browser", f'#!/bin/sh\necho "$1" >> {opened}\n')
+    browser.chmod(0o700)
+    done = scene.login("work", *scene.sso_options(*options), env={"BROWSER": str(browser)})
+    link = done.stderr.split("in a browser: ")[1].split()[0]
+    if options:
+        assert not opened.exists()
+    else:
+        assert wait_for(lambda: opened.exists() and opened.read_text(), "the browser") == f"{link}\n"
+
+
+def test_a_token_is_refreshed_silently(scene: Scene) -> None:
+    scene.sso.token_lifetime, scene.sso.role_lifetime = 30, 60
+    name, expected = sso_with_one_role_only(scene)
+    scene.sso.expire_access_tokens()
+    scene.sso.token_lifetime, scene.sso.role_lifetime = 28800, 3600
+    done = scene.token(name, env=NOBODY)
+    assert (scene.whose(done).canonical_arn, done.stderr) == (expected, "")
+    assert scene.sso.last("CreateToken").params["grantType"] == "refresh_token"
+    assert scene.sso.count("StartDeviceAuthorization") == 1
+    # what the refresh brought is kept, refresh token included
+    scene.sso.expire_access_tokens()
+    shorten(scene, "sso:")
+    assert scene.principal(name, "--role-arn", scene.moto.create_role("top")) == f"arn:aws:iam::{ACCOUNT}:role/top"
+
+
+def shorten(scene: Scene, kind: str) -> None:
+    """Lets the sessions of a kind in the keyring end a moment from now."""
+    from eks_token import Vault
+
+    vault = Vault(scene.home.env)
+    for user in scene.kept():
+        if user.startswith(kind):
+            entry = vault.get_json(user) or {}
+            if "expiresAt" in entry:
+                entry["expiresAt"] = utc(10)
+            else:
+                entry["Credentials"]["Expiration"] = utc(10)
+            vault.set_json(user, entry)
+
+
+@pytest.mark.parametrize("how", ["registration", "refresh token", "session"])
+def test_a_session_that_has_ended_is_one_line_that_names_login(how: str, scene: Scene) -> None:
+    scene.sso.token_lifetime, scene.sso.role_lifetime = (28800 if how == "session" else 1), 1
+    if how == "registration":
+        scene.sso.client_lifetime = 1
+    name, expected = sso_with_one_role_only(scene)
+    if how != "registration":
+        scene.sso.revoke_all()
+    # a second is all that is left of what the login brought
+    wait_for(lambda: scene.token(name, env=NOBODY).returncode, "the session to end")
+    shown = scene.refused(*words("demo", "-i", name), env=NOBODY)
+    assert "the SSO session has ended" in shown
+    assert f"eks-token login {name}" in shown
+    scene.sso.token_lifetime = scene.sso.role_lifetime = scene.sso.client_lifetime = 3600
+    scene.login(name)
+    assert scene.principal(name, env=NOBODY) == expected
+
+
+def test_signing_in_with_a_role_renews_the_ended_sso_session_under_it(scene: Scene) -> None:
+    scene.sso.token_lifetime, scene.sso.role_lifetime, scene.moto.lifetime = 1, 1, 1
+    name, expected = role_over_sso(scene)
+    scene.sso.revoke_all()
+    wait_for(lambda: scene.token(name, env=NOBODY).returncode, "the session to end")
+    assert f"eks-token login {name}" in scene.refused(*words("demo", "-i", name), env=NOBODY)
+    scene.sso.token_lifetime, scene.sso.role_lifetime, scene.moto.lifetime = 28800, 3600, None
+    scene.login(name)
+    assert scene.principal(name, env=NOBODY) == expected
+
+
+@pytest.mark.parametrize("profile", ["sso-session", "legacy"])
+@pytest.mark.parametrize("seconds", [8 * 3600, 300], ids=["new", "soon over"])
+def test_a_session_of_the_aws_cli_is_used_and_left_as_it_is(profile: str, seconds: int, scene: Scene) -> None:
+    arn = scene.sso.assign(ACCOUNT, "Admin")
+    place = [f"sso_start_url = {scene.sso.start_url}", f"sso_region = {SSO_REGION}"]
+    more = ["sso_session = corp"] if profile == "sso-session" else place
+    scene.home.config(scene.sso_session() + scene.sso_profile("work", ACCOUNT, "Admin", *more))
+    name = "corp" if profile == "sso-session" else scene.sso.start_url
+    path = scene.left_by_aws_cli(name, expiresAt=utc(seconds))
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert scene.principal("work") == role_of(arn)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert scene.sso.count("CreateToken") == 0
+    assert not [user for user in scene.kept() if user.startswith("sso:")]
+
+
+def test_a_session_of_the_aws_cli_helps_out_when_ours_has_ended(scene: Scene) -> None:
+    scene.sso.token_lifetime, scene.sso.role_lifetime = 1, 1
+    name, expected = sso_profile_of_aws_config(scene)
+    scene.sso.revoke_all()
+    scene.sso.token_lifetime, scene.sso.role_lifetime = 28800, 3600
+    wait_for(lambda: scene.token(name, env=NOBODY).returncode, "the session to end")
+    scene.left_by_aws_cli("corp")
+    assert scene.principal(name, env=NOBODY) == expected
+
+
+def test_an_ended_session_of_the_aws_cli_is_none(scene: Scene) -> None:
+    name, _ = sso_session_left_by_the_aws_cli(scene)
+    scene.left_by_aws_cli("corp", expiresAt=utc(-60))
+    assert "eks-token login work" in scene.refused(*words("demo", "-i", name))
+    assert scene.sso.count("CreateToken") == 0
+
+
+# --- nobody there -------------------------------------------------------------------------------------------
+
+
+def mfa_session_has_ended(scene: Scene) -> str:
+    name, _ = keys_with_mfa_from_stdin(scene)
+    forget_sessions(scene)
+    return name
+
+
+def role_session_has_ended(scene: Scene) -> str:
+    name, _ = role_with_mfa(scene)
+    forget_sessions(scene)
+    return name
+
+
+def profile_asks_for_a_device(scene: Scene) -> str:
+    role = scene.moto.create_role("admin", mfa=True)
+    scene.home.credentials(scene.moto.create_user("alice", mfa_code=CODE).profile("work"))
+    serial = f"mfa_serial = {mfa_serial('alice')}"
+    scene.home.config(f"[profile admin]\nrole_arn = {role}\nsource_profile = work\n{serial}\n")
+    return "admin"
+
+
+def nobody_signed_in_at_sso(scene: Scene) -> str:
+    scene.home.config(scene.sso_session() + scene.sso_profile("work", ACCOUNT, "Admin", "sso_session = corp"))
+    return "work"
+
+
+def keys_are_gone(scene: Scene) -> str:
+    scene.alice()
+    scene.ring.clear()
+    return "dev"
+
+
+def forget_sessions(scene: Scene) -> None:
+    from eks_token import Vault
+
+    for user in scene.kept():
+        if not user.startswith("identity:"):
+            Vault(scene.home.env).delete(user)
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["kubectl says so", "no terminal"])
+@pytest.mark.parametrize(
+    "situation",
+    [
+        mfa_session_has_ended,
+        role_session_has_ended,
+        profile_asks_for_a_device,
+        nobody_signed_in_at_sso,
+        keys_are_gone,
+    ],
+    ids=named,  # type: ignore[arg-type]
+)
+def test_where_nobody_is_one_line_names_the_login_that_helps(
+    situation: Callable[[Scene], str], terminal: bool, scene: Scene
+) -> None:
+    name = situation(scene)
+    options: dict[str, Any] = {"env": NOBODY, "steps": []} if terminal else {}
+    shown = scene.refused(*words("demo", "-i", name), timeout=20, **options)
+    assert f"hint: sign in with `eks-token login {name}`" in shown
+
+
+def test_a_person_at_a_terminal_is_asked_when_kubectl_calls(scene: Scene) -> None:
+    name, expected = role_with_mfa(scene)
+    forget_sessions(scene)
+    assert scene.principal(name, steps=[(ASK_CODE, f"{CODE}\n")]) == expected
+    assert scene.principal(name, "--refresh", env=NOBODY) == expected
+
+
+@pytest.mark.parametrize(("typed", "status"), [("\x03", 130), ("\x04", 1)], ids=["Ctrl-C", "the end of the input"])
+def test_whoever_gives_up_at_kubectls_prompt_gets_no_token(typed: str, status: int, scene: Scene) -> None:
+    name = mfa_session_has_ended(scene)
+    scene.refused(*words("demo", "-i", name), status=status, steps=[(ASK_CODE, typed)])
+
+
+# --- giving up, and failing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("typed", "status"), [("\x03", 130), ("\x04", 1)], ids=["Ctrl-C", "the end of the input"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param([("Name of the identity: ", "")], id="at the name"),
+        pytest.param([("Name of the identity: ", "dev\n"), ("Kind [1-5]: ", "")], id="at the kind"),
+        pytest.param([("identity: ", "dev\n"), ("Kind", "1\n"), ("key ID: ", "")], id="at the key"),
+        pytest.param([("identity", "dev\n"), ("Kind", "1\n"), ("ID: ", "A\n"), ("shown): ", "")], id="at the secret"),
+        pytest.param([("identity: ", "dev\n"), ("Kind", "3\n"), ("role: ", "")], id="at the role"),
+        pytest.param([("identity: ", "dev\n"), ("Kind", "4\n"), ("URL", "https://x\n"), ("region", "")], id="at SSO"),
+    ],
+)
+def test_giving_up_at_a_question_leaves_nothing(before: Steps, typed: str, status: int, scene: Scene) -> None:
+    *answered, (question, _) = before
+    scene.refused("login", status=status, steps=[*answered, (question, typed)])
+    assert (scene.records(), scene.kept()) == (None, [])
+
+
+def test_an_empty_answer_for_the_keys_is_refused(scene: Scene) -> None:
+    shown = scene.refused("login", "dev", "--new-keys", steps=[("ID: ", "AKIA\n"), ("shown): ", "\n")])
+    assert "both the access key ID and the secret access key are needed" in shown
+
+
+@pytest.mark.parametrize(
+    "before", [keys_from_stdin, keys_with_mfa_from_stdin, role_over_a_profile, sso_chosen], ids=named
+)
+@pytest.mark.parametrize("after", ["a role", "SSO", "keys with MFA"])
+def test_a_login_that_fails_leaves_what_was_there_before(before: Flow, after: str, scene: Scene) -> None:
+    name, expected = before(scene)
+    bob = scene.moto.create_user("bob", mfa_code=CODE)
+    scene.store("other", bob, "--default")
+    records, kept = scene.records(), scene.kept()
+    if after == "a role":
+        role = scene.moto.create_role("closed", trusted=[f"arn:aws:iam::{ACCOUNT}:user/nobody"])
+        scene.refused("login", name, "--role-arn", role, "--source", "other", "--default")
+    elif after == "SSO":
+        scene.sso.start_url = "https://second.awsapps.com/start"
+        options = scene.sso_options("--sso-account-id", ACCOUNT, "--sso-role-name", "Owner")
+        scene.refused("login", name, *options, "--default")
+    else:
+        device = ["--mfa-serial", mfa_serial("bob"), "--mfa-code-stdin", "--default"]
+        scene.refused("login", name, "--stdin", *device, stdin=f"{as_json(bob)}\n{WRONG_CODE}\n")
+        if before is keys_from_stdin:
+            scene.refused("login", name, *device, stdin=f"{WRONG_CODE}\n")
+    assert scene.records() == records
+    assert scene.kept() == kept
+    assert scene.principal(name, env=NOBODY) == expected
+
+
+# --- logout -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=named)
+def test_logout_of_all_leaves_nothing_in_the_keyring_and_no_answer(flow: Flow, scene: Scene) -> None:
+    name, _ = flow(scene)
+    scene.principal(name)
+    done = scene.run("logout", "--all")
+    assert (done.returncode, done.stderr) == (0, "forgot every identity\n")
+    assert (scene.kept(), scene.answers()) == ([], [])
+    assert (scene.records() or {"identities": {}})["identities"] == {}
+    sessions = scene.home.data / "sessions.json"
+    assert not sessions.exists() or json.loads(sessions.read_text()) == {}
+    live = [session for session in scene.sso.sessions if not session.revoked]
+    # the AWS CLI's session is the AWS CLI's to end
+    assert len(live) == (1 if flow is sso_session_left_by_the_aws_cli else 0)
+
+
+def test_logout_forgets_one_identity_and_its_sessions_and_answers(scene: Scene) -> None:
+    name, _ = role_over_keys_with_mfa(scene)
+    bob = scene.moto.create_user("bob")
+    scene.store("ops", bob)
+    scene.principal(name)
+    assert scene.run("logout", name).returncode == 0
+    assert sorted(scene.records()["identities"]) == ["dev", "ops"]
+    assert scene.answers() == []
+    assert scene.principal("dev", env=NOBODY) == f"arn:aws:iam::{ACCOUNT}:user/alice"
+    assert "no identity" in scene.refused(*words("demo", "-i", name))
+    # the source goes, and with it all sessions that were made of it
+    assert scene.run("logout", "dev").returncode == 0
+    assert scene.kept() == ["identity:ops"]
+    assert scene.principal("ops") == bob.arn
+
+
+def test_logout_revokes_an_sso_token_once_nobody_needs_it(scene: Scene) -> None:
+    name, _ = sso_with_one_role_only(scene)
+    second = scene.sso.assign(ACCOUNT, "Viewer")
+    scene.login("view", *scene.sso_options("--sso-account-id", ACCOUNT, "--sso-role-name", "Viewer"))
+    assert scene.run("logout", name).returncode == 0
+    assert scene.sso.count("Logout") == 0
+    assert scene.principal("view") == role_of(second)
+    assert scene.run("logout", "view").returncode == 0
+    assert scene.sso.count("Logout") == 1
+    assert scene.kept() == []
+
+
+def test_logout_of_a_profile_ends_its_sso_session(scene: Scene) -> None:
+    name, _ = sso_profile_of_aws_config(scene)
+    config = (scene.home.home / ".aws/config").read_text()
+    scene.principal(name)
+    assert scene.run("logout", name).returncode == 0
+    assert [session.revoked for session in scene.sso.sessions] == [True]
+    assert (scene.kept(), scene.answers()) == ([], [])
+    assert (scene.home.home / ".aws/config").read_text() == config
+
+
+def test_logout_goes_on_where_the_sso_service_does_not_answer(scene: Scene) -> None:
+    name, _ = sso_with_one_role_only(scene)
+    scene.sso.fail("Logout", "InternalServerException", status=500)
+    assert scene.run("logout", name, env={"AWS_MAX_ATTEMPTS": "1"}).returncode == 0
+    assert scene.kept() == []
+
+
+def test_logout_of_the_default_leaves_no_default(scene: Scene) -> None:
+    alice = scene.alice()
+    scene.store("a", alice, "--default")
+    scene.store("b", alice)
+    assert scene.run("logout", "a").returncode == 0
+    assert scene.records()["default"] == ""
+
+
+def test_logout_needs_one_name_or_all(scene: Scene) -> None:
+    scene.refused("logout", status=2)
+    scene.refused("logout", "dev", "--all", status=2)
+    assert "no identity named 'absent' is stored" in scene.refused("logout", "absent")
+
+
+def test_logout_without_a_keyring_is_an_error_and_forgets_nothing(scene: Scene) -> None:
+    scene.alice()
+    before = scene.records()
+    scene.refused("logout", "dev", env=DEAD_BUS)
+    scene.refused("logout", "--all", env=DEAD_BUS)
+    assert (scene.records(), scene.kept()) == (before, ["identity:dev"])
+
+
+# --- identities and whoami ----------------------------------------------------------------------------------
+
+
+def test_identities_are_listed_without_opening_the_keyring(scene: Scene) -> None:
+    alice = scene.alice(code=CODE)
+    keys_with_mfa = ["--mfa-serial", mfa_serial("alice"), "--mfa-code-stdin"]
+    scene.login("safe", "--stdin", *keys_with_mfa, "--default", stdin=f"{as_json(alice)}\n{CODE}\n")
+    role = scene.moto.create_role("admin")
+    scene.login("admin", "--role-arn", role, "--source", "dev")
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.login("work", *scene.sso_options())
+    scene.home.credentials(alice.profile("file"))
+    scene.home.config(
+        f"[profile cross]\nrole_arn = {role}\nsource_profile = dev\nmfa_serial = {mfa_serial('alice')}\n"
+        "[profile tool]\ncredential_process = /bin/false\n"
+        f"[profile web]\nrole_arn = {role}\nweb_identity_token_file = /t\n"
+        f"[profile legacy]\nsso_start_url = https://x\nsso_region = {REGION}\nsso_account_id = 1\nsso_role_name = R\n"
+        "[profile new]\nlogin_session = x\n[profile settings]\nregion = eu-west-1\n"
+    )
+    listed = scene.identities(env=DEAD_BUS)
+    assert {name: (row["kind"], row["from"]) for name, row in listed.items()} == {
+        "admin": ("role", "eks-token"),
+        "cross": ("role with MFA", "AWS config"),
+        "dev": ("keys", "eks-token"),
+        "file": ("keys", "AWS config"),
+        "legacy": ("SSO", "AWS config"),
+        "new": ("aws login", "AWS config"),
+        "safe": ("keys with MFA", "eks-token"),
+        "tool": ("process", "AWS config"),
+        "web": ("web identity", "AWS config"),
+        "work": ("SSO", "eks-token"),
+    }
+    ending = alice.id[-4:]
+    assert {name for name, row in listed.items() if row["access_key_ending"] == ending} == {"dev", "file", "safe"}
+    assert {name for name, row in listed.items() if row["default"]} == {"safe"}
+    lasting = {name: row["session_ends"] for name, row in listed.items() if row["session_ends"]}
+    assert lasting.keys() == {"admin", "safe", "work"}
+    assert utc(11 * 3600) < lasting["safe"] < utc(13 * 3600)
+    text = scene.run("identities", env=DEAD_BUS).stdout
+    assert re.search(rf"^safe +keys with MFA +eks-token +\.\.\.{ending} +{lasting['safe']} +default$", text, re.M)
+    assert not [key for key in scene.keys.values() if key.secret in text + json.dumps(listed)]
+
+
+def test_where_there_are_no_identities_login_is_named(scene: Scene) -> None:
+    done = scene.run("identities", env=DEAD_BUS)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "eks-token login NAME" in done.stderr
+    assert scene.identities(env=DEAD_BUS) == {}
+
+
+@pytest.mark.parametrize(
+    "flow", [keys_from_stdin, keys_with_mfa_from_stdin, role_over_stored_keys, sso_chosen], ids=named
+)
+def test_whoami_says_whose_credentials_they_are(flow: Flow, scene: Scene) -> None:
+    name, expected = flow(scene)
+    about = json.loads(scene.run("whoami", "-i", name, "-o", "json").stdout)
+    assert (about["identity"], about["account"]) == (name, ACCOUNT)
+    assert (role_of(about["arn"]) if ":assumed-role/" in about["arn"] else about["arn"]) == expected
+    assert bool(about["session_ends"]) == (flow is not keys_from_stdin)
+    text = scene.run("whoami", "-i", name).stdout
+    assert re.search(rf"^ARN: +{re.escape(about['arn'])}$", text, re.M)
+    assert ("Session ends:" in text) == bool(about["session_ends"])
+
+
+def test_whoami_of_an_unknown_name_is_one_line_with_the_nearest(scene: Scene) -> None:
+    scene.alice("production")
+    assert "did you mean production?" in scene.refused("whoami", "-i", "prodution")
+
+
+def test_a_name_that_the_file_lacks_and_the_keyring_has_is_repaired(scene: Scene) -> None:
+    alice = scene.alice()
+    (scene.home.data / "identities.json").unlink()
+    done = scene.token("dev")
+    assert scene.whose(done).arn == alice.arn
+    assert "entered again" in done.stderr
+    assert list(scene.records()["identities"]) == ["dev"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"identities": {"dev": 1}}', '{"identities": {"a": {"b": 1}}}'])
+def test_a_damaged_list_of_identities_is_one_line(text: str, scene: Scene) -> None:
+    scene.home.write(".local/share/eks-token/identities.json", text)
+    for line in (words("demo", "-i", "dev"), ["identities"], ["whoami"], ["logout", "dev"]):
+        assert "identities.json is damaged" in scene.refused(*line)
+
+
+def test_login_without_a_keyring_is_one_line_and_stores_nothing(scene: Scene) -> None:
+    key = scene.moto.create_user("alice")
+    for options, given in ((["--stdin"], as_json(key)), (scene.sso_options(), None)):
+        assert "keyring" in scene.refused("login", "dev", *options, stdin=given, env=DEAD_BUS)
+    # known before a person was sent to the browser
+    assert not scene.sso.calls
+    assert scene.records() is None
+
+
+def test_the_files_are_the_users_alone(scene: Scene) -> None:
+    role_over_stored_keys(scene)
+    for path in (scene.home.data / "identities.json", scene.home.data / "sessions.json"):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert scene.home.data.stat().st_mode & 0o777 == 0o700

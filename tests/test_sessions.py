@@ -1,0 +1,407 @@
+"""Sessions are obtained once and shared, counted at the servers; and what began before a change is not served after."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import test_login
+from servers import ACCOUNT, RecordingProxy, mfa_serial
+from test_login import (
+    CODE,
+    DEAD_BUS,
+    NOBODY,
+    Flow,
+    Scene,
+    as_json,
+    chain_from_stored_over_a_profile_to_stored,
+    keys_from_stdin,
+    keys_with_mfa_from_stdin,
+    legacy_sso_profile_of_aws_config,
+    named,
+    role_of,
+    role_over_a_profile,
+    role_over_keys_with_mfa,
+    role_over_sso,
+    role_over_stored_keys,
+    shorten,
+    sso_profile_of_aws_config,
+    sso_session_left_by_the_aws_cli,
+    sso_with_one_role_only,
+    words,
+)
+
+app, scene = test_login.app, test_login.scene
+
+ROLE_CALLS = ("AssumeRole", "GetRoleCredentials", "GetSessionToken", "CreateToken")
+
+
+def asked(scene: Scene) -> dict[str, int]:
+    """How often AWS was asked for each kind of session, since the servers last forgot."""
+    counts = scene.moto.counts + scene.sso.counts
+    return {name: counts[name] for name in ROLE_CALLS if counts[name]}
+
+
+def forget(scene: Scene) -> None:
+    scene.moto.forget()
+    scene.sso.forget()
+
+
+def at_once(scene: Scene, name: str, clusters: Sequence[str]) -> list[str]:
+    """Whom each of these clusters sees, asked for in processes that run at the same time, with nobody there."""
+    processes = [scene.home.start(*words(cluster, "-i", name), env=NOBODY) for cluster in clusters]
+
+    def finish(process: "subprocess.Popen[str]", cluster: str) -> str:
+        stdout, stderr = process.communicate(timeout=120)
+        done = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
+        return scene.whose(done, cluster).canonical_arn
+
+    with ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(finish, processes, clusters))
+
+
+TWENTY = [f"cluster-{number}" for number in range(20)]
+
+
+# --- once for all -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow", [role_over_stored_keys, role_over_a_profile, role_over_keys_with_mfa], ids=named)
+def test_ten_calls_within_a_session_cause_one_assume_role(flow: Flow, scene: Scene) -> None:
+    name, expected = flow(scene)
+    shorten(scene, "session:")
+    if flow is role_over_keys_with_mfa:  # the session of its source lives on
+        scene.login("dev", "--mfa-code-stdin", stdin=f"{CODE}\n")
+    forget(scene)
+    for number in range(10):
+        # the same cluster, another one, and one whose answer shall not be the cached one
+        cluster = f"cluster-{number // 2}"
+        done = scene.token(name, *(["--refresh"] if number % 3 == 2 else []), cluster=cluster, env=NOBODY)
+        assert scene.whose(done, cluster).canonical_arn == expected
+    assert asked(scene) == {"AssumeRole": 1}
+
+
+@pytest.mark.parametrize(
+    ("flow", "expected_calls"),
+    [
+        pytest.param(role_over_stored_keys, {"AssumeRole": 1}, id="a role"),
+        pytest.param(chain_from_stored_over_a_profile_to_stored, {"AssumeRole": 3}, id="a chain, once for each role"),
+        pytest.param(sso_with_one_role_only, {"GetRoleCredentials": 1}, id="SSO"),
+        pytest.param(role_over_sso, {"AssumeRole": 1, "GetRoleCredentials": 1}, id="a role over SSO"),
+    ],
+)
+def test_twenty_clusters_at_once_on_an_ended_session_renew_it_once(
+    flow: Flow, expected_calls: dict[str, int], scene: Scene
+) -> None:
+    name, expected = flow(scene)
+    shorten(scene, "session:")
+    forget(scene)
+    assert set(at_once(scene, name, TWENTY)) == {expected}
+    assert asked(scene) == expected_calls
+
+
+def test_twenty_clusters_at_once_refresh_an_sso_token_once(scene: Scene) -> None:
+    name, expected = sso_with_one_role_only(scene)
+    shorten(scene, "s")
+    scene.sso.expire_access_tokens()
+    forget(scene)
+    # refresh tokens are good once: a second refresh would end in an error
+    assert set(at_once(scene, name, TWENTY)) == {expected}
+    assert asked(scene) == {"CreateToken": 1, "GetRoleCredentials": 1}
+
+
+def test_two_roles_at_once_refresh_their_sso_token_once(scene: Scene) -> None:
+    first = scene.sso.assign(ACCOUNT, "Admin")
+    second = scene.sso.assign(ACCOUNT, "Viewer")
+    for name, role in (("one", "Admin"), ("two", "Viewer")):
+        scene.login(name, *scene.sso_options("--sso-account-id", ACCOUNT, "--sso-role-name", role))
+    shorten(scene, "s")
+    forget(scene)
+    with scene.sso.hold("CreateToken") as hold:
+        processes = [scene.home.start(*words("demo", "-i", name), env=NOBODY) for name in ("one", "two")]
+        hold.wait()
+    seen = []
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=60)
+        seen.append(scene.whose(subprocess.CompletedProcess([], process.returncode, stdout, stderr)).canonical_arn)
+    assert seen == [role_of(first), role_of(second)]
+    assert asked(scene) == {"CreateToken": 1, "GetRoleCredentials": 2}
+
+
+# --- the end of a session -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "renewed"), [(110, True), (300, False)], ids=["under two minutes", "above"])
+def test_a_session_with_under_two_minutes_left_is_renewed_first(seconds: int, renewed: bool, scene: Scene) -> None:
+    scene.moto.lifetime = seconds
+    name, expected = role_over_stored_keys(scene)
+    scene.moto.lifetime = None
+    forget(scene)
+    assert scene.principal(name) == expected
+    assert asked(scene) == ({"AssumeRole": 1} if renewed else {})
+
+
+@pytest.mark.parametrize("kind", ["a role", "an MFA session", "SSO"])
+def test_what_cannot_be_renewed_is_used_up_to_its_end_and_not_cached(kind: str, scene: Scene) -> None:
+    scene.moto.lifetime = scene.sso.role_lifetime = 100
+    if kind == "a role":
+        name, expected = role_over_stored_keys(scene)
+        scene.moto.fail("AssumeRole", "ServiceUnavailable", status=503)
+    elif kind == "SSO":
+        name, expected = sso_with_one_role_only(scene)
+        scene.sso.revoke_all()
+    else:
+        name, expected = keys_with_mfa_from_stdin(scene)
+    done = scene.token(name, env=NOBODY | {"AWS_MAX_ATTEMPTS": "1"})
+    assert scene.whose(done).canonical_arn == expected
+    assert expiration(done.stdout) <= time.time() + 100 - 60
+    assert scene.answers() == []
+
+
+def expiration(answer: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(json.loads(answer)["status"]["expirationTimestamp"]).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "expected"), [(3600, 14 * 60), (600, 9 * 60)], ids=["a long session", "a short session"]
+)
+@pytest.mark.parametrize("flow", [keys_from_stdin, role_over_stored_keys, sso_with_one_role_only], ids=named)
+def test_a_token_expires_after_fourteen_minutes_or_a_minute_before_its_credentials(
+    flow: Flow, lifetime: int, expected: int, scene: Scene
+) -> None:
+    scene.moto.lifetime = scene.sso.role_lifetime = lifetime
+    begun = time.time()
+    name, _ = flow(scene)
+    answer = scene.token(name).stdout
+    lasts = 14 * 60 if flow is keys_from_stdin else expected
+    assert begun + lasts - 1 <= expiration(answer) <= time.time() + lasts
+
+
+# --- no keyring ---------------------------------------------------------------------------------------------
+
+
+def role_of_a_profile(scene: Scene) -> tuple[str, str]:
+    alice = scene.moto.create_user("alice")
+    scene.home.credentials(alice.profile("work"))
+    role = scene.moto.create_role("admin", trusted=[alice.arn])
+    scene.home.config(f"[profile admin]\nrole_arn = {role}\nsource_profile = work\n")
+    return "admin", role
+
+
+@pytest.mark.parametrize(
+    ("flow", "call"),
+    [
+        pytest.param(role_of_a_profile, "AssumeRole", id="a role of AWS config"),
+        pytest.param(sso_session_left_by_the_aws_cli, "GetRoleCredentials", id="an SSO session of the AWS CLI"),
+    ],
+)
+def test_without_a_keyring_what_needs_none_mints_and_its_session_is_not_kept(
+    flow: Flow, call: str, scene: Scene
+) -> None:
+    name, expected = flow(scene)
+    for cluster in ("one", "two"):
+        done = scene.token(name, cluster=cluster, env=DEAD_BUS)
+        assert scene.whose(done, cluster).canonical_arn == expected
+        assert done.stderr == ""
+    assert asked(scene) == {call: 2}
+    assert scene.kept() == []
+
+
+# --- a change while another process mints -------------------------------------------------------------------
+
+
+@contextmanager
+def minting(scene: Scene, name: str, operation: str = "AssumeRole") -> Iterator["subprocess.Popen[str]"]:
+    """A process is held up at AWS, with its session and its answer to come, while the block runs."""
+    server = scene.moto if operation == "AssumeRole" else scene.sso
+    with server.hold(operation) as hold:
+        process = scene.home.start(*words("demo", "-i", name), env=NOBODY)
+        hold.wait()
+        yield process
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+
+
+def test_an_answer_that_began_before_a_login_is_not_served_after(scene: Scene) -> None:
+    name, _ = role_over_stored_keys(scene)
+    shorten(scene, "session:")
+    bob = scene.moto.create_user("bob")
+    with minting(scene, name):
+        scene.store(name, bob)
+    assert scene.answers() == []
+    assert scene.principal(name) == bob.arn
+
+
+def test_an_answer_that_began_before_the_source_signed_in_again_is_not_served_after(scene: Scene) -> None:
+    name, _ = role_over_stored_keys(scene)
+    shorten(scene, "session:")
+    with minting(scene, name):
+        scene.store("dev", scene.moto.create_user("bob"))
+    assert scene.answers() == []
+    # the role does not trust him
+    assert "AWS refused AssumeRole: AccessDenied" in scene.refused(*words("demo", "-i", name))
+
+
+def test_an_answer_and_a_session_that_began_before_a_logout_are_not_served_after(scene: Scene) -> None:
+    name, _ = role_over_stored_keys(scene)
+    shorten(scene, "session:")
+    with minting(scene, name):
+        assert scene.run("logout", name).returncode == 0
+    assert scene.answers() == []
+    assert scene.kept() == ["identity:dev"]
+    assert "no identity" in scene.refused(*words("demo", "-i", name))
+
+
+def test_an_sso_session_that_began_before_a_logout_is_not_served_after(scene: Scene) -> None:
+    name, _ = sso_profile_of_aws_config(scene)
+    shorten(scene, "session:")
+    scene.sso.fail("Logout", "InternalServerException", status=500)  # so it lives on at the server
+    with minting(scene, name, "GetRoleCredentials"):
+        assert scene.run("logout", name).returncode == 0
+    assert (scene.answers(), scene.kept()) == ([], [])
+    assert f"eks-token login {name}" in scene.refused(*words("demo", "-i", name))
+
+
+def test_an_sso_token_refreshed_while_its_identity_logged_out_is_not_kept(scene: Scene) -> None:
+    name, _ = sso_with_one_role_only(scene)
+    shorten(scene, "s")
+    scene.sso.fail("Logout", "InternalServerException", status=500)
+    with minting(scene, name, "CreateToken"):
+        assert scene.run("logout", name).returncode == 0
+    assert (scene.answers(), scene.kept()) == ([], [])
+
+
+def test_an_answer_and_a_session_that_began_before_an_edit_are_not_served_after(scene: Scene) -> None:
+    name, _ = role_over_stored_keys(scene)
+    shorten(scene, "session:")
+    other = scene.moto.create_role("other")
+    with minting(scene, name):
+        scene.edit(lambda identities: identities[name].update(role_arn=other, external_id=""))
+    scene.edit(lambda identities: identities[name].pop("external_id"))
+    assert scene.principal(name) == other
+
+
+def test_an_answer_that_began_before_an_edit_of_aws_config_is_not_served_after(scene: Scene) -> None:
+    name, role = role_of_a_profile(scene)
+    other = scene.moto.create_role("other")
+    config = (scene.home.home / ".aws/config").read_text()
+    with minting(scene, name):
+        scene.home.config(config.replace(role, other))
+    assert scene.principal(name) == other
+    # the file as it was before, to the second: what was cached for it may be served again, nothing else
+    scene.home.config(config)
+    assert scene.principal(name) == role
+
+
+# --- whose session it is ------------------------------------------------------------------------------------
+
+
+def test_one_role_over_two_sources_is_two_sessions(scene: Scene) -> None:
+    alice = scene.alice()
+    scene.store("ops", scene.moto.create_user("bob"))
+    role = scene.moto.create_role("admin", trusted=[alice.arn])
+    scene.login("one", "--role-arn", role, "--source", "dev")
+    # whose source is not trusted gets nothing of the other's
+    assert "AccessDenied" in scene.refused("login", "two", "--role-arn", role, "--source", "ops")
+    scene.home.config(f"[profile three]\nrole_arn = {role}\nsource_profile = ops\n")
+    assert "AccessDenied" in scene.refused(*words("demo", "-i", "three"))
+    assert scene.principal("one") == role
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"external_id": "another"}, id="another external id"),
+        pytest.param({"role_session_name": "another"}, id="another session name"),
+        pytest.param({"duration_seconds": "1800"}, id="another duration"),
+        pytest.param({"source_profile": "ops"}, id="another source"),
+        pytest.param({"endpoint_url": "same"}, id="another endpoint"),
+    ],
+)
+def test_a_change_of_what_decides_a_session_makes_another_one(change: dict[str, str], scene: Scene) -> None:
+    alice = scene.alice()
+    scene.store("ops", alice)
+    scene.login("admin", "--role-arn", scene.moto.create_role("admin"), "--source", "dev")
+    if "endpoint_url" in change:
+        change = {"endpoint_url": scene.moto.url}
+    forget(scene)
+    scene.edit(lambda identities: identities["admin"].update(change))
+    assert scene.principal("admin") == f"arn:aws:iam::{ACCOUNT}:role/admin"
+    assert asked(scene) == {"AssumeRole": 1}
+
+
+@pytest.mark.parametrize("where", ["variable", "profile", "services"])
+def test_a_changed_endpoint_makes_another_session(where: str, scene: Scene) -> None:
+    name, role = role_of_a_profile(scene)
+    config = (scene.home.home / ".aws/config").read_text()
+    assert scene.principal(name) == role
+    forget(scene)
+    with RecordingProxy(scene.moto.moto, scene.keys) as second:
+        second.roles = scene.moto.roles
+        env: dict[str, str | None] = {"AWS_ENDPOINT_URL": None}
+        if where == "variable":
+            env = {"AWS_ENDPOINT_URL_STS": second.url}
+        elif where == "profile":
+            scene.home.config(f"{config}endpoint_url = {second.url}\n")
+        else:
+            scene.home.config(f"{config}services = ours\n[services ours]\nsts =\n  endpoint_url = {second.url}\n")
+        if where == "services":
+            # from one section of services to the same with another content
+            assert scene.principal(name, env=env) == role
+            with RecordingProxy(scene.moto.moto, scene.keys) as third:
+                third.roles = scene.moto.roles
+                changed = (scene.home.home / ".aws/config").read_text().replace(second.url, third.url)
+                scene.home.write(".aws/config", changed, age=20)
+                assert scene.principal(name, env=env) == role
+                assert third.count("AssumeRole") == 1
+        else:
+            assert scene.principal(name, env=env) == role
+        assert second.count("AssumeRole") == 1
+        assert asked(scene) == {}
+
+
+def test_new_keys_of_a_source_make_new_sessions_of_its_roles(scene: Scene) -> None:
+    name, role = role_over_stored_keys(scene)
+    key = scene.moto.moto.client("iam").create_access_key(UserName="alice")["AccessKey"]
+    scene.keys.learn(key["AccessKeyId"], key["SecretAccessKey"], f"arn:aws:iam::{ACCOUNT}:user/alice")
+    scene.login("dev", "--stdin", stdin=as_json([key["AccessKeyId"], key["SecretAccessKey"]]))
+    forget(scene)
+    assert scene.principal(name) == role
+    assert scene.moto.last("AssumeRole").access_key_id == key["AccessKeyId"]
+
+
+def test_new_keys_in_a_credentials_file_make_new_sessions_of_its_roles(scene: Scene) -> None:
+    name, role = role_of_a_profile(scene)
+    assert scene.principal(name) == role
+    scene.home.credentials(scene.moto.create_user("bob").profile("work"))
+    assert "AccessDenied" in scene.refused(*words("demo", "-i", name))
+
+
+def test_new_keys_end_the_mfa_session_of_the_former(scene: Scene) -> None:
+    name, _ = keys_with_mfa_from_stdin(scene)
+    bob = scene.moto.create_user("bob", mfa_code=CODE)
+    scene.login(name, "--stdin", "--mfa-serial", mfa_serial("alice"), stdin=as_json(bob))
+    assert "an MFA code is needed" in scene.refused(*words("demo", "-i", name), env=NOBODY)
+
+
+def test_environment_keys_do_not_share_the_session_of_others(scene: Scene) -> None:
+    alice, bob = scene.moto.create_user("alice"), scene.moto.create_user("bob")
+    role = scene.moto.create_role("admin", trusted=[alice.arn])
+    line = words("demo", "--role-arn", role)
+    assert scene.whose(scene.run(*line, env=alice.environment)).canonical_arn == role
+    assert "AccessDenied" in scene.refused(*line, env=bob.environment)
+
+
+def test_one_sso_sign_in_serves_all_profiles_of_its_start_url(scene: Scene) -> None:
+    name, expected = legacy_sso_profile_of_aws_config(scene)
+    second = scene.sso.assign(ACCOUNT, "Viewer")
+    config = (scene.home.home / ".aws/config").read_text()
+    more = scene.sso_session() + scene.sso_profile("view", ACCOUNT, "Viewer", "sso_session = corp")
+    scene.home.write(".aws/config", config + more, age=20)
+    assert scene.principal("view", env=NOBODY) == role_of(second)
+    assert scene.principal(name, env=NOBODY) == expected
