@@ -1958,6 +1958,8 @@ def session_class() -> Any:
             self._laid_over = self._profile_map = None
 
         def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
+            keep_secret(named.get("aws_secret_access_key"))
+            keep_secret(named.get("aws_session_token"))
             if not self.verify_tls:
                 named.setdefault("verify", False)
             if service_name == "sts" and not named.get("region_name") and not self.get_config_variable("region"):
@@ -2313,7 +2315,7 @@ def go_seconds(duration: str) -> str:
 def first_line(error: object) -> str:
     """An exception's words on one line, without what follows: STS quotes whole requests in some of its errors."""
     lines = str(error).strip().splitlines()
-    return " ".join(lines[0].split())[:300] if lines else type(error).__name__
+    return redacted(" ".join(lines[0].split()))[:300] if lines else type(error).__name__
 
 
 class plain_errors:
@@ -5858,6 +5860,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"hint: {problem.hint}")
         return problem.status
     except KeyboardInterrupt:
+        if sys.stderr and sys.stderr.isatty():
+            sys.stderr.write("\n")  # after the prompt and ^C
         say(f"{PROGRAM}: error: interrupted")
         return 130
     except Exception as error:  # a bug: one line for the user, the whole story for who mends it

@@ -171,7 +171,8 @@ def kubectls() -> tuple[Path, ...]:
 # makes the terminal on stdin the controlling one (getpass opens /dev/tty) and becomes the program; done here,
 # after exec, since code between fork and exec may deadlock in a process with threads
 TAKE_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background may have it ignored
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """

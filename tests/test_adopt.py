@@ -90,7 +90,7 @@ FORMS = {
 - name: {ARN}
   user:
     exec: {{apiVersion: client.authentication.k8s.io/v1, interactiveMode: IfAvailable, command: BIN/aws,
-      args: [--profile=dev, --region=us-east-1, --color, off, eks, get-token, --cluster-name=demo],
+      args: [--profile=dev, --region=us-east-1, --color, "off", eks, get-token, --cluster-name=demo],
       env: [{{name: AWS_PROFILE, value: ""}}], provideClusterInfo: false, installHint: "see: the AWS CLI"}}
 """,
     ),

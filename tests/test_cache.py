@@ -162,6 +162,27 @@ def test_an_answers_directory_lies_below_the_tokens_and_is_no_file_of_an_answer(
     assert platform != "win32" or "%" in key.directory
 
 
+def test_words_that_hold_what_separates_words_make_no_other_request() -> None:
+    odd = [
+        *(
+            ["a", "b"],
+            ["a|b"],
+            ["a|", "b"],
+            ["a", "|b"],
+            ["a||b"],
+            ["a", "", "b"],
+            ["a/b"],
+            ["a", "/b"],
+            ["a|/b"],
+            ["a b"],
+        ),
+        *(["a%7Cb"], ["a%2Fb"], ["a%"], ["%"], [""], ["", ""], [], ["|"], ["||HOME=/home/me"], ["", "HOME=/home/me"]),
+        *(["a|", "", "HOME=/home/me"], ["AWS_PROFILE=a"], ["", "AWS_PROFILE=a"]),
+    ]
+    keys = [*(key_of(*argv) for argv in odd), key_of(AWS_PROFILE="a"), key_of(AWS_PROFILE="a|", home="/home/me|")]
+    assert len({key.line for key in keys}) == len({key.directory for key in keys}) == len(keys)
+
+
 def test_refresh_and_debug_do_not_make_another_request() -> None:
     assert key_of(*TOKEN, "--refresh", "--debug") == key_of(*TOKEN)
 
@@ -1142,6 +1163,9 @@ def stored_identity(home: Sandbox, name: str = "dev") -> None:
     keys = {"Version": 1, "AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY}
     done = home.run("login", name, "--stdin", "--no-verify", stdin=json.dumps(keys))
     assert done.returncode == 0, done.stderr
+    # what has just changed is not cached against
+    record = home.data / "identities.json"
+    os.utime(record, (time.time() - 10,) * 2)
 
 
 def all_at_once(home: Sandbox, count: int, *argv: str, **env: str) -> list[tuple[str, str]]:
@@ -1160,7 +1184,7 @@ def test_fifty_processes_on_a_cold_cache_print_one_token_that_was_minted_once(
     # with the steps shown, the launcher leaves each of them to Python
     shown = all_at_once(home, 50, *TOKEN, EKS_TOKEN_DEBUG="1")
     tokens = {token_of(output) for output, _ in shown}
-    assert len(tokens) == 1
+    assert len(tokens) == 1, [messages for _, messages in shown if MINTED in messages]
     assert parsed(tokens.pop())["X-Amz-Credential"].startswith(ACCESS_KEY)
     assert sum(MINTED in messages for _, messages in shown) == 1
     assert list((home.cache / "lock").iterdir()) == []

@@ -1,7 +1,10 @@
 """Sessions are obtained once and shared, counted at the servers; and what began before a change is not served after."""
 
+import io
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 import test_login
+from conftest import Completed
 from servers import ACCOUNT, RecordingProxy, mfa_serial
+from test_keyring import LimitedBackend
 from test_login import (
     CODE,
     DEAD_BUS,
@@ -31,8 +36,12 @@ from test_login import (
     sso_profile_of_aws_config,
     sso_session_left_by_the_aws_cli,
     sso_with_one_role_only,
+    temporary_keys_from_stdin,
     words,
 )
+from verifier import Key
+
+import eks_token
 
 app, scene = test_login.app, test_login.scene
 
@@ -405,3 +414,41 @@ def test_one_sso_sign_in_serves_all_profiles_of_its_start_url(scene: Scene) -> N
     scene.home.write(".aws/config", config + more, age=20)
     assert scene.principal("view", env=NOBODY) == role_of(second)
     assert scene.principal(name, env=NOBODY) == expected
+
+
+# --- Windows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow", [temporary_keys_from_stdin, keys_with_mfa_from_stdin, role_over_sso], ids=named)
+def test_a_keyring_with_the_limit_of_windows_keeps_long_sessions(
+    flow: Flow, scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The program runs in this process, told that this is Windows."""
+    backend = LimitedBackend()
+    mint = scene.keys.mint
+
+    def mint_long(arn: str, lifetime: float) -> tuple[str, Key]:
+        key_id, key = mint(arn, lifetime)
+        scene.keys[key_id] = key._replace(session_token=f"{key.session_token}{'A' * 900}")
+        return key_id, scene.keys[key_id]
+
+    def run(*args: str, stdin: str = "", **_: object) -> Completed:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        status = eks_token.run(eks_token.Setting(args, os.environ, "win32", terminal=False))
+        return Completed(args, status, *capsys.readouterr())
+
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name, value in scene.home.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(scene.keys, "mint", mint_long)
+    monkeypatch.setattr(eks_token, "choose_backend", lambda *_: backend)
+    monkeypatch.setattr(scene, "run", run)
+    name, expected = flow(scene)
+    assert scene.principal(name) == expected
+    asked_before = asked(scene)
+    assert scene.principal(name, "--refresh") == expected
+    assert asked(scene) == asked_before
+    assert any("part:" in user for _, user in backend.items)
+    assert run("logout", "--all").returncode == 0
+    assert [user for _, user in backend.items if "session" not in user and "sso" not in user] == []

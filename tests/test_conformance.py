@@ -1,0 +1,439 @@
+"""A table of AWS config shapes, each resolved by the program and by a plain botocore session to the same principal, or
+refused by both. There is no keyring here: what AWS config holds needs none.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha1
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import test_login
+from conftest import Completed, Sandbox
+from servers import ACCOUNT, HttpServer, Incoming, Keys, RecordingProxy, Reply, SsoOidcServer, mfa_serial
+from test_login import CODE, REGION, SSO_REGION, utc
+from verifier import identity, verify
+
+app = test_login.app
+
+OTHER_ACCOUNT = "210987654321"
+PEER = """
+import sys, botocore.session
+session = botocore.session.Session(profile=sys.argv[1] or None)
+credentials = session.get_credentials()
+print(credentials.get_frozen_credentials().access_key if credentials else sys.exit("no credentials"))
+"""
+TOKEN_FILE = "/var/run/secrets/token"
+
+
+class Shape(NamedTuple):
+    """KEYS-who, ROLE-name, SERIAL, START-URL and FILE-name in the texts stand for what the world has."""
+
+    expected: str | None  # a user, a role, a session's name where it is set; None: both refuse
+    config: str = ""
+    credentials: str = ""
+    profile: str = ""  # named by an option; "" for none
+    env: Mapping[str, str] = {}
+    code: bool = False  # an MFA code is asked for
+    signed_in: str = ""  # to SSO with the AWS CLI: the sso-session, or "legacy"
+
+
+def process(**answer: object) -> str:
+    """A credential_process that prints this."""
+    return "credential_process = cat FILE-" + json.dumps(answer).encode().hex()
+
+
+GIVEN = {"Version": 1, "AccessKeyId": "ID-alice", "SecretAccessKey": "SECRET-alice"}
+ADMIN = "role_arn = ROLE-admin\n"
+ROLE = f"[profile p]\n{ADMIN}source_profile = work\n"
+WORK = "[work]\nKEYS-alice\n"
+SSO = "sso_account_id = 123456789012\nsso_role_name = Admin\n"
+LEGACY = f"[profile p]\n{SSO}sso_start_url = START-URL\nsso_region = {SSO_REGION}\n"
+SESSION = f"[sso-session corp]\nsso_start_url = START-URL\nsso_region = {SSO_REGION}\n"
+OF_SESSION = f"[profile p]\n{SSO}sso_session = corp\n{SESSION}"
+WEB = f"[profile p]\n{ADMIN}web_identity_token_file = FILE-token\n"
+
+SHAPES = {
+    # which file, which section
+    "the default profile of the credentials file": Shape("alice", credentials="[default]\nKEYS-alice\n"),
+    "the default profile of the config file": Shape("alice", "[default]\nKEYS-alice\n"),
+    "the config file's default with the word profile": Shape("alice", "[profile default]\nKEYS-alice\n"),
+    "the credentials file before the config file": Shape(
+        "alice", "[profile p]\nKEYS-bob\n", "[p]\nKEYS-alice\n", profile="p"
+    ),
+    "a profile of the credentials file": Shape("alice", "", "[default]\nKEYS-bob\n" + WORK, profile="work"),
+    "a profile of the config file": Shape("alice", "[profile work]\nKEYS-alice\n", profile="work"),
+    "a quoted name": Shape("alice", '[profile "my work"]\nKEYS-alice\n', profile="my work"),
+    "a name in another case": Shape(None, "[profile work]\nKEYS-alice\n", profile="Work"),
+    "a section of the config file that lacks the word profile": Shape(None, "[p]\nKEYS-alice\n", profile="p"),
+    "a profile that is not there": Shape(None, "", "[default]\nKEYS-alice\n", profile="p"),
+    "a profile of settings alone": Shape(None, "[profile p]\nregion = eu-west-1\n", profile="p"),
+    "nothing at all": Shape(None),
+    "a config file that is none": Shape(None, "role_arn\n[profile", WORK, profile="work"),
+    "files elsewhere": Shape(
+        "alice",
+        env={"AWS_SHARED_CREDENTIALS_FILE": "FILE-5b776f726b5d0a4b4559532d616c6963650a", "AWS_PROFILE": "work"},
+    ),
+    # the environment
+    "AWS_PROFILE": Shape("alice", "", "[default]\nKEYS-bob\n" + WORK, env={"AWS_PROFILE": "work"}),
+    "AWS_DEFAULT_PROFILE": Shape("alice", "", WORK, env={"AWS_DEFAULT_PROFILE": "work"}),
+    "environment keys": Shape("env", "", "[default]\nKEYS-alice\n", env={"KEYS": "env"}),
+    "environment keys of a session": Shape("guest", env={"KEYS": "guest"}),
+    "environment keys before AWS_PROFILE": Shape("env", "", WORK, env={"KEYS": "env", "AWS_PROFILE": "work"}),
+    "a profile named by an option before environment keys": Shape(
+        "alice", "", WORK, profile="work", env={"KEYS": "env"}
+    ),
+    # keys
+    "keys with a session token": Shape("guest", "", "[p]\nKEYS-guest\n", profile="p"),
+    "keys with a session token by its former name": Shape("guest", "", "[p]\nFORMER-KEYS-guest\n", profile="p"),
+    "a session token of another session": Shape("alice", "", "[p]\nKEYS-alice\n[q]\nKEYS-guest\n", profile="p"),
+    "an access key id alone": Shape(None, "", "[p]\naws_access_key_id = AKIAALONE\n", profile="p"),
+    "a secret alone": Shape(None, "", "[p]\naws_secret_access_key = alone\n", profile="p"),
+    "keys in the config file with an id alone in the other": Shape(
+        None, "[profile p]\nKEYS-alice\n", "[p]\naws_access_key_id = AKIAALONE\n", profile="p"
+    ),
+    "mfa_serial beside keys, which does nothing": Shape("alice", "", "[p]\nKEYS-alice\nmfa_serial = SERIAL\n", "p"),
+    # roles
+    "a role": Shape("admin", ROLE, WORK, "p"),
+    "a role by AWS_PROFILE": Shape("admin", ROLE, WORK, env={"AWS_PROFILE": "p"}),
+    "a role of the default profile": Shape("admin", f"[default]\n{ADMIN}source_profile = work\n", WORK),
+    "a role in the credentials file": Shape("admin", "", f"{WORK}[p]\n{ADMIN}source_profile = work\n", "p"),
+    "a role whose source is the default profile": Shape(
+        "admin", f"[profile p]\n{ADMIN}source_profile = default\n", "[default]\nKEYS-alice\n", "p"
+    ),
+    "a role in another account": Shape("other", ROLE.replace("-admin", "-other"), WORK, "p"),
+    "a chain of three roles": Shape(
+        "third",
+        "[profile one]\nrole_arn = ROLE-admin\nsource_profile = work\n"
+        "[profile two]\nrole_arn = ROLE-second\nsource_profile = one\n"
+        "[profile p]\nrole_arn = ROLE-third\nsource_profile = two\n",
+        WORK,
+        "p",
+    ),
+    "a chain that leaves a role out": Shape(
+        None, "[profile p]\nrole_arn = ROLE-third\nsource_profile = work\n", WORK, "p"
+    ),
+    "a role that does not trust its source": Shape(None, ROLE, "[work]\nKEYS-bob\n", "p"),
+    "a role with its external id": Shape("ext", f"{ROLE.replace('-admin', '-ext')}external_id = ours\n", WORK, "p"),
+    "a role with another external id": Shape(
+        None, f"{ROLE.replace('-admin', '-ext')}external_id = theirs\n", WORK, "p"
+    ),
+    "a role without its external id": Shape(None, ROLE.replace("-admin", "-ext"), WORK, "p"),
+    "a session name": Shape("admin/alice", f"{ROLE}role_session_name = alice\n", WORK, "p"),
+    "a session name that is too short": Shape(None, f"{ROLE}role_session_name = a\n", WORK, "p"),
+    "a duration": Shape("admin", f"{ROLE}duration_seconds = 1800\n", WORK, "p"),
+    "a duration over the role's": Shape(None, f"{ROLE}duration_seconds = 43200\n", WORK, "p"),
+    "a duration that is no number, which counts as none": Shape("admin", f"{ROLE}duration_seconds = 1h\n", WORK, "p"),
+    "a region": Shape("admin", f"{ROLE}region = eu-west-1\n", WORK, "p"),
+    "a device on the role": Shape(
+        "mfa", f"{ROLE.replace('-admin', '-mfa')}mfa_serial = SERIAL\n", WORK, "p", code=True
+    ),
+    "a device on the role that needs none": Shape("admin", f"{ROLE}mfa_serial = SERIAL\n", WORK, "p", code=True),
+    "a device on the user of a role that asks for one": Shape(
+        None, ROLE.replace("-admin", "-mfa"), f"{WORK}mfa_serial = SERIAL\n", "p"
+    ),
+    "a device below in a chain": Shape(
+        "second",
+        "[profile one]\nrole_arn = ROLE-admin\nsource_profile = work\nmfa_serial = SERIAL\n"
+        "[profile p]\nrole_arn = ROLE-second\nsource_profile = one\n",
+        WORK,
+        "p",
+        code=True,
+    ),
+    "a source that is not there": Shape(None, ROLE, "", "p"),
+    "a source of settings alone": Shape(None, f"{ROLE}[profile work]\nregion = eu-west-1\n", "", "p"),
+    "a source with an id alone": Shape(None, ROLE, "[work]\naws_access_key_id = AKIAALONE\n", "p"),
+    "a source with keys and a role, whose keys are used": Shape(
+        "admin", f"{ROLE}[profile work]\nrole_arn = ROLE-second\nsource_profile = p\n", WORK, "p"
+    ),
+    "a role without a source": Shape(None, f"[profile p]\n{ADMIN}", WORK, "p"),
+    "a role without a source, beside keys": Shape(None, f"[profile p]\n{ADMIN}KEYS-alice\n", "", "p"),
+    "itself as the source, with keys": Shape("admin", f"[profile p]\n{ADMIN}source_profile = p\nKEYS-alice\n", "", "p"),
+    "itself as the source, with keys and a device": Shape(
+        "mfa",
+        "[profile p]\nrole_arn = ROLE-mfa\nsource_profile = p\nmfa_serial = SERIAL\nKEYS-alice\n",
+        "",
+        "p",
+        code=True,
+    ),
+    "itself as the source, without keys": Shape(None, f"[profile p]\n{ADMIN}source_profile = p\n", "", "p"),
+    "a loop": Shape(
+        None,
+        f"[profile p]\n{ADMIN}source_profile = q\n[profile q]\nrole_arn = ROLE-second\nsource_profile = p\n",
+        "",
+        "p",
+    ),
+    "a source and a credential_source": Shape(None, f"{ROLE}credential_source = Environment\n", WORK, "p"),
+    "credential_source Environment": Shape(
+        "admin", f"[profile p]\n{ADMIN}credential_source = Environment\n", profile="p", env={"KEYS": "alice"}
+    ),
+    "credential_source Environment without keys there": Shape(
+        None, f"[profile p]\n{ADMIN}credential_source = Environment\n", WORK, "p"
+    ),
+    "credential_source EcsContainer": Shape(
+        "admin", f"[profile p]\n{ADMIN}credential_source = EcsContainer\n", profile="p", env={"CONTAINER": "guest"}
+    ),
+    "credential_source EcsContainer without one": Shape(
+        None, f"[profile p]\n{ADMIN}credential_source = EcsContainer\n", WORK, "p"
+    ),
+    "a credential_source that is none": Shape(
+        None, f"[profile p]\n{ADMIN}credential_source = Cloud\n", profile="p", env={"KEYS": "alice"}
+    ),
+    # elsewhere
+    "a container": Shape("guest", env={"CONTAINER": "guest"}),
+    "a container with a token": Shape(
+        "guest", env={"CONTAINER": "guest", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "Basic container"}
+    ),
+    "a container that fails": Shape(None, env={"CONTAINER": "nobody"}),
+    "a process": Shape("alice", f"[profile p]\n{process(**GIVEN)}\n", profile="p"),
+    "a process with a session": Shape(
+        "guest",
+        "[profile p]\n"
+        + process(Version=1, AccessKeyId="ID-guest", SecretAccessKey="SECRET-guest", SessionToken="TOKEN-guest")
+        + "\n",
+        profile="p",
+    ),
+    "a process whose keys end": Shape("alice", f"[profile p]\n{process(**GIVEN, Expiration=utc(3600))}\n", profile="p"),
+    "a process whose keys have ended": Shape(
+        None, f"[profile p]\n{process(**GIVEN, Expiration='2020-01-01T00:00:00Z')}\n", profile="p"
+    ),
+    "a process of a later version": Shape(None, f"[profile p]\n{process(**GIVEN | {'Version': 2})}\n", profile="p"),
+    "a process that lacks the secret": Shape(
+        None, f"[profile p]\n{process(Version=1, AccessKeyId='ID-alice')}\n", profile="p"
+    ),
+    "a process that fails": Shape(None, "[profile p]\ncredential_process = false\n", profile="p"),
+    "a process that is not there": Shape(None, "[profile p]\ncredential_process = /nowhere\n", profile="p"),
+    "a process that prints no JSON": Shape(None, "[profile p]\ncredential_process = echo hello\n", profile="p"),
+    "a process as a role's source": Shape("admin", f"{ROLE}[profile work]\n{process(**GIVEN)}\n", profile="p"),
+    "keys before a process": Shape("bob", f"[profile p]\n{process(**GIVEN)}\nKEYS-alice\n", "[p]\nKEYS-bob\n", "p"),
+    "a web identity": Shape("admin", WEB, profile="p"),
+    "a web identity with a session name": Shape("admin/pod", f"{WEB}role_session_name = pod\n", profile="p"),
+    "a web identity before keys": Shape("admin", WEB, "[p]\nKEYS-bob\n", "p"),
+    "a web identity without its file": Shape(None, WEB.replace("FILE-token", "/nowhere"), profile="p"),
+    "a web identity without a role": Shape(None, "[profile p]\nweb_identity_token_file = FILE-token\n", profile="p"),
+    "a web identity of the environment": Shape(
+        "admin/pod",
+        env={
+            "AWS_ROLE_ARN": "ROLE-admin",
+            "AWS_WEB_IDENTITY_TOKEN_FILE": "FILE-token",
+            "AWS_ROLE_SESSION_NAME": "pod",
+        },
+    ),
+    "a web identity of the environment, and a profile named by an option": Shape(
+        "alice", "", WORK, "work", env={"AWS_ROLE_ARN": "ROLE-admin", "AWS_WEB_IDENTITY_TOKEN_FILE": "FILE-token"}
+    ),
+    # SSO
+    "an sso-session": Shape("sso", OF_SESSION, profile="p", signed_in="corp"),
+    "a legacy start URL": Shape("sso", LEGACY, profile="p", signed_in="legacy"),
+    "an sso-session without a login": Shape(None, OF_SESSION, profile="p"),
+    "a legacy start URL without a login": Shape(None, LEGACY, profile="p"),
+    "an sso-session that is not there": Shape(None, OF_SESSION.replace("= corp", "= x"), profile="p", signed_in="corp"),
+    "SSO without an account": Shape(
+        None, LEGACY.replace("sso_account_id = 123456789012\n", ""), profile="p", signed_in="legacy"
+    ),
+    "SSO without a region": Shape(
+        None, LEGACY.replace(f"sso_region = {SSO_REGION}\n", ""), profile="p", signed_in="legacy"
+    ),
+    "SSO with a role that is not the person's": Shape(
+        None, OF_SESSION.replace("Admin", "Owner"), profile="p", signed_in="corp"
+    ),
+    "an sso-session and a profile that contradict each other": Shape(
+        None,
+        OF_SESSION.replace("_session = corp\n", "_session = corp\nsso_region = eu-west-1\n"),
+        "",
+        "p",
+        {},
+        False,
+        "corp",
+    ),
+    "SSO before keys": Shape("sso", OF_SESSION, "[p]\nKEYS-bob\n", "p", signed_in="corp"),
+    "SSO as a role's source": Shape(
+        "deploy",
+        f"{OF_SESSION.replace('profile p', 'profile q')}[profile p]\nrole_arn = ROLE-deploy\nsource_profile = q\n",
+        profile="p",
+        signed_in="corp",
+    ),
+    # endpoints
+    "an endpoint in the profile": Shape(
+        "admin", f"{ROLE}endpoint_url = ENDPOINT\n", WORK, "p", {"AWS_ENDPOINT_URL": ""}
+    ),
+    "an endpoint in a services section": Shape(
+        "admin",
+        f"{ROLE}services = ours\n[services ours]\nsts =\n  endpoint_url = ENDPOINT\n",
+        WORK,
+        "p",
+        {"AWS_ENDPOINT_URL": ""},
+    ),
+    "a services section that is not there": Shape(
+        None, f"{ROLE}services = ours\n", WORK, "p", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    ),
+}
+
+
+class Container(HttpServer):
+    """What answers at AWS_CONTAINER_CREDENTIALS_FULL_URI in ECS and EKS Pod Identity."""
+
+    def __init__(self, answers: Mapping[str, Mapping[str, str]]) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def reply(self, incoming: Incoming) -> Reply:
+        answer = self.answers.get(incoming.path.removeprefix("/"))
+        return Reply.json(200, answer) if answer else Reply.json(404, {"message": "no such role"})
+
+
+class World:
+    """The users, roles and servers that the shapes name."""
+
+    def __init__(self, home: Sandbox, moto: RecordingProxy, sso: SsoOidcServer, keys: Keys) -> None:
+        self.home, self.moto, self.sso, self.keys = home, moto, sso, keys
+        self.users: dict[str, tuple[str, str, str | None]] = {}
+        for name in ("alice", "bob", "env"):
+            self.users[name] = (f"AKIA{name.upper():0<16}", f"secret-of-{name}", None)
+            keys.learn(*self.users[name][:2], f"arn:aws:iam::{ACCOUNT}:user/{name}")
+        key_id, guest = keys.mint(f"arn:aws:sts::{ACCOUNT}:assumed-role/guest/guest", 3600)
+        self.users["guest"] = (key_id, guest.secret, guest.session_token)
+        moto.mfa_codes[mfa_serial("alice")] = CODE
+        alice, of_sso = f"arn:aws:iam::{ACCOUNT}:user/alice", sso.assign(ACCOUNT, "Admin")
+        self.arns = {"sso": test_login.role_of(of_sso), "guest": f"arn:aws:iam::{ACCOUNT}:role/guest"}
+        # moto itself need not know them: roles of another account are made at the proxy alone
+        for name, rules in {
+            "admin": {"trusted": [alice, self.arns["guest"]]},
+            "second": {"trusted": [f"arn:aws:iam::{OTHER_ACCOUNT}:role/admin"]},
+            "third": {"trusted": [f"arn:aws:iam::{OTHER_ACCOUNT}:role/second"]},
+            "ext": {"trusted": [alice], "external_id": "ours"},
+            "mfa": {"trusted": [alice], "mfa": True},
+            "other": {"trusted": [alice]},
+            "deploy": {"trusted": [self.arns["sso"]]},
+        }.items():
+            arguments: dict[str, Any] = rules
+            self.arns[name] = moto.create_role(name, account=OTHER_ACCOUNT, **arguments)
+
+    def fill(self, text: str) -> str:
+        """The text with its placeholders replaced; a FILE-hex is written, filled as well."""
+        values: list[tuple[str, Callable[[str], str]]] = [
+            (r"FILE-((?:[0-9a-f]{2})+)\b", lambda content: str(self.file(self.fill(bytes.fromhex(content).decode())))),
+            (r"FILE-(token)", lambda name: str(self.file("a-web-identity-token"))),
+            (r"FORMER-KEYS-(\w+)", lambda who: self.section(who).replace("session_token", "security_token")),
+            (r"KEYS-(\w+)", self.section),
+            (r"ID-(\w+)", lambda who: self.users[who][0]),
+            (r"SECRET-(\w+)", lambda who: self.users[who][1]),
+            (r"TOKEN-(\w+)", lambda who: str(self.users[who][2])),
+            (r"ROLE-(\w+)", lambda name: self.arns[name]),
+            (r"(SERIAL)", lambda _: mfa_serial("alice")),
+            (r"(START-URL)", lambda _: self.sso.start_url),
+            (r"(ENDPOINT)", lambda _: self.moto.url),
+        ]
+        for pattern, value in values:
+            text = re.sub(rf"(?<![\w_-]){pattern}", lambda found, value=value: value(found[1]), text)
+        return text
+
+    def section(self, who: str) -> str:
+        key_id, secret, token = self.users[who]
+        lines = [f"aws_access_key_id = {key_id}", f"aws_secret_access_key = {secret}"]
+        return "\n".join([*lines, f"aws_session_token = {token}"] if token else lines)
+
+    def file(self, content: str) -> Path:
+        return self.home.write(f"given/{sha1(content.encode()).hexdigest()}", content)
+
+    def environment(self, shape: Shape, container: Container) -> dict[str, str | None]:
+        env: dict[str, str | None] = {**self.moto.environment, **self.sso.environment, "AWS_MAX_ATTEMPTS": "1"}
+        for name, value in shape.env.items():
+            if name == "KEYS":
+                key_id, secret, token = self.users[value]
+                env |= {"AWS_ACCESS_KEY_ID": key_id, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
+            elif name == "CONTAINER":
+                env["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"{container.url}/{value}"
+            else:
+                env[name] = self.fill(value) or None
+        return env
+
+    def sign_in(self, session: str) -> None:
+        """As `aws sso login` does."""
+        name = self.sso.start_url if session == "legacy" else session
+        access_token, _ = self.sso.new_session()
+        token = {
+            "startUrl": self.sso.start_url,
+            "region": SSO_REGION,
+            "accessToken": access_token,
+            "expiresAt": utc(3600),
+        }
+        self.home.write(f".aws/sso/cache/{sha1(name.encode()).hexdigest()}.json", json.dumps(token))
+
+    def container(self) -> Container:
+        key_id, secret, token = self.users["guest"]
+        answer = {"AccessKeyId": key_id, "SecretAccessKey": secret, "Token": str(token), "Expiration": utc(3600)}
+        return Container({"guest": answer})
+
+    def principal(self, arn: str) -> str:
+        """The name by which shapes expect it; with the session's name, if that was chosen."""
+        seen = identity(arn, "", "", 0)
+        (name,) = [name for name, known in self.named().items() if known == seen.canonical_arn]
+        chosen = seen.session_name if name not in ("sso", "guest") else ""
+        return name if re.match("botocore-session-|$", chosen) else f"{name}/{chosen}"
+
+    def named(self) -> dict[str, str]:
+        return self.arns | {name: f"arn:aws:iam::{ACCOUNT}:user/{name}" for name in ("alice", "bob", "env")}
+
+
+@pytest.fixture
+def world(home: Sandbox, moto: RecordingProxy, sso: SsoOidcServer, keys: Keys, app: Path) -> Iterator[World]:
+    shutil.copytree(app, home.cache / "app", copy_function=os.link)
+    for directory in (home.cache.parent, home.cache):
+        directory.chmod(0o700)
+    yield World(home, moto, sso, keys)
+
+
+def run(home: Sandbox, command: list[str | Path], env: Mapping[str, str | None], prompt: str) -> Completed:
+    if prompt:
+        return home.run_pty(*command[1:], command=command[:1], env=env, steps=[(prompt, f"{CODE}\n")])
+    return home.run(*command[1:], command=command[:1], env=env)
+
+
+@pytest.mark.parametrize("shape", [pytest.param(shape, id=name) for name, shape in SHAPES.items()])
+def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, world: World) -> None:
+    home = world.home
+    if shape.config:
+        home.config(world.fill(shape.config))
+    if shape.credentials:
+        home.credentials(world.fill(shape.credentials))
+    if shape.signed_in:
+        world.sign_in(shape.signed_in)
+    with world.container() as container:
+        env = world.environment(shape, container)
+        line = ["--region", REGION, "eks", "get-token", "--cluster-name", "demo"]
+        line += ["--profile", shape.profile] if shape.profile else []
+        ours = run(home, [home.executable, *line], env, "MFA code for " if shape.code else "")
+        peer: list[str | Path] = [sys.executable, "-c", PEER, shape.profile]
+        # only botocore minds a client without a region
+        theirs = run(home, peer, {**env, "AWS_DEFAULT_REGION": REGION}, "MFA code for " if shape.code else "")
+    if shape.expected is None:
+        assert (ours.returncode, ours.stdout) == (1, ""), ours.stdout
+        assert ours.stderr.startswith("eks-token: error: ") and "bug" not in ours.stderr
+        assert theirs.returncode != 0 or not accepted(world, theirs.stdout.strip())
+        return
+    assert ours.returncode == theirs.returncode == 0, ours.stderr + theirs.stderr
+    token = json.loads(ours.stdout)["status"]["token"]
+    assert world.principal(verify(token, cluster="demo", secrets=world.keys).arn) == shape.expected
+    assert world.principal(world.keys[theirs.stdout.strip()].arn) == shape.expected
+
+
+def accepted(world: World, access_key_id: str) -> bool:
+    """Whether STS would know these credentials, and they have not ended."""
+    key = world.keys.get(access_key_id)
+    return key is not None and (key.expires is None or key.expires > time.time())
+
+
+def test_a_session_of_aws_login_is_refused_with_the_way_out(world: World) -> None:
+    world.home.config("[profile p]\nlogin_session = arn:aws:iam::123456789012:user/alice\n")
+    done = world.home.run("whoami", "-i", "p", env=world.moto.environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("eks-token: error: p: login_session (aws login)")
+    assert "credential_process" in hint
