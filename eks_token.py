@@ -962,13 +962,15 @@ class Cache:
         except (OSError, ValueError):
             return ""
 
-    def store(self, key: Key, minted: Minted, watched: Sequence[Watched], generation: str) -> None:
-        """Keep an answer, if it can be kept safely."""
+    def store(
+        self, key: Key, minted: Minted, watched: Sequence[Watched], generation: str, own: str | None = None
+    ) -> None:
+        """Keep an answer, if it can be kept safely. Of `own`, identities.json, the generation tells every change."""
         now = time.time()
         fresh_until = minted.expires - FRESH_MARGIN
         if not minted.cacheable or fresh_until <= now:
             return debug("not cached: the credentials end too soon")
-        if any(modified > (now - SETTLE_SECONDS) * 1e9 for _, modified in watched):
+        if any(modified > (now - SETTLE_SECONDS) * 1e9 for path, modified in watched if path != own):
             return debug("not cached: a file that it depends on has just changed")
         if any("\n" in path or "\r" in path or path != path.strip() for path, _ in watched):
             return debug("not cached: a file that it depends on has a name that sh would not read whole")
@@ -1156,9 +1158,8 @@ def token_command(setting: Setting) -> int:
                 debug("answered by another process meanwhile")
                 return print_answer(answer)
             wallet = Wallet(setting, cache, person)
-            watched = look_at(wallet.files())
             minted = mint(request, wallet)
-            cache.store(key, minted, (*watched, *wallet.more_files()), wallet.generation)
+            cache.store(key, minted, wallet.watched, wallet.generation, own=wallet.path)
     except LocksUnavailable:
         debug("locks do not work in the cache directory")
         minted = mint(request, Wallet(setting, None, person))
@@ -1347,9 +1348,9 @@ class Wallet:
         self.vault = Vault(setting.environ, setting.platform, interactive)
         self.path = identities_path(setting.environ, setting.platform)
         self.generation = cache.generation() if cache else ""
+        self.watched = look_at(self.files())  # before anything is read that they hold
         self.stored = read_identities(self.path)
         self.name = ""  # of the chosen identity
-        self.found: list[Watched] = []  # files that turned out to matter
         self.foreign: dict[str, AtmosEntry] = {}
         self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
         self.renew = False  # sign in again, however long the sessions still live
@@ -1360,7 +1361,7 @@ class Wallet:
         self._held: dict[str, Lock] = {}
 
     def files(self) -> list[str]:
-        """The files that decide the answer as far as is known beforehand."""
+        """The files that decide an answer, as far as is known beforehand."""
         from os.path import expanduser, expandvars
 
         environ = self.setting.environ
@@ -1370,9 +1371,6 @@ class Wallet:
         ]
         paths = [os.path.abspath(expanduser(expandvars(path))) for path in aws]
         return [*paths, self.path] if self.path else paths
-
-    def more_files(self) -> tuple[Watched, ...]:
-        return tuple(self.found)
 
     def credentials(self, request: Request) -> Credentials:
         """The credentials that sign this request's token. Raises Problem."""
@@ -2207,7 +2205,7 @@ def atmos_session(wallet: Wallet, name: str) -> AtmosEntry | None:
     if not realm:
         places.append(os.path.join(glob.escape(home), "aws", "*", "credentials"))
     files = sorted(path for place in places for path in glob.glob(place))
-    wallet.found += look_at([home, *files])
+    wallet.watched += look_at([home, *files])
     found = []
     for path in files:
         try:

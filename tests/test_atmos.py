@@ -1,7 +1,8 @@
-"""Atmos' own entries as a source: the session files that `atmos auth login` leaves, and its keyring items. Read-only."""
+"""Atmos' own entries as a source, read-only: the session files that `atmos auth login` leaves, and keyring items."""
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,11 @@ def session(
     return "\n".join([*comment, f"[{name}]", *(f"{key:21} = {value}" for key, value in keys.items())]) + "\n\n"
 
 
-def write(
-    scene: Scene, text: str, *, realm: str = "0123456789abcdef", provider: str = "sso", below: str = ".config"
-) -> Path:
-    return scene.home.write(f"{below}/atmos/{realm}{'/' if realm else ''}aws/{provider}/credentials", text)
+def write(scene: Scene, text: str, *, realm: str = "0123abcd", provider: str = "sso", below: str = ".config") -> Path:
+    path = scene.home.write(f"{below}/atmos/{realm}{'/' if realm else ''}aws/{provider}/credentials", text)
+    # nothing is cached against a directory that has just changed
+    os.utime(scene.home.home / below / "atmos", (1.7e9, 1.7e9))
+    return path
 
 
 def put(scene: Scene, name: str, data: object, wrapped: str = "%s") -> None:
@@ -125,7 +127,7 @@ def test_a_file_that_atmos_wrote_anew_is_read_anew(scene: Scene) -> None:
     write(scene, session(scene, "dev", "before"))
     assert scene.principal("dev") == role("before")
     assert scene.answers()
-    write(scene, session(scene, "dev", "after")).touch()
+    write(scene, session(scene, "dev", "after"))
     assert scene.principal("dev") == role("after")
 
 
@@ -244,4 +246,4 @@ def test_a_role_can_be_assumed_from_an_identity_of_atmos(scene: Scene) -> None:
     admin = scene.moto.create_role("admin", trusted=[f"arn:aws:iam::{ACCOUNT}:user/alice"])
     assert scene.principal("dev", "--role-arn", admin) == admin
     assert scene.run("logout", "--all").returncode == 0
-    assert [item["service"] for item in scene.ring.items()] == ["atmos_dev"]
+    assert [item["service"] for item in scene.ring.items()] == ["atmos_dev"]  # its keys stay

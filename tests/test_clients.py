@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -177,10 +177,10 @@ class Cluster(NamedTuple):
     server: ApiServer
     alice: AccessKey
 
-    def let_in(self, ask: Callable[[], Completed]) -> Completed:
+    def lets_in(self, client: Sequence[str | Path], home: Sandbox, **env: str) -> Completed:
         """What a client printed that was let in as Alice each time that it asked."""
         before = len(self.server.verdicts)
-        done = ask()
+        done = home.run(command=client, env=env)
         assert done.returncode == 0, done.stderr
         assert set(self.server.principals[before:]) == {self.alice.arn}
         return done
@@ -201,7 +201,7 @@ def cluster(api_server: ApiServer, alice: AccessKey) -> Cluster:
 @pytest.mark.parametrize("kubectl", [*EACH_KUBECTL, *EACH_LAYER], indirect=True)
 def test_each_kubectl_lists_namespaces(kubectl: Path, laptop: Sandbox, cluster: Cluster) -> None:
     for env in ({}, NO_PYTHON_AND_NO_BUS):
-        done = cluster.let_in(lambda env=env: laptop.run("get", "namespaces", command=[kubectl], env=env))
+        done = cluster.lets_in([kubectl, "get", "namespaces"], laptop, **env)
         assert "kube-system" in done.stdout and done.stderr == ""
     assert len(cluster.tokens) == 1
     assert laptop.secrets_found([cluster.alice.secret]) == []
@@ -215,9 +215,9 @@ def test_each_helm_lists_releases(
     secrets = "/api/v1/namespaces/kube-system/secrets"
     listed: dict[str, Any] = {"kind": "SecretList", "apiVersion": "v1", "metadata": {}, "items": []}
     monkeypatch.setitem(DOCUMENTS, secrets, listed)
-    options = ["list", "--kube-context", ARN, "--namespace", "kube-system"]
+    client = [helm, "list", "--kube-context", ARN, "--namespace", "kube-system"]
     for env in ({}, NO_PYTHON_AND_NO_BUS):
-        done = cluster.let_in(lambda env=env: laptop.run(*options, command=[helm], env=env))
+        done = cluster.lets_in(client, laptop, **env)
         assert done.stdout.startswith("NAME") and len(done.stdout.splitlines()) == 1
         assert cluster.server.verdicts[-1].path == secrets
     assert len(cluster.tokens) == 1
@@ -226,14 +226,14 @@ def test_each_helm_lists_releases(
 def test_the_python_client_lists_namespaces(laptop: Sandbox, cluster: Cluster) -> None:
     pytest.importorskip("kubernetes")
     for _ in range(2):
-        done = cluster.let_in(lambda: laptop.run("-c", LIST_IN_PYTHON, command=[sys.executable]))
+        done = cluster.lets_in([sys.executable, "-c", LIST_IN_PYTHON], laptop)
         assert done.stdout == "default kube-system\n"
     assert len(cluster.tokens) == 1
 
 
 def test_the_node_client_lists_namespaces(node_client: Path, laptop: Sandbox, cluster: Cluster) -> None:
-    command = ["node", "--input-type=module", "--eval", LIST_IN_NODE]
+    client = ["node", "--input-type=module", "--eval", LIST_IN_NODE, node_client]
     for _ in range(2):
-        done = cluster.let_in(lambda: laptop.run(node_client, command=command))
+        done = cluster.lets_in(client, laptop)
         assert done.stdout == "default kube-system\n"
     assert len(cluster.tokens) == 1
