@@ -2386,16 +2386,10 @@ MACOS_NO_DIALOG = "-25308"  # errSecInteractionNotAllowed: locked, and over ssh 
 DBUS = "org.freedesktop.DBus"
 SECRETS_BUS = "org.freedesktop.secrets"
 SECRETS_ROOT = "/org/freedesktop/secrets"
-SECRETS_DEFAULT = SECRETS_ROOT + "/aliases/default"
 SECRETS_API = "org.freedesktop.Secret."
 SECRETS_LOCKED = SECRETS_API + "Error.IsLocked"
 SECRETS_NO_SESSION = SECRETS_API + "Error.NoSession"
-# What services say of a collection or an item that is not there (GNOME Keyring, KWallet, KeePassXC).
-SECRETS_MISSING = (
-    SECRETS_API + "Error.NoSuchObject",
-    DBUS + ".Error.UnknownMethod",
-    DBUS + ".Error.UnknownObject",
-)
+NOTHING = "/"  # the path that means no collection, or no prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -2723,10 +2717,11 @@ class SecretService:
     algorithm `plain`. Operations run inside `perform`, which raises keyring's exceptions.
     """
 
-    def __init__(self, environ: Mapping[str, str], interactive: bool, collection: str) -> None:
+    def __init__(self, environ: Mapping[str, str], interactive: bool, collection: str = "") -> None:
         self.environ = environ
         self.can_prompt = interactive and bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
-        self.collection = collection
+        self.preferred = collection
+        self.collection = NOTHING
         self.connection: Any = None
         self.session = ""
         self.found: list[str] = []  # by the last search
@@ -2785,12 +2780,30 @@ class SecretService:
                 failure = error
                 continue
             self.connection = Connection(socket)
-            self.open_session()
+            self.introduce()
             return
         if failure is None:
             raise InitError("no session bus (DBUS_SESSION_BUS_ADDRESS is not set)")
         reason = getattr(failure, "strerror", None) or "the bus refused this user"
         raise InitError(f"the session bus cannot be reached ({reason})") from failure
+
+    def introduce(self) -> None:
+        """Make this connection known to the service, and find the collection.
+
+        GNOME Keyring notes a new client in an idle handler, and aborts if its main loop comes to the client's
+        first message before that (basecamp/hey-cli 352; measured: two processes at once suffice). So the
+        first message is one that its main loop answers without looking at the client.
+
+        An alias in a message's path it looks up in another thread, and when busy it reads freed memory there
+        (measured: an item that exists was not found). So the alias is asked for once, and paths are real.
+        """
+        self.get_property(SECRETS_ROOT, "Service", "Collections")
+        self.collection = self.preferred or self.default_collection()
+        self.open_session()
+
+    def default_collection(self) -> str:
+        (path,) = self.call(SECRETS_ROOT, "Service", "ReadAlias", "s", "default")
+        return str(path)
 
     def open_session(self) -> None:
         _, self.session = self.call(SECRETS_ROOT, "Service", "OpenSession", "sv", "plain", ("s", ""))
@@ -2821,18 +2834,13 @@ class SecretService:
 
     def search(self, attributes: dict[str, str]) -> list[str]:
         """The paths of the matching items, last modified first: that is where an unfinished update wrote."""
-        from jeepney import DBusErrorResponse
-
-        try:
+        if self.collection == NOTHING:
+            return []
+        items = self.search_once(attributes)
+        # Some services show no items of a locked collection (KeePassXC); that is not "there are none".
+        if not items and self.is_locked():
+            self.unlock()
             items = self.search_once(attributes)
-            # Some services show no items of a locked collection (KeePassXC); that is not "there are none".
-            if not items and self.is_locked():
-                self.unlock()
-                items = self.search_once(attributes)
-        except DBusErrorResponse as error:
-            if error.name in SECRETS_MISSING:  # no default collection yet
-                return []
-            raise
         if len(items) > 1:
             items.sort(key=lambda item: -int(self.get_property(item, "Item", "Modified")))
         return items
@@ -2860,20 +2868,14 @@ class SecretService:
             self.call_bus(SECRETS_BUS, item, DBUS + ".Properties", "Set", "ssv", *arguments)
 
     def create_item(self, label: str, attributes: dict[str, str], value: bytes) -> None:
-        from jeepney import DBusErrorResponse
-
+        if self.collection == NOTHING:
+            self.create_default_collection()
         properties = {
             SECRETS_API + "Item.Label": ("s", label),
             SECRETS_API + "Item.Attributes": ("a{ss}", attributes),
         }
         arguments = (properties, (self.session, b"", value, "text/plain"), True)
-        try:
-            _, prompt = self.call(self.collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
-        except DBusErrorResponse as error:
-            if error.name not in SECRETS_MISSING:
-                raise
-            self.create_default_collection()
-            _, prompt = self.call(self.collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
+        _, prompt = self.call(self.collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
         self.prompt(prompt, "to store in it")
 
     def create_default_collection(self) -> None:
@@ -2882,6 +2884,7 @@ class SecretService:
         properties = {SECRETS_API + "Collection.Label": ("s", "Default")}
         _, prompt = self.call(SECRETS_ROOT, "Service", "CreateCollection", "a{sv}s", properties, "default")
         self.prompt(prompt, "to create one", InitError)
+        self.collection = self.default_collection()
 
     def delete_item(self, item: str) -> None:
         (prompt,) = self.call(item, "Item", "Delete")
@@ -2893,8 +2896,8 @@ class SecretService:
         self.prompt(prompt, "to unlock it")
 
     def prompt(self, path: str, purpose: str, refusal: type[Exception] | None = None) -> None:
-        """Let the service show its dialog and wait for a person; the path `/` means that none is needed."""
-        if path == "/":
+        """Let the service show its dialog, if it wants to, and wait for a person."""
+        if path == NOTHING:
             return
         from jeepney import MatchRule
         from keyring.errors import KeyringLocked
@@ -2936,6 +2939,8 @@ def bus_failure(error: BaseException) -> Exception | None:
         return KeyringLocked("the service did not unlock it")
     if short in ("ServiceUnknown", "NameHasNoOwner") or short.startswith("Spawn."):
         return InitError(f"no keyring service ({SECRETS_BUS}) runs on the session bus")
+    if short == "LimitsExceeded":
+        return InitError("the session bus takes no more connections")
     if short in ("NoReply", "Timeout", "TimedOut", "Disconnected"):
         return InitError("the keyring service went away")
     return KeyringError(f"the keyring service reported {short}")
@@ -2991,7 +2996,7 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
     class SecretServiceKeyring(SchemeSelectable, KeyringBackend):
         priority = 5.0
         appid = "Python keyring library"
-        preferred_collection = SECRETS_DEFAULT  # as in keyring, KEYRING_PROPERTY_PREFERRED_COLLECTION sets it
+        preferred_collection = ""  # the default one; KEYRING_PROPERTY_PREFERRED_COLLECTION names another
 
         def __init__(self, environ: Mapping[str, str], interactive: bool) -> None:
             super().__init__()  # type: ignore[no-untyped-call]

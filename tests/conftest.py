@@ -435,6 +435,7 @@ class KeyringDaemon:
             "XDG_RUNTIME_DIR": str(self.directory),
             "DBUS_SESSION_BUS_ADDRESS": self.address,
         }
+        self._connection: Any = None
         self._log = (self.directory / "log").open("w")
         self._processes = [self._started([dbus, f"--config-file={config}", "--nofork"], env)]
         try:
@@ -461,6 +462,8 @@ class KeyringDaemon:
         for process in reversed(self._processes):
             process.terminate()
             process.wait(30)
+        if self._connection is not None:
+            self._connection.close()
         self._log.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -469,10 +472,14 @@ class KeyringDaemon:
         from jeepney.io.blocking import open_dbus_connection
         from jeepney.wrappers import unwrap_msg
 
+        if self._connection is None:
+            # One connection, begun with a read of a property: the daemon can abort on the first message of a client
+            # that it has not registered yet, and reading this one needs no registration.
+            self._connection = open_dbus_connection(self.address)
+            self._call(SECRETS, "DBus.Properties", "Get", "ss", "org.freedesktop.Secret.Service", "Collections")
         address = DBusAddress(path, "org.freedesktop.secrets", f"org.freedesktop.{interface}")
-        with open_dbus_connection(self.address) as connection:
-            message = new_method_call(address, method, signature or None, body)
-            return unwrap_msg(connection.send_and_get_reply(message, timeout=10))
+        message = new_method_call(address, method, signature or None, body)
+        return unwrap_msg(self._connection.send_and_get_reply(message, timeout=10))
 
     def _is_ready(self) -> bool:
         from jeepney.wrappers import DBusErrorResponse
@@ -485,6 +492,9 @@ class KeyringDaemon:
                 return False
             ((_, locked),) = self._call(path, "DBus.Properties", "Get", "ss", COLLECTION, "Locked")
         except (DBusErrorResponse, OSError):
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
             return False
         return not locked
 

