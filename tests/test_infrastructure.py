@@ -544,7 +544,9 @@ def test_a_terminals_program_may_leave_children_behind(home: Sandbox) -> None:
 
 
 def test_ctrl_c_at_a_terminal_interrupts(home: Sandbox) -> None:
-    done = home.run_pty(command=["sh", "-c", "printf ready >&2; sleep 60"], steps=[("ready", "\x03")])
+    # no shell, which may lose what arrives between its own command and the next
+    program = "import sys, time; print('ready', file=sys.stderr, flush=True); time.sleep(60)"
+    done = home.run_pty(command=[sys.executable, "-c", program], steps=[("ready", "\x03")])
     assert done.returncode == -signal.SIGINT
 
 

@@ -787,10 +787,9 @@ def test_the_browser_is_opened_if_no_option_says_otherwise(options: list[str], s
 
 
 def test_a_token_is_refreshed_silently(scene: Scene) -> None:
-    scene.sso.token_lifetime, scene.sso.role_lifetime = 30, 60
     name, expected = sso_with_one_role_only(scene)
+    shorten(scene, "s")
     scene.sso.expire_access_tokens()
-    scene.sso.token_lifetime, scene.sso.role_lifetime = 28800, 3600
     done = scene.token(name, env=NOBODY)
     assert (scene.whose(done).canonical_arn, done.stderr) == (expected, "")
     assert scene.sso.last("CreateToken").params["grantType"] == "refresh_token"
@@ -801,8 +800,8 @@ def test_a_token_is_refreshed_silently(scene: Scene) -> None:
     assert scene.principal(name, "--role-arn", scene.moto.create_role("top")) == f"arn:aws:iam::{ACCOUNT}:role/top"
 
 
-def shorten(scene: Scene, kind: str) -> None:
-    """Lets the sessions of a kind in the keyring end a moment from now."""
+def shorten(scene: Scene, kind: str, seconds: float = 10, **more: str) -> None:
+    """Lets the sessions of a kind in the keyring end in so many seconds; `more` is changed in SSO tokens as well."""
     from eks_token import Vault
 
     vault = Vault(scene.home.env)
@@ -810,37 +809,32 @@ def shorten(scene: Scene, kind: str) -> None:
         if user.startswith(kind):
             entry = vault.get_json(user) or {}
             if "expiresAt" in entry:
-                entry["expiresAt"] = utc(10)
+                entry |= {"expiresAt": utc(seconds), **more}
             else:
-                entry["Credentials"]["Expiration"] = utc(10)
+                entry["Credentials"]["Expiration"] = utc(seconds)
             vault.set_json(user, entry)
 
 
 @pytest.mark.parametrize("how", ["registration", "refresh token", "session"])
 def test_a_session_that_has_ended_is_one_line_that_names_login(how: str, scene: Scene) -> None:
-    scene.sso.token_lifetime, scene.sso.role_lifetime = (28800 if how == "session" else 1), 1
-    if how == "registration":
-        scene.sso.client_lifetime = 1
     name, expected = sso_with_one_role_only(scene)
-    if how != "registration":
+    if how == "registration":
+        shorten(scene, "s", -10, registrationExpiresAt=utc(-10))
+    else:
+        shorten(scene, "session:" if how == "session" else "s", -10)
         scene.sso.revoke_all()
-    # a second is all that is left of what the login brought
-    wait_for(lambda: scene.token(name, env=NOBODY).returncode, "the session to end")
     shown = scene.refused(*words("demo", "-i", name), env=NOBODY)
     assert "the SSO session has ended" in shown
     assert f"eks-token login {name}" in shown
-    scene.sso.token_lifetime = scene.sso.role_lifetime = scene.sso.client_lifetime = 3600
     scene.login(name)
     assert scene.principal(name, env=NOBODY) == expected
 
 
 def test_signing_in_with_a_role_renews_the_ended_sso_session_under_it(scene: Scene) -> None:
-    scene.sso.token_lifetime, scene.sso.role_lifetime, scene.moto.lifetime = 1, 1, 1
     name, expected = role_over_sso(scene)
+    shorten(scene, "s", -10)
     scene.sso.revoke_all()
-    wait_for(lambda: scene.token(name, env=NOBODY).returncode, "the session to end")
     assert f"eks-token login {name}" in scene.refused(*words("demo", "-i", name), env=NOBODY)
-    scene.sso.token_lifetime, scene.sso.role_lifetime, scene.moto.lifetime = 28800, 3600, None
     scene.login(name)
     assert scene.principal(name, env=NOBODY) == expected
 
@@ -862,11 +856,9 @@ def test_a_session_of_the_aws_cli_is_used_and_left_as_it_is(profile: str, second
 
 
 def test_a_session_of_the_aws_cli_helps_out_when_ours_has_ended(scene: Scene) -> None:
-    scene.sso.token_lifetime, scene.sso.role_lifetime = 1, 1
     name, expected = sso_profile_of_aws_config(scene)
+    shorten(scene, "s", -10)
     scene.sso.revoke_all()
-    scene.sso.token_lifetime, scene.sso.role_lifetime = 28800, 3600
-    wait_for(lambda: scene.token(name, env=NOBODY).returncode, "the session to end")
     scene.left_by_aws_cli("corp")
     assert scene.principal(name, env=NOBODY) == expected
 
