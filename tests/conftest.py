@@ -26,6 +26,11 @@ import pytest
 from servers import ApiServer, Keys, MotoServer, RecordingProxy, SsoOidcServer, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
+# What is ignored where the tests are started (a run in the background, nohup) would be ignored by all that they start.
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.SIG_DFL)
+
 REQUIRED = os.environ.get("EKS_TOKEN_TESTS_REQUIRED") == "1"
 
 DOCUMENTED_SKIPS = ("only on ", "not as root")
@@ -171,8 +176,7 @@ def kubectls() -> tuple[Path, ...]:
 # makes the terminal on stdin the controlling one (getpass opens /dev/tty) and becomes the program; done here,
 # after exec, since code between fork and exec may deadlock in a process with threads
 TAKE_TERMINAL = """
-import fcntl, os, signal, sys, termios
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background may have it ignored
+import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
