@@ -320,6 +320,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def choose_grammar(argv: Sequence[str]) -> tuple[Grammar, Words]:
     """The grammar whose words these are, and what it reads in them. Raises Problem where none fits."""
+    words = take_apart(BARE, argv).words
+    phrase = " ".join(words)
+    for grammar in GRAMMARS:
+        if words != grammar.words and sorted(words) == sorted(grammar.words):
+            raise usage(f"{phrase!r} is no command", f"did you mean {' '.join(grammar.words)!r}?")
     for grammar in GRAMMARS:
         taken = take_apart(grammar, argv)
         if taken.words[: len(grammar.words)] == grammar.words and (grammar.words or not taken.words):
@@ -329,12 +334,7 @@ def choose_grammar(argv: Sequence[str]) -> tuple[Grammar, Words]:
             taken = take_apart(grammar, argv)
             if taken.unknown and set(grammar.words) <= set(taken.words):
                 return grammar, taken
-    words = take_apart(BARE, argv).words
-    phrase = " ".join(words)
-    for grammar in GRAMMARS:
-        if sorted(words) == sorted(grammar.words):
-            raise usage(f"{phrase!r} is no command", f"did you mean {' '.join(grammar.words)!r}?")
-    phrases = [" ".join(grammar.words) for grammar in GRAMMARS if grammar.words]
+    phrases = [" ".join(grammar.words) for grammar in (*GRAMMARS, UPDATE_KUBECONFIG) if grammar.words]
     close = nearest(words[0], COMMANDS) or nearest(phrase, phrases)
     raise usage(f"{phrase!r} is no command", f"did you mean {close!r}?" if close else f"see {PROGRAM} --help")
 
@@ -346,7 +346,8 @@ def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str)
         raise usage(taken.broken)
     if taken.unknown:
         option = taken.unknown[0]
-        known = [name for name in (*grammar.values, *grammar.flags) if grammar.values.get(name) != "profile"]
+        fields = {**grammar.values, **grammar.flags}
+        known = [name for name, field in fields.items() if field not in ("", "profile")]
         close = nearest(option, known) if len(option) > 2 else ""
         raise usage(f"unknown option {option}", f"did you mean {close}?" if close else "")
     if len(taken.words) > len(grammar.words):
@@ -1147,7 +1148,8 @@ def token_command(setting: Setting) -> int:
         return print_answer(answer)
 
     request = parse_request(setting.argv, setting.environ, info.version)
-    debug(f"minting for {request}")
+    asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
+    debug(f"minting: {', '.join(asked)}")
     person = setting.terminal and info.interactive
     if cache is None or key is None:
         return print_answer(mint(request, Wallet(setting, cache, person)).text)
@@ -1378,6 +1380,7 @@ class Wallet:
         self.name = choice.profile or choice.fallback or "default"
         in_environment = choice.environment and bool(self.setting.environ.get("AWS_ACCESS_KEY_ID"))
         if self.holds_keys(choice.profile) and not in_environment and not request.role_arn:
+            debug(f"{self.name}: keys from the keyring")
             # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
             return read_keys(self.vault, choice.profile)
         try:
@@ -1499,6 +1502,7 @@ class Wallet:
                 f"no credentials were found for {self.name}",
                 f"store an identity with `{PROGRAM} login NAME`, or name a profile of ~/.aws/config",
             )
+        debug(f"{self.name}: credentials by botocore's provider {found.method}")
         return found, choice
 
     def assume(self, source: Any, choice: Choice, request: Request) -> Any:
@@ -1518,7 +1522,7 @@ class Wallet:
             source,
             request.role_arn,
             extra_args=details,
-            cache=self.session_cache(choice.profile, choice.environment),
+            cache=self.session_cache(choice.profile, choice.environment, on_top=True),
         )
         return DeferredRefreshableCredentials(method="assume-role", refresh_using=fetcher.fetch_credentials)
 
@@ -1548,8 +1552,8 @@ class Wallet:
     def profile(self, name: str) -> dict[str, Any]:
         return dict(self._session.full_config["profiles"].get(name, {}))
 
-    def session_cache(self, profile: str, environment: bool = False) -> SessionCache:
-        """botocore's `cache` for the sessions that are obtained on the way to a profile's credentials.
+    def session_cache(self, profile: str, environment: bool = False, on_top: bool = False) -> SessionCache:
+        """botocore's `cache` for the sessions that are obtained on the way to a profile's credentials, or on top.
 
         Its scope is all that decides whose they are; a key that left some of it out would mix them up. The region is
         not among it: AWS's temporary credentials are good in all of a partition.
@@ -1567,7 +1571,9 @@ class Wallet:
             name = keys.get("source_profile") or keys.get(MFA_SOURCE) or ""
         about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
         variables = {name: self.setting.environ[name] for name in about if self.setting.environ.get(name)}
-        return SessionCache(self, sha256(json.dumps([trail, variables], sort_keys=True)), list(trail))
+        scope = sha256(json.dumps([trail, variables], sort_keys=True))
+        # the first name is that of the identity whose own session it is
+        return SessionCache(self, scope, ["", *trail] if on_top else list(trail))
 
     def kept_session(self, user: str, own: bool) -> dict[str, Any] | None:
         """A session from the vault, if it is good for some time yet. If not, this process holds its lock until it has
@@ -1582,8 +1588,10 @@ class Wallet:
         if left(entry) < RENEW_SECONDS and self.hold(user):
             entry = self.read_session(user)
         if left(entry) >= RENEW_SECONDS:
+            debug(f"a session of {self.name} is in the keyring")
             self.let_go(user)
             return entry
+        debug(f"a session of {self.name} is to be obtained")
         if left(entry) > 0:
             self._ending.add(user)
         return entry if self._last_resort and left(entry) > 0 else None
@@ -1874,9 +1882,11 @@ def has_keys(profile: Mapping[str, Any]) -> bool:
 
 
 # Keys of our own among those of AWS in a profile: of an MFA session the identity with the keys, of a record in
-# identities.json the last four characters of its access key id and a mark that every login changes.
+# identities.json the last four characters of its access key id, when temporary keys end, and a mark that every login
+# changes.
 MFA_SOURCE = "eks_token_mfa_source"
 KEY_ENDING = "eks_token_key_ending"
+KEYS_END = "eks_token_keys_end"
 REVISION = "eks_token_revision"
 
 
@@ -1956,6 +1966,7 @@ def session_class() -> Any:
             self._laid_over = self._profile_map = None
 
         def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
+            debug(f"asking AWS: {service_name}")
             keep_secret(named.get("aws_secret_access_key"))
             keep_secret(named.get("aws_session_token"))
             if not self.verify_tls:
@@ -2349,7 +2360,12 @@ def credential_problem(error: Exception, name: str) -> Problem:
         return sign_in_problem(name or "NAME", f"the SSO session has ended or was never begun ({first_line(error)})")
     if isinstance(error, KeyError):
         return Problem(f"{whose}the credentials lack {error}")
-    return Problem(f"{whose}{first_line(error)}")
+    if isinstance(error, RuntimeError) and "still expired" in str(error):
+        return Problem(f"{whose}the credentials have expired", "obtain new ones")
+    if isinstance(error, exceptions.ParamValidationError):  # several lines, the first of them a heading
+        return Problem(f"{whose}{first_line(' '.join(str(error).split()))}")
+    words = first_line(error)
+    return Problem(f"{whose}{words} it failed without a word" if words.endswith(":") else f"{whose}{words}")
 
 
 # -- 5. keyring ----------------------------------------------------------------------------------------------
@@ -3160,7 +3176,10 @@ def fill_in(options: Any, name: str, wallet: Wallet) -> None:
                 f"no identity and no AWS profile is named {name!r}, and no option says what it is to be",
                 f"see {PROGRAM} login --help; --stdin reads keys as credential_process prints them",
             )
-        ask_for_kind(options, name)
+        if options.mfa_serial:
+            options.new_keys = True  # the option says what it is to be
+        else:
+            ask_for_kind(options, name)
     if options.new_keys and not wallet.setting.terminal:
         raise usage("no terminal is there to ask for the keys", "--stdin reads them as credential_process prints them")
 
@@ -3263,6 +3282,7 @@ def store_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> in
     arn = "" if options.no_verify else whose_keys(keys, wallet.setting, options.region)
     settings = {"mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
     settings[KEY_ENDING] = keys.access_key[-4:]
+    settings[KEYS_END] = rfc3339(keys.expires) if keys.expires is not None else ""
     if options.mfa_serial and (options.mfa_code_stdin or wallet.setting.terminal):
         store_and_sign_in(options, name, wallet, settings, keys)
     else:
@@ -3385,6 +3405,8 @@ def change_settings(options: Any, name: str, wallet: Wallet) -> None:
             now = read_identities(wallet.path)
             identities = {**now.identities, name: {**stored, **changes}}
             write_identities(wallet.path, Stored(name if options.default else now.default, identities))
+    if options.default:
+        say(f"{name} is the default now")
 
 
 def store_identity(
@@ -3426,12 +3448,17 @@ def sign_in(options: Any, name: str, setting: Setting, token: Any = None) -> int
     request = Request(PROGRAM, "", options.region or region_variable(setting.environ), name)
     session = wallet.open_session(Choice(name, named=True, environment=False), request)
     place, is_own = sso_place(session, name)
-    if place and token is None:
-        known = read_sso_token(wallet, *place)
-        # A refresh token may have been spent or revoked, which nobody knows before it is tried.
-        if (is_own and wallet.renew) or not known or sso_seconds_left(known) <= 0:
-            keep_sso_token(wallet, *place, authorize_device(session, *place, options.no_browser))
-    credentials = wallet.credentials(request)
+    new = token is not None
+    if place and is_own and wallet.renew and not new:
+        keep_sso_token(wallet, *place, authorize_device(session, *place, options.no_browser))
+        new = True
+    try:
+        credentials = wallet.credentials(request)
+    except SignInNeeded:  # a token may have been revoked, which nobody knows before it is tried
+        if place is None or new:
+            raise
+        keep_sso_token(wallet, *place, authorize_device(session, *place, options.no_browser))
+        credentials = wallet.credentials(request)
     if not options.no_verify:
         print(whose_keys(credentials, setting, request.region or wallet.region()), flush=True)
     if credentials.expires is not None:
@@ -3704,6 +3731,7 @@ def identities_command(setting: Setting, options: Any) -> int:
             continue  # a profile of settings alone
         ending = keys.get(KEY_ENDING) or keys.get("aws_access_key_id", "")[-4:]
         ends = [about["expires"] for about in sessions.values() if about["names"][0] == name]
+        ends += [parse_time(keys[KEYS_END])] if KEYS_END in keys else []
         place, _ = sso_place(session, name)
         if place and (about := sessions.get(sso_user(*place))):
             ends.append(about["token_expires"])
@@ -3820,7 +3848,9 @@ class Provision(NamedTuple):
 
 def kubeconfig_command(setting: Setting, options: Any) -> int:
     """Write the entries of a cluster, or of all clusters of a region."""
-    if bool(options.cluster_name) == options.all:
+    if options.cluster_name and options.all:
+        raise usage("--cluster-name and --all exclude each other")
+    if not options.cluster_name and not options.all:
         raise usage("name a cluster with --cluster-name, or say --all")
     if options.all and (options.alias or options.user_alias):
         raise usage("--alias and --user-alias name one cluster's entries, and --all means many")
@@ -4451,7 +4481,10 @@ def adopt_command(setting: Setting, options: Any) -> int:
         say("nothing was written: this is a dry run")
     else:
         changed = edit(setting, paths, lambda draft: swap_in(draft, chosen, setting.platform), backup=True)
-        say(f"adopted {len(chosen)} in {', '.join(changed)}; `{PROGRAM} adopt --undo` brings back what was there")
+        where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
+        say(
+            f"adopted {len(chosen)} in {', '.join(changed)}; `{PROGRAM} adopt --undo{where}` brings back what was there"
+        )
     if chosen and setting.platform != "win32" and not on_path(PROGRAM, setting):
         warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
     return 1 if refused else 0
@@ -5653,7 +5686,7 @@ COMMANDS = {
   {PROGRAM} login dev --mfa-serial arn:aws:iam::111122223333:mfa/me
   {PROGRAM} login admin --role-arn arn:aws:iam::111122223333:role/Admin --source dev
   {PROGRAM} login work --sso-start-url https://example.awsapps.com/start --sso-region us-east-1
-  {PROGRAM} login dev --import-profile dev          moves keys out of ~/.aws/credentials""",
+  {PROGRAM} login dev --import-profile dev          the keys of ~/.aws/credentials, kept in the keyring""",
     ),
     "logout": Command(
         "forget an identity, and all that was kept for it",
@@ -5825,9 +5858,11 @@ def run(setting: Setting) -> int:
     command = setting.argv[0] if setting.argv else ""
     if command in COMMANDS:
         return COMMANDS[command].act(setting, command_parser(command).parse_args(setting.argv[1:]))
-    if not setting.argv or "--help" in setting.argv or "-h" in setting.argv:
+    if not setting.argv:
+        raise usage("nothing was asked for", f"see {PROGRAM} --help")
+    if "--help" in setting.argv or "-h" in setting.argv:
         print(HELP, end="")
-        return 0 if setting.argv else 2
+        return 0
     if setting.argv == ("--version",):
         print(f"{PROGRAM} {__version__}")
         return 0

@@ -830,9 +830,10 @@ def test_a_session_that_has_ended_is_one_line_that_names_login(how: str, scene: 
     assert scene.principal(name, env=NOBODY) == expected
 
 
-def test_signing_in_with_a_role_renews_the_ended_sso_session_under_it(scene: Scene) -> None:
+@pytest.mark.parametrize("kind", ["s", "session:"], ids=["ended", "revoked before its end"])
+def test_signing_in_with_a_role_renews_the_sso_session_under_it(kind: str, scene: Scene) -> None:
     name, expected = role_over_sso(scene)
-    shorten(scene, "s", -10)
+    shorten(scene, kind, -10)
     scene.sso.revoke_all()
     assert f"eks-token login {name}" in scene.refused(*words("demo", "-i", name), env=NOBODY)
     scene.login(name)

@@ -188,12 +188,13 @@ def test_a_login_that_waits_for_aws_shows_no_secret(flow: Flow, operation: str, 
 
 def test_what_goes_wrong_inside_shows_no_secret_with_debug(scene: Scene) -> None:
     name, _ = chain_from_stored_over_a_profile_to_stored(scene)
-    shorten(scene, "session:")
+    shorten(scene, "session:", -10)
     for code, status in (("AccessDenied", 403), ("InternalFailure", 500)):
         # STS quotes requests in some of its errors
         quoted = json.dumps([key.secret for key in scene.keys.values()])
         scene.moto.fail("AssumeRole", code, f"you sent {quoted}", status=status)
-        scene.run(*words("demo", "-i", name, "--debug", "--refresh"), env={"AWS_MAX_ATTEMPTS": "1"})
+        shown = scene.refused(*words("demo", "-i", name, "--debug"), env={"AWS_MAX_ATTEMPTS": "1"})
+        assert "you sent" in shown and "[secret]" in shown
     sent = {key.secret for key in scene.keys.values() if key.arn == f"arn:aws:iam::{ACCOUNT}:user/alice"}
     assert places(scene, sent) == []
 
