@@ -1054,17 +1054,24 @@ class Cache:
     def empty(self) -> None:
         """Forget every answer, also those that are being minted. Raises Problem where that fails."""
         tokens = os.path.join(self.root, "tokens")
+        import contextlib
+        import shutil
+
         try:
-            with self.lock("cache"):
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(self.lock("cache"))
+                except LocksUnavailable:
+                    debug("locks do not work in the cache directory")  # so that nothing is stored there either
                 write_file(os.path.join(self.root, "generation"), os.urandom(16).hex())
                 try:
-                    os.rename(tokens, f"{tokens}.{os.getpid()}")
+                    os.rename(tokens, f"{tokens}.{os.urandom(8).hex()}")
                 except FileNotFoundError:
-                    return
-            import shutil
-
-            shutil.rmtree(f"{tokens}.{os.getpid()}", ignore_errors=True)
-        except (OSError, LocksUnavailable) as error:
+                    pass
+            for name in os.listdir(self.root):  # also what processes left that were killed here
+                if name.startswith("tokens."):
+                    shutil.rmtree(os.path.join(self.root, name), ignore_errors=True)
+        except OSError as error:
             raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
 
 
@@ -1079,7 +1086,11 @@ def make_directories(path: str) -> None:
 def write_file(path: str, text: str, modified: int | None = None) -> None:
     """Write a private file in one step: complete and on disk, or not at all. `modified` is in nanoseconds."""
     beside = f"{path}.{os.getpid()}"
-    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        os.unlink(beside)  # of a process that was killed
+    except FileNotFoundError:
+        pass
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
         with open(file, "w", encoding="utf-8", newline="") as stream:
             stream.write(text)
@@ -1169,6 +1180,8 @@ def token_command(setting: Setting) -> int:
 
 
 def print_answer(text: str) -> int:
+    if sys.stdout is None:
+        raise Problem("the token cannot be written to stdout: it is closed")
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -1305,6 +1318,8 @@ def write_identities(path: str | None, stored: Stored) -> None:
     content = {"version": 1, "default": stored.default, "identities": stored.identities}
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        if os.name == "posix" and os.stat(os.path.dirname(path)).st_uid != os.geteuid():
+            raise Problem(f"{os.path.dirname(path)} belongs to another user: nothing is written there")
         write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
@@ -1355,6 +1370,7 @@ class Wallet:
         self.name = ""  # of the chosen identity
         self.foreign: dict[str, AtmosEntry] = {}
         self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
+        self.written: Mapping[str, str] | None = None  # the record that this process has stored
         self.renew = False  # sign in again, however long the sessions still live
         self._session: Any = None
         self._last_resort = False  # sessions that cannot be renewed are used up to their end
@@ -1399,13 +1415,13 @@ class Wallet:
         if place is None or self.renew:
             return False
         say(f"{self.name}: sign in to go on")
-        keep_sso_token(self, *place, authorize_device(self._session, *place, no_browser=False))
+        authorize_anew(self, self._session, place, no_browser=False)
         return True
 
     def resolve(self, choice: Choice, request: Request) -> Credentials:
         self._session = self.open_session(choice, request)
         try:
-            found, choice = self.load(choice)
+            found, choice = self.load(choice, request)
             if request.role_arn:
                 found = self.assume(found, choice, request)
             return frozen(found, self.name)
@@ -1476,7 +1492,7 @@ class Wallet:
             )
         session.lay_over_again()
 
-    def load(self, choice: Choice) -> tuple[Any, Choice]:
+    def load(self, choice: Choice, request: Request) -> tuple[Any, Choice]:
         """botocore's credentials for the choice, and the choice that they are of at last.
 
         They come from botocore's chain of providers, with a stored identity before instance metadata.
@@ -1486,15 +1502,17 @@ class Wallet:
         with plain_errors(self.name):
             check_sources(choice.profile or "default", self._session.full_config["profiles"])
             first, last = provider_chain(self, self._session, choice)
+            boto = look_at(self.boto_files())
             found = CredentialResolver(first).load_credentials()
+            if found is not None and found.method in ("boto-config", "ec2-credentials-file"):
+                self.watched += boto
             if found is None and choice.undecided:
                 raise no_choice(choice.undecided)
             if found is None and choice.fallback:
                 self.name = choice.fallback
                 again = Choice(choice.fallback, named=True, environment=False)
-                region = self.configured("region")
-                self._session = self.open_session(again, Request("", "", region, ""))
-                return self.load(again)
+                self._session = self.open_session(again, request._replace(region=self.configured("region")))
+                return self.load(again, request)
             if found is None:
                 found = CredentialResolver(last).load_credentials()
         if found is None:
@@ -1504,6 +1522,13 @@ class Wallet:
             )
         debug(f"{self.name}: credentials by botocore's provider {found.method}")
         return found, choice
+
+    def boto_files(self) -> list[str]:
+        """What botocore's OriginalEC2Provider and BotoProvider read."""
+        environ = self.setting.environ
+        boto = [environ["BOTO_CONFIG"]] if environ.get("BOTO_CONFIG") else ["/etc/boto.cfg", "~/.boto"]
+        named = [environ["AWS_CREDENTIAL_FILE"]] if environ.get("AWS_CREDENTIAL_FILE") else []
+        return [os.path.abspath(os.path.expanduser(path)) for path in (*named, *boto)]
 
     def assume(self, source: Any, choice: Choice, request: Request) -> Any:
         """The role of --role-arn, assumed on top of the identity."""
@@ -1571,9 +1596,21 @@ class Wallet:
             name = keys.get("source_profile") or keys.get(MFA_SOURCE) or ""
         about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
         variables = {name: self.setting.environ[name] for name in about if self.setting.environ.get(name)}
-        scope = sha256(json.dumps([trail, variables], sort_keys=True))
+        sign_ins = self.sign_ins([session for _, session, _ in trail.values() if session])
+        scope = sha256(json.dumps([trail, variables, sign_ins], sort_keys=True))
         # the first name is that of the identity whose own session it is
         return SessionCache(self, scope, ["", *trail] if on_top else list(trail))
+
+    def sign_ins(self, sso_sessions: Iterable[Mapping[str, str]]) -> list[Any]:
+        """What every sign-in changes at these SSO sessions: one person's role session is not to outlive it."""
+        known, marks = self._session.full_config["sso_sessions"].items(), []
+        for session in sso_sessions:
+            start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
+            names = [name for name, other in known if other == session]
+            files = look_at(path for name in names for path in aws_cli_files(name, start_url))
+            self.watched += tuple(one for one in files if one not in self.watched)
+            marks.append([self.sessions().get(sso_user(start_url, region), {}).get("sign_in", ""), files])
+        return marks
 
     def kept_session(self, user: str, own: bool) -> dict[str, Any] | None:
         """A session from the vault, if it is good for some time yet. If not, this process holds its lock until it has
@@ -1744,6 +1781,7 @@ class SsoTokens:
         self.wallet = wallet
         # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
         self.sessions = {sha1(name.encode()).hexdigest(): session for name, session in sessions.items()}
+        self.names = {sha1(name.encode()).hexdigest(): name for name in sessions}
         self.refreshing: Mapping[str, Any] | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -1780,10 +1818,8 @@ class SsoTokens:
 
     def left_by_aws_cli(self, key: str, start_url: str) -> dict[str, Any] | None:
         import json
-        from hashlib import sha1
 
-        for name in (key, sha1(start_url.encode()).hexdigest()):
-            path = os.path.expanduser(os.path.join("~", ".aws", "sso", "cache", f"{name}.json"))
+        for path in aws_cli_files(self.names[key], start_url) if key in self.names else ():
             try:
                 with open(path, encoding="utf-8") as file:
                     token = json.load(file)
@@ -1795,6 +1831,14 @@ class SsoTokens:
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
         return None
+
+
+def aws_cli_files(session: str, start_url: str) -> list[str]:
+    """Where the AWS CLI keeps the token of an sso-session, or of a start URL without one."""
+    from hashlib import sha1
+
+    names = (sha1(text.encode()).hexdigest() for text in (session, start_url))
+    return [os.path.expanduser(os.path.join("~", ".aws", "sso", "cache", f"{name}.json")) for name in names]
 
 
 SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a token with less left
@@ -1844,6 +1888,8 @@ def keep_sso_token(
             ends = parse_time(plain["expiresAt"])
             forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
             about = {"names": [start_url], "expires": forgotten, "token_expires": ends, "sso": [start_url, region]}
+            mark = wallet.sessions().get(user, {}).get("sign_in", "") if former is not None else ""
+            about["sign_in"] = mark or os.urandom(8).hex()
             wallet.note_session(user, about)
     finally:
         wallet.let_go(user)
@@ -3372,6 +3418,9 @@ class restored_on_failure:
             return
         name, wallet, before = self.name, self.wallet, self.stored
         with wallet.vault_lock():
+            there = read_identities(wallet.path).identities.get(name)
+            if wallet.written is not None and there not in (wallet.written, before.identities.get(name)):
+                return warn(f"{name} was stored by another {PROGRAM} meanwhile, and is left as it is")
             for user, value in self.entries.items():
                 if value is None:
                     wallet.vault.delete(user)
@@ -3403,7 +3452,8 @@ def change_settings(options: Any, name: str, wallet: Wallet) -> None:
     if changes or options.default:
         with wallet.vault_lock():
             now = read_identities(wallet.path)
-            identities = {**now.identities, name: {**stored, **changes}}
+            wallet.written = {**stored, **changes}
+            identities = {**now.identities, name: wallet.written}
             write_identities(wallet.path, Stored(name if options.default else now.default, identities))
     if options.default:
         say(f"{name} is the default now")
@@ -3417,6 +3467,7 @@ def store_identity(
     record = {key: value for key, value in record.items() if value}
     with wallet.vault_lock():
         stored = read_identities(wallet.path)
+        wallet.written = record
         if keys is not None:
             entry = dict(zip(SECRET_KEYS, (keys.access_key, keys.secret_key, keys.token), strict=True))
             entry = {key: value for key, value in entry.items() if value}
@@ -3450,20 +3501,28 @@ def sign_in(options: Any, name: str, setting: Setting, token: Any = None) -> int
     place, is_own = sso_place(session, name)
     new = token is not None
     if place and is_own and wallet.renew and not new:
-        keep_sso_token(wallet, *place, authorize_device(session, *place, options.no_browser))
+        authorize_anew(wallet, session, place, options.no_browser)
         new = True
     try:
         credentials = wallet.credentials(request)
     except SignInNeeded:  # a token may have been revoked, which nobody knows before it is tried
         if place is None or new:
             raise
-        keep_sso_token(wallet, *place, authorize_device(session, *place, options.no_browser))
+        authorize_anew(wallet, session, place, options.no_browser)
         credentials = wallet.credentials(request)
     if not options.no_verify:
         print(whose_keys(credentials, setting, request.region or wallet.region()), flush=True)
     if credentials.expires is not None:
         say(f"{name}: signed in until {rfc3339(credentials.expires)}")
     return 0
+
+
+def authorize_anew(wallet: Wallet, session: Any, place: tuple[str, str], no_browser: bool) -> None:
+    """Begin an SSO session, and forget what was minted while the person was in the browser."""
+    keep_sso_token(wallet, *place, authorize_device(session, *place, no_browser))
+    if wallet.cache:
+        wallet.cache.empty()
+        wallet.generation = wallet.cache.generation()
 
 
 def whose_keys(keys: Credentials, setting: Setting, region: str = "") -> str:
@@ -3595,9 +3654,26 @@ def open_browser(link: str) -> None:
     if graphical or environ.get("BROWSER"):
         import webbrowser
 
+        if not link.startswith(("https://", "http://")):
+            return debug("the link is none for a browser")
+        # A browser that keeps our stdout open keeps kubectl waiting for its end, and what it prints there spoils the
+        # answer.
         try:
-            webbrowser.open(link)
+            quiet, stdout, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(1), os.dup(2)
+        except OSError:  # one of them is closed
+            return debug("no browser could be started")
+        try:
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            opened = webbrowser.open(link)
         except (webbrowser.Error, OSError):
+            opened = False
+        finally:
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+            for file in (quiet, stdout, stderr):
+                os.close(file)
+        if not opened:
             debug("no browser could be started")
 
 
@@ -4594,8 +4670,9 @@ def backups(path: str) -> list[tuple[int, str, str]]:
         return []
     for name in names:
         number, _, became = name.removeprefix(base + BACKUP).partition("-")
-        if name.startswith(base + BACKUP) and number.isdecimal():
-            found.append((int(number), became, os.path.join(directory, name)))
+        backup = os.path.join(directory, name)
+        if name.startswith(base + BACKUP) and number.isdecimal() and os.path.getsize(backup):
+            found.append((int(number), became, backup))
     return sorted(found)
 
 
@@ -4609,12 +4686,19 @@ def keep_backup(path: str, old: bytes, new: bytes) -> str:
     """Write the old content beside the file, under a name of its own, which is returned."""
     number = max((number for number, _, _ in backups(path)), default=0) + 1
     backup = f"{os.path.realpath(path)}{BACKUP}{number}-{content_hash(new)}"
+    # Under its name only when all of it is there: `adopt --undo` trusts what has the name.
+    beside = f"{os.path.realpath(path)}.eks-token-new-{os.urandom(4).hex()}"
     try:
-        file = os.open(backup, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
         try:
-            overwrite(file, old)
-        finally:
-            os.close(file)
+            try:
+                overwrite(file, old)
+            finally:
+                os.close(file)
+            os.replace(beside, backup)
+        except BaseException:
+            os.unlink(beside)
+            raise
     except OSError as error:
         raise Problem(f"{backup} cannot be written: {error.strerror}; nothing was changed") from error
     return backup
@@ -4631,11 +4715,16 @@ def undo(paths: Sequence[str], dry_run: bool) -> int:
             say(f"{path} would be as it is in {kept[0][2]}")
             continue
         with KubectlLock(path):
-            first, now = read_kubeconfig(kept[0][2]) or b"", read_kubeconfig(path) or b""
-            if content_hash(now) != kept[-1][1]:
-                aside = f"{os.path.realpath(path)}.before-undo-{content_hash(now)}"
-                write_in_place(aside, b"", now)
-                warn(f"{path} was changed after it was adopted: what was in it is now in {aside}")
+            first, *later = [read_kubeconfig(backup) or b"" for _, _, backup in kept]
+            now = read_kubeconfig(path) or b""
+            if not first:
+                raise Problem(f"{kept[0][2]} is gone", "try again")
+            # What one `adopt` left is what the next one found, and the last one's is there now: or somebody changed it.
+            for (_, became, _), found in zip(kept, [*later, now], strict=True):
+                if content_hash(found) != became:
+                    aside = f"{os.path.realpath(path)}.before-undo-{content_hash(found)}"
+                    write_in_place(aside, b"", found)
+                    warn(f"{path} was changed after it was adopted: what was in it is now in {aside}")
             write_in_place(path, now, first)
             for _, _, backup in kept:
                 os.unlink(backup)

@@ -379,6 +379,26 @@ def test_undo_keeps_what_was_changed_since(laptop: Sandbox, all_forms: Path) -> 
     assert stat.S_IMODE(aside.stat().st_mode) == 0o600
 
 
+def test_undo_keeps_what_was_changed_between_two_adoptions(laptop: Sandbox, all_forms: Path) -> None:
+    first = all_forms.read_bytes()
+    adopt(laptop, "--all")
+    between = all_forms.read_text() + "# mine\n"
+    all_forms.write_text(between.replace("command: eks-token", "command: aws-iam-authenticator", 1))
+    changed = all_forms.read_bytes()
+    adopt(laptop, "--all")
+    adopt(laptop, "--undo")
+    assert all_forms.read_bytes() == first
+    assert changed in [file.read_bytes() for file in all_forms.parent.iterdir() if file != all_forms]
+
+
+def test_an_empty_backup_is_none(laptop: Sandbox, all_forms: Path) -> None:
+    first = all_forms.read_bytes()
+    all_forms.with_name(f"{all_forms.name}.eks-token-backup-1-0123456789abcdef").write_bytes(b"")
+    adopt(laptop, "--all")
+    adopt(laptop, "--undo")
+    assert all_forms.read_bytes() == first
+
+
 def test_a_person_is_asked_for_each_entry(laptop: Sandbox, all_forms: Path) -> None:
     steps = [("u0", ""), *[("adopt it? [y/N] ", "y\n" if i % 2 else "n\n") for i, _ in numbered()]]
     done = laptop.run_pty("adopt", steps=steps)

@@ -405,7 +405,7 @@ def test_an_endpoint_url_is_where_the_cluster_is_asked_for(laptop: Sandbox, moto
         pytest.param([*UPDATE, "more"], "unexpected argument 'more'", id="another word"),
         pytest.param([*UPDATE, "--role-arn", "Admin"], "'Admin' is no role ARN", id="no role"),
         pytest.param(["kubeconfig", "--region", REGION], "--cluster-name, or say --all", id="ours without a cluster"),
-        pytest.param(["kubeconfig", *DEMO, "--all"], "--cluster-name, or say --all", id="one cluster and all"),
+        pytest.param(["kubeconfig", *DEMO, "--all"], "exclude each other", id="one cluster and all"),
         pytest.param(["kubeconfig", "--cluster-name", "demo"], "--region", id="ours without a region"),
         pytest.param(["kubeconfig", *DEMO, "--output", "json"], "--output", id="an unknown option of ours"),
     ],

@@ -452,3 +452,37 @@ def test_a_keyring_with_the_limit_of_windows_keeps_long_sessions(
     assert any("part:" in user for _, user in backend.items)
     assert run("logout", "--all").returncode == 0
     assert [user for _, user in backend.items if "session" not in user and "sso" not in user] == []
+
+
+def test_another_persons_sso_sign_in_ends_the_first_ones_role_sessions(scene: Scene) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.sso.assign(ACCOUNT, "Viewer")
+    for name, role in (("a", "Admin"), ("b", "Viewer")):
+        scene.login(name, *scene.sso_options("--sso-account-id", ACCOUNT, "--sso-role-name", role))
+    assert "alice" in scene.whose(scene.token("b")).arn
+    scene.sso.user = "mallory@example.com"
+    scene.login("a", "--no-browser")
+    assert "mallory" in scene.whose(scene.token("b")).arn
+
+
+def test_another_persons_aws_sso_login_ends_the_first_ones_role_sessions(scene: Scene) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.home.config(scene.sso_session() + scene.sso_profile("work", ACCOUNT, "Admin", "sso_session = corp"))
+    scene.left_by_aws_cli("corp")
+    assert "alice" in scene.whose(scene.token("work")).arn
+    scene.sso.user = "mallory@example.com"
+    scene.left_by_aws_cli("corp")
+    assert "mallory" in scene.whose(scene.token("work")).arn
+
+
+def test_what_is_minted_while_a_person_is_in_the_browser_is_forgotten(scene: Scene) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.login("a", *scene.sso_options())
+    with ThreadPoolExecutor() as pool:
+        with scene.sso.hold("CreateToken") as held:
+            signing_in = pool.submit(scene.run, "login", "a", "--no-browser")
+            held.wait()
+            assert "alice" in scene.whose(scene.token("a")).arn
+            scene.sso.user = "mallory@example.com"
+        assert "mallory" in signing_in.result().stdout
+    assert "mallory" in scene.whose(scene.token("a")).arn
