@@ -3,20 +3,24 @@
 kubectl runs this program before it talks to a cluster and reads an ExecCredential from its stdout. What happens
 between the two, in the order of the sections below:
 
-1. command line   argv and the environment become one `Request`, whichever program's grammar they are written in
-2. token          credentials and a `Request` become a presigned URL, a bearer token, an ExecCredential
-3. cache          a request finds its fresh answer; on a miss one process mints and the others wait for it
-4. identities     a name becomes credentials: botocore's providers over stored identities and AWS config
-5. keyring        the vault: strings in the OS keyring, and the Secret Service backend for Linux and the BSDs
-6. login          the one section that talks to a person
-7. kubeconfig     entries for clusters, and other plugins' entries made ours, through `kubectl config`
-8. doctor         what keeps kubectl from a token on this machine
-9. completion     what may come next on a command line
-10. main          the commands, and the edge where errors become two lines on stderr
+1. command line       argv and the environment become one `Request`, whichever program's grammar they are written in
+2. cache              a request finds its fresh answer; on a miss one process mints and the others wait for it
+3. keyring            the vault: strings in the OS keyring, and the Secret Service backend for Linux and the BSDs
+4. identities         what a name stands for: stored identities laid over AWS profiles, and Atmos's entries
+5. sessions           temporary credentials and SSO tokens, kept in the vault for botocore
+6. credentials        a name becomes credentials: botocore's providers over all of the above
+7. token              credentials and a `Request` become a presigned URL, a bearer token, an ExecCredential
+8. kubeconfig         entries for clusters, written by `kubectl config`
+9. adopt              other plugins' entries made ours, and back again
+10. sign in and out   login, logout, identities and whoami
+11. doctor            what keeps kubectl from a token on this machine
+12. completion        what may come next on a command line
+13. main              the commands, and the edge where errors become two lines on stderr
 
-A fresh answer is mostly printed by the shell script at the head of the executable (build/launcher.sh) without this
-module; what reaches Python looks in the cache before anything heavy is imported. botocore and keyring are imported
-by the functions that use them, since kubectl waits: 60 and 10 ms, against 6 for Python itself.
+Each section uses only the ones above it. A fresh answer is mostly printed by the shell script at the head of the
+executable (build/launcher.sh) without this module; what reaches Python looks in the cache before anything heavy is
+imported. botocore and keyring are imported by the functions that use them, since kubectl waits: 60 and 10 ms, against
+6 for Python itself.
 """
 
 from __future__ import annotations
@@ -28,7 +32,11 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Any, NamedTuple, NoReturn
+    from typing import Any, NamedTuple, NoReturn, TypeVar
+
+    from keyring.backend import KeyringBackend
+
+    T = TypeVar("T")
 else:
 
     class NamedTuple(tuple):
@@ -51,7 +59,6 @@ else:
 
 
 __version__ = "0.1.0"
-
 PROGRAM = "eks-token"
 
 
@@ -111,6 +118,185 @@ def warn(text: str) -> None:
 def debug(text: str) -> None:
     if _debugging:
         say(f"{PROGRAM}: debug: {text}")
+
+
+# Errors
+
+
+def first_line(error: object) -> str:
+    """An exception's words on one line, without what follows: STS quotes whole requests in some of its errors."""
+    lines = str(error).strip().splitlines()
+    return redacted(" ".join(lines[0].split()))[:300] if lines else type(error).__name__
+
+
+def one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in redacted(text))
+
+
+def rfc3339(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of an ISO 8601 time. Raises ValueError."""
+    from datetime import UTC, datetime
+
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def sha256(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that `word` was probably meant to be, or ""."""
+    import difflib
+
+    known = list(known)
+    longer = [name for name in known if word and name.startswith(word)]
+    return next(iter(longer or difflib.get_close_matches(word, known, 1, 0.5)), "")
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
+
+
+def own_file() -> str:
+    return os.path.abspath(sys.argv[0])
+
+
+def own_build() -> str:
+    """The id of the build that this is; "" where it is no executable, but an installed package."""
+    return str(getattr(sys.modules.get("start"), "BUILD", ""))
+
+
+# kubectl, and the files
+
+
+def on_path(command: str, setting: Setting) -> str | None:
+    import shutil
+
+    return shutil.which(command, path=setting.environ.get("PATH", os.defpath))
+
+
+def make_directories(path: str) -> None:
+    """Like os.makedirs, but once more where a directory vanishes under it."""
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+    except FileNotFoundError:
+        os.makedirs(path, 0o700, exist_ok=True)
+
+
+def write_file(path: str, text: str, modified: int | None = None) -> None:
+    """Write a private file in one step: complete and on disk, or not at all. `modified` is in nanoseconds."""
+    beside = f"{path}.{os.getpid()}"
+    try:
+        os.unlink(beside)  # of a process that was killed
+    except FileNotFoundError:
+        pass
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        with open(file, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            if text:
+                os.fsync(stream.fileno())
+        if modified is not None:
+            os.utime(beside, ns=(modified, modified))
+        os.replace(beside, path)
+    except BaseException:
+        try:
+            os.unlink(beside)
+        except OSError:
+            pass
+        raise
+
+
+DOCTOR_SECONDS = 60.0  # for a program that is asked something
+
+
+def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, float]:
+    """What a program prints, and how long it took (seconds). It can ask nobody. Raises Problem."""
+    import subprocess
+
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=dict(environ),
+            timeout=DOCTOR_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Problem(f"{command[0]} did not end within {DOCTOR_SECONDS:.0f} s") from error
+    except (OSError, ValueError) as error:
+        raise Problem(f"{command[0]} cannot be started: {getattr(error, 'strerror', None) or error}") from error
+    took = time.perf_counter() - began
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line] or lines or [f"it exited with {done.returncode}"]
+        hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
+        raise Problem(errors[0].removeprefix(f"{PROGRAM}: error: "), hints[0] if hints else "")
+    return done.stdout, took
+
+
+def print_answer(text: str) -> int:
+    if sys.stdout is None:
+        raise Problem("the token cannot be written to stdout: it is closed")
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the client went away
+        discard_stdout()
+        return 1
+    except OSError as error:
+        discard_stdout()
+        raise Problem(f"the token cannot be written to stdout: {error.strerror}") from error
+    return 0
+
+
+def discard_stdout() -> None:
+    """Keep Python from flushing stdout a second time when it exits, and from failing at it aloud."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def ask(prompt: str, secret: bool = False) -> str:
+    """A line that a person types. Raises Problem at the end of the input."""
+    try:
+        if secret:
+            import getpass
+
+            return getpass.getpass(prompt, sys.stderr).strip()
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+    except EOFError:
+        line = ""
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        raise
+    if not line:
+        sys.stderr.write("\n")
+        raise Problem("the input ended before the answer; nothing was stored")
+    return line.strip()
+
+
+def choose(prompt: str, choices: Sequence[str]) -> int:
+    """The index of the choice whose number a person types."""
+    for number, choice in enumerate(choices, 1):
+        say(f"  {number}) {choice}")
+    while True:
+        answer = ask(f"{prompt} [1-{len(choices)}]: ")
+        if answer.isdecimal() and 1 <= int(answer) <= len(choices):
+            return int(answer) - 1
+        say(f"{answer!r} is none of them")
 
 
 # -- 1. command line --------------------------------------------------------------------------------------------------
@@ -188,7 +374,6 @@ def ignored(options: str) -> dict[str, str]:
 
 
 OUR_FLAGS = {"--refresh": "refresh", "--debug": "debug"}
-
 ATMOS_VALUES = ignored(
     "-C --chdir --base-path --config --config-path --logs-level --logs-file --redirect-stderr --profiler-host"
     " --profiler-port --profile-file --profile-type --heatmap-mode --skill --settings-list-merge-strategy --edition"
@@ -197,7 +382,6 @@ ATMOS_VALUES = ignored(
 ATMOS_FLAGS = ignored(
     "--no-color --force-color --force-tty --mask --interactive --profiler-enabled --heatmap --ai -v --verbose"
 )
-
 BARE_VALUES = ATMOS_VALUES | {
     "--cluster-name": "cluster_name",
     "--cluster-id": "cluster_id",
@@ -227,7 +411,6 @@ AWS_VALUES = ignored("--endpoint-url --color --cli-binary-format --cli-error-for
 AWS_FLAGS = ignored(
     "--no-paginate --no-sign-request --no-cli-pager --cli-auto-prompt --no-cli-auto-prompt --v2-debug"
 ) | {"--no-verify-ssl": "no_verify_ssl"}
-
 AUTHENTICATOR_VALUES = ignored("-c --config -l --log-format -v --log-verbosity --feature-gates") | {
     "-i": "cluster_id",
     "--cluster-id": "cluster_id",
@@ -240,7 +423,6 @@ AUTHENTICATOR_VALUES = ignored("-c --config -l --log-format -v --log-verbosity -
     "--region": "region",
 }
 AUTHENTICATOR_FLAGS = {"--forward-session-name": "forward_session_name", "--token-only": "token_only", "--cache": ""}
-
 BARE = Grammar(PROGRAM, (), BARE_VALUES, ATMOS_FLAGS | OUR_FLAGS, frozenset({"--pager", "--cast"}))
 ATMOS = BARE._replace(name="atmos", words=("aws", "eks", "token"))
 AWS = Grammar("aws", ("eks", "get-token"), AWS_VALUES, AWS_FLAGS | OUR_FLAGS)
@@ -307,15 +489,6 @@ def take_apart(grammar: Grammar, argv: Sequence[str]) -> Words:
         elif name not in grammar.joined:
             unknown.append(name)
     return Words(tuple(words), options, tuple(unknown), broken)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that `word` was probably meant to be, or ""."""
-    import difflib
-
-    known = list(known)
-    longer = [name for name in known if word and name.startswith(word)]
-    return next(iter(longer or difflib.get_close_matches(word, known, 1, 0.5)), "")
 
 
 def choose_grammar(argv: Sequence[str]) -> tuple[Grammar, Words]:
@@ -475,181 +648,213 @@ def check_role_arn(role_arn: str) -> None:
         raise usage(f"{role_arn!r} is no role ARN", "one looks like arn:aws:iam::111122223333:role/NAME")
 
 
-# -- 2. token ---------------------------------------------------------------------------------------------------------
-#
-# A bearer token is a presigned STS GetCallerIdentity URL in base64url, with the cluster's name as a signed header. The
-# cluster sends that request to learn who signed it: aws-iam-authenticator, pkg/token/token.go, which also says what
-# it accepts.
-
-TOKEN_PREFIX = "k8s-aws-v1."
-CLUSTER_HEADER = "x-k8s-aws-id"
-MAX_TOKEN_LENGTH = 4096  # bytes, prefix included
-PRESIGN_EXPIRES = 60  # seconds; STS ignores it, and old verifiers want at most 60
-TOKEN_SECONDS = 14 * 60  # the verifier accepts 15 minutes from X-Amz-Date
-CREDENTIAL_MARGIN = 60  # seconds that a token ends before the credentials that signed it
-
-
-class Endpoint(NamedTuple):
-    host: str
-    signing_region: str
-
-
-class Minted(NamedTuple):
-    """What goes to stdout, and for how long it is good."""
-
-    text: str
-    issued: int  # seconds since the epoch, like the next
-    expires: int  # the ExecCredential's expirationTimestamp
-    cacheable: bool
+# `aws eks update-kubeconfig` ("AWS CLI Command Reference", eks update-kubeconfig).
+UPDATE_KUBECONFIG = Grammar(
+    "aws",
+    ("eks", "update-kubeconfig"),
+    {name: field for name, field in AWS_VALUES.items() if name not in ("--cluster-name", "--cluster-id", "--role")}
+    | {
+        "--name": "cluster_name",
+        "--kubeconfig": "kubeconfig",
+        "--alias": "alias",
+        "--user-alias": "user_alias",
+        "--proxy-url": "proxy_url",
+        "--assume-role-arn": "assume_role_arn",
+        "--endpoint-url": "endpoint_url",
+    },
+    AWS_FLAGS | {"--debug": "debug", "--dry-run": "dry_run", "--verbose": "verbose"},
+)
 
 
-def sts_endpoint(
-    region: str, grammar: str = "", fips: bool = False, dual_stack: bool = False, legacy: bool = False
-) -> Endpoint:
-    """The STS host for a token, by the endpoint rules that botocore ships for STS.
-
-    No configured endpoint URL counts: a cluster accepts AWS's hosts alone. Without a region, `aws eks get-token` takes
-    the global host and aws-iam-authenticator that of us-east-1. Raises Problem for a region that cannot exist.
-    """
-    from botocore.endpoint_provider import EndpointProvider
-    from botocore.exceptions import BotoCoreError
-    from botocore.loaders import Loader
-
-    loader = Loader(extra_search_paths=[Loader.BUILTIN_DATA_PATH], include_default_search_paths=False)
-    partitions = loader.load_data("partitions")
-    rules = EndpointProvider(loader.load_service_model("sts", "endpoint-rule-set-1"), partitions)
-    if not region:
-        region = "us-east-1" if grammar == "aws-iam-authenticator" else "aws-global"
-    partition = check_region(region, partitions["partitions"])
-    if partition.startswith("aws-iso"):
-        dual_stack = False  # the verifier knows no dual-stack domain there
-    try:
-        found = rules.resolve_endpoint(Region=region, UseFIPS=fips, UseDualStack=dual_stack, UseGlobalEndpoint=legacy)
-    except BotoCoreError as error:
-        raise Problem(f"AWS has no such STS endpoint in {region}: {error}") from error
-    schemes = found.properties.get("authSchemes") or [{}]
-    return Endpoint(found.url.partition("://")[2], schemes[0].get("signingRegion", region))
+def is_update_kubeconfig(argv: Sequence[str]) -> bool:
+    if "update-kubeconfig" not in argv:
+        return False
+    words = take_apart(UPDATE_KUBECONFIG, argv).words
+    return words[:2] == UPDATE_KUBECONFIG.words or words[:3] == ("aws", *UPDATE_KUBECONFIG.words)
 
 
-def check_region(region: str, partitions: Sequence[Mapping[str, Any]]) -> str:
-    """The id of the region's partition. Warns of a region that is new to botocore; raises Problem for no region."""
-    import re
-
-    known = [name for partition in partitions for name in partition["regions"]]
-    for partition in partitions:
-        if region in partition["regions"]:
-            return str(partition["id"])
-    close = nearest(region, known)
-    for partition in partitions:
-        if region.isascii() and re.fullmatch(partition["regionRegex"], region):
-            warn(f"the region {region} is not known here" + (f"; the nearest known one is {close}" if close else ""))
-            return str(partition["id"])
-    raise usage(f"{region!r} is no AWS region", f"did you mean {close}?" if close else "")
+SHELLS = ("bash", "zsh", "fish")
 
 
-def presign(credentials: Credentials, endpoint: Endpoint, cluster: str) -> tuple[str, int]:
-    """The presigned GetCallerIdentity URL, and when it was signed (seconds since the epoch)."""
-    import calendar
+class Command(NamedTuple):
+    summary: str
+    arguments: Callable[[Any], None]
+    examples: str = ""
 
-    from botocore.auth import SigV4QueryAuth
-    from botocore.awsrequest import AWSRequest
 
-    request = AWSRequest(
-        "GET",
-        f"https://{endpoint.host}/?Action=GetCallerIdentity&Version=2011-06-15",
-        headers={CLUSTER_HEADER: cluster},
+def login_arguments(parser: Any) -> None:
+    parser.add_argument(
+        "name", nargs="?", default="", metavar="NAME", help="the identity; else the default or only one"
     )
-    SigV4QueryAuth(credentials, "sts", endpoint.signing_region, expires=PRESIGN_EXPIRES).add_auth(request)
-    signed = time.strptime(request.context["timestamp"], "%Y%m%dT%H%M%SZ")
-    return str(request.url), calendar.timegm(signed)
+    keys = parser.add_argument_group("an access key")
+    keys.add_argument("--stdin", action="store_true", help="read the keys as JSON, as a credential_process prints them")
+    keys.add_argument("--new-keys", action="store_true", help="ask for keys, also where some are stored")
+    keys.add_argument("--import-profile", default="", metavar="PROFILE", help="take the keys of an AWS profile")
+    mfa = parser.add_argument_group("multi-factor authentication")
+    mfa.add_argument("--mfa-serial", default="", metavar="ARN", help="the MFA device of the keys or of the role")
+    mfa.add_argument("--mfa-code-stdin", action="store_true", help="read the code from stdin, after the JSON if any")
+    role = parser.add_argument_group("a role")
+    role.add_argument("--role-arn", default="", metavar="ARN", help="the role")
+    role.add_argument("--source", default="", metavar="NAME", help="the identity or AWS profile that assumes it")
+    role.add_argument("--external-id", default="", metavar="ID", help="what the role's trust policy asks for")
+    role.add_argument("--role-session-name", default="", metavar="NAME", help="how the session is called")
+    role.add_argument("--duration-seconds", default="", metavar="N", help="of its, or the MFA, session")
+    sso = parser.add_argument_group("AWS SSO (IAM Identity Center)")
+    sso.add_argument("--sso-start-url", default="", metavar="URL", help="where to sign in")
+    sso.add_argument("--sso-region", default="", metavar="REGION", help="the AWS region of the start URL")
+    sso.add_argument("--sso-session", default="", metavar="NAME", help="an sso-session of AWS config, instead of both")
+    sso.add_argument("--sso-account-id", default="", metavar="ID", help="the account; else you choose")
+    sso.add_argument("--sso-role-name", default="", metavar="NAME", help="the role there; else you choose")
+    sso.add_argument("--no-browser", action="store_true", help="open no browser, show the link alone")
+    cluster = parser.add_argument_group("a cluster")
+    cluster.add_argument("--cluster-name", default="", metavar="NAME", help="write its kubeconfig entry as well")
+    parser.add_argument("--default", action="store_true", help="use this identity where none is named")
+    parser.add_argument("--region", default="", help="the identity's AWS region")
+    parser.add_argument("--no-verify", action="store_true", help="do not ask AWS whose credentials these are")
+    parser.set_defaults(mfa_code=None)
 
 
-def bearer_token(url: str) -> str:
-    import base64
-
-    token = TOKEN_PREFIX + base64.urlsafe_b64encode(url.encode()).decode().rstrip("=")
-    if len(token) > MAX_TOKEN_LENGTH:
-        raise Problem(
-            f"the token would have {len(token)} bytes, and clusters accept {MAX_TOKEN_LENGTH}: "
-            "the session token of these credentials is too long",
-            "a role with a shorter session (fewer tags, a smaller session policy) makes shorter ones",
-        )
-    return token
+def logout_arguments(parser: Any) -> None:
+    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the identity")
+    parser.add_argument("--all", action="store_true", help="every identity, session and SSO token")
+    parser.add_argument("--keep-kubeconfig", action="store_true", help="leave its entries in the kubeconfig")
 
 
-def rfc3339(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def identities_arguments(parser: Any) -> None:
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="text or json")
 
 
-def exec_credential(token: str, version: str, expires: int) -> dict[str, Any]:
-    return {
-        "kind": "ExecCredential",
-        "apiVersion": CLIENT_AUTHENTICATION + version,
-        "spec": {},
-        "status": {"expirationTimestamp": rfc3339(expires), "token": token},
-    }
+def whoami_arguments(parser: Any) -> None:
+    identities_arguments(parser)
+    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
+    parser.add_argument("--region", default="", help="where to ask STS")
 
 
-def rendered(credential: Mapping[str, Any], request: Request) -> str:
-    """The credential as the request wants it on stdout, without the newline at its end."""
-    import json
-
-    if request.output == "token":
-        return str(credential["status"]["token"])
-    shown: Any = credential
-    if request.query:
-        import jmespath
-
-        try:
-            shown = jmespath.search(request.query, credential)
-        except jmespath.exceptions.JMESPathError as error:
-            raise usage(f"--query {request.query!r} is no JMESPath expression: {first_line(error)}") from error
-    return "\n".join(text_lines(shown)) if request.output == "text" else json.dumps(shown)
+def kubeconfig_arguments(parser: Any) -> None:
+    parser.add_argument("--cluster-name", default="", metavar="NAME", help="the EKS cluster")
+    parser.add_argument("--all", action="store_true", help="every cluster of the region; the current context stays")
+    parser.add_argument("--region", required=True, help="its AWS region")
+    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
+    parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry assumes on top")
+    parser.add_argument("--alias", default="", metavar="NAME", help="the context's name, else the cluster's ARN")
+    parser.add_argument("--user-alias", default="", metavar="NAME", help="the user's name")
+    parser.add_argument("--kubeconfig", default="", metavar="PATH", help="the file, instead of KUBECONFIG's")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be in it, and write nothing")
+    parser.add_argument("--no-set-current", action="store_true", help="leave the current context as it is")
 
 
-def text_lines(value: Any, name: str = "", columns: Iterable[str] | None = None) -> list[str]:
-    """As the AWS CLI's `--output text` has it (aws/aws-cli, awscli/text.py): scalars joined by tabs, and what is nested
-    on lines of its own, each begun with its name. Objects in one list share their columns."""
-    if isinstance(value, dict):
-        columns = scalar_keys([value]) if columns is None else columns
-        scalars = [str(value.get(key, "")) for key in columns]
-        lines = ["\t".join([name.upper(), *scalars] if name else scalars)] if scalars else []
-        nested = sorted(value.keys() - set(columns))
-        return [*lines, *(line for key in nested for line in text_lines(value[key], key))]
-    if not isinstance(value, list):
-        return [str(value)]
-    objects = [item for item in value if isinstance(item, dict)]
-    if objects:
-        columns = scalar_keys(objects)
-        return [line for item in value for line in text_lines(item, name, columns)]
-    scalars = [str(item) for item in value if not isinstance(item, list)]
-    lines = [f"{name.upper()}\t{item}" for item in scalars] if name else ["\t".join(scalars)] * bool(scalars)
-    return [*lines, *(line for item in value if isinstance(item, list) for line in text_lines(item, name))]
+def adopt_arguments(parser: Any) -> None:
+    parser.add_argument("--context", nargs="+", action="extend", default=[], metavar="NAME", help="of these contexts")
+    parser.add_argument("--all", action="store_true", help="every entry; else you are asked for each")
+    parser.add_argument(
+        "--kubeconfig", default="", metavar="PATH", help="the file, instead of KUBECONFIG's and Atmos's"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and write nothing")
+    parser.add_argument("--undo", action="store_true", help="bring back what was in the files before")
 
 
-def scalar_keys(objects: Iterable[Mapping[str, Any]]) -> list[str]:
-    return sorted({key for each in objects for key, item in each.items() if not isinstance(item, (dict, list))})
+def doctor_arguments(parser: Any) -> None:
+    identities_arguments(parser)
+    parser.add_argument("--online", action="store_true", help="compare this machine's clock with that of STS as well")
 
 
-def mint(request: Request, wallet: Wallet) -> Minted:
-    """A new token. Raises Problem."""
-    credentials = wallet.credentials(request)
-    fips, dual_stack, legacy = wallet.endpoint_settings()
-    region = request.region or wallet.region()
-    endpoint = sts_endpoint(region, request.grammar, fips, dual_stack, legacy)
-    url, issued = presign(credentials, endpoint, request.cluster)
-    token = bearer_token(url)
-    expires, cacheable = issued + TOKEN_SECONDS, True
-    if credentials.expires is not None:
-        if credentials.expires <= issued:
-            raise Problem(f"the credentials of {wallet.name} expired at {rfc3339(credentials.expires)}")
-        cacheable = credentials.expires - issued >= RENEW_SECONDS
-        expires = min(expires, int(credentials.expires) - CREDENTIAL_MARGIN)
-    debug(f"signed for {endpoint.host} with {credentials.access_key[-4:]:.>8}, expires {rfc3339(expires)}")
-    return Minted(rendered(exec_credential(token, request.version, expires), request), issued, expires, cacheable)
+def completion_arguments(parser: Any) -> None:
+    import argparse
+
+    parser.add_argument("shell", choices=SHELLS, help="which one's script to print")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
-# -- 3. cache ---------------------------------------------------------------------------------------------------------
+COMMANDS = {
+    "login": Command(
+        "sign in: store an identity, or take the one that is there",
+        login_arguments,
+        f"""\
+  {PROGRAM} login dev                               asks what dev is to be, or signs in again
+  {PROGRAM} login dev --stdin < keys.json           keys, as a credential_process prints them
+  {PROGRAM} login dev --mfa-serial arn:aws:iam::111122223333:mfa/me
+  {PROGRAM} login admin --role-arn arn:aws:iam::111122223333:role/Admin --source dev
+  {PROGRAM} login work --sso-start-url https://example.awsapps.com/start --sso-region us-east-1
+  {PROGRAM} login dev --import-profile dev          the keys of ~/.aws/credentials, kept in the keyring""",
+    ),
+    "logout": Command(
+        "forget an identity, and all that was kept for it",
+        logout_arguments,
+        f"""\
+  {PROGRAM} logout dev      its keys, sessions, SSO token and kubeconfig entries
+  {PROGRAM} logout --all    everything""",
+    ),
+    "identities": Command(
+        "list identities and AWS profiles",
+        identities_arguments,
+        f"""\
+  {PROGRAM} identities              opens no keyring
+  {PROGRAM} identities -o json      name, kind, from, key, end of the session""",
+    ),
+    "whoami": Command(
+        "ask AWS whose credentials an identity has",
+        whoami_arguments,
+        f"""\
+  {PROGRAM} whoami -i dev
+  {PROGRAM} whoami -i dev -o json""",
+    ),
+    "kubeconfig": Command(
+        "write a cluster's kubeconfig entry",
+        kubeconfig_arguments,
+        f"""\
+  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --identity dev
+  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --alias main --no-set-current
+  {PROGRAM} kubeconfig --all --region us-east-2""",
+    ),
+    "adopt": Command(
+        "take over kubeconfig entries of other plugins",
+        adopt_arguments,
+        f"""\
+  {PROGRAM} adopt --all --dry-run
+  {PROGRAM} adopt --context main
+  {PROGRAM} adopt --undo""",
+    ),
+    "doctor": Command(
+        "look for what keeps kubectl from getting a token",
+        doctor_arguments,
+        f"""\
+  {PROGRAM} doctor              1 is the exit status where a check fails
+  {PROGRAM} doctor --online     compares this machine's clock with AWS's
+  {PROGRAM} doctor -o json      a list of check, status, found and hint""",
+    ),
+    "completion": Command(
+        "print a script that lets a shell complete all of this",
+        completion_arguments,
+        f"""\
+  eval "$({PROGRAM} completion bash)"        in ~/.bashrc
+  source <({PROGRAM} completion zsh)         in ~/.zshrc, after compinit
+  {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish""",
+    ),
+}
+
+
+def command_parser(name: str) -> Any:
+    """The argparse parser of one of our own commands."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise usage(message, f"see {PROGRAM} {name} --help")
+
+    command = COMMANDS[name]
+    parser = Parser(
+        prog=f"{PROGRAM} {name}",
+        description=command.summary,
+        epilog=f"examples:\n{command.examples}" if command.examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="say on stderr what is done")
+    command.arguments(parser)
+    return parser
+
+
+# -- 2. cache ---------------------------------------------------------------------------------------------------------
 #
 # An answer is kept under the request line, which names everything that decides the token. Shared with
 # build/launcher.sh, which looks there first:
@@ -669,7 +874,6 @@ FRESH_MARGIN = 60  # seconds that an answer stops being served before its token 
 SETTLE_SECONDS = 2  # a file changed this recently may change again within the same time stamp
 SWEEP_LIMIT = 50  # expired answers removed by one mint
 LOCK_SECONDS = 120  # a waiter gives up after this
-
 PATH_VARIABLES = frozenset(
     {
         "ATMOS_XDG_CONFIG_HOME",
@@ -742,7 +946,6 @@ REQUEST_VARIABLES = (
     "XDG_CONFIG_HOME",
     "XDG_DATA_HOME",
 )
-
 SAFE_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:/@=,+-")
 
 
@@ -756,12 +959,6 @@ class Key(NamedTuple):
 def quoted(part: str) -> str:
     """A part in safe bytes: any other is percent-encoded, and an empty part is a lone percent sign."""
     return "".join(chr(byte) if byte in SAFE_BYTES else f"%{byte:02X}" for byte in os.fsencode(part)) or "%"
-
-
-def sha256(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
 def is_plain(part: str) -> bool:
@@ -916,6 +1113,15 @@ def lock_file(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+class Minted(NamedTuple):
+    """What goes to stdout, and for how long it is good."""
+
+    text: str
+    issued: int  # seconds since the epoch, like the next
+    expires: int  # the ExecCredential's expirationTimestamp
+    cacheable: bool
 
 
 class Cache:
@@ -1075,39 +1281,6 @@ class Cache:
             raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
 
 
-def make_directories(path: str) -> None:
-    """Like os.makedirs, but once more where a directory vanishes under it."""
-    try:
-        os.makedirs(path, 0o700, exist_ok=True)
-    except FileNotFoundError:
-        os.makedirs(path, 0o700, exist_ok=True)
-
-
-def write_file(path: str, text: str, modified: int | None = None) -> None:
-    """Write a private file in one step: complete and on disk, or not at all. `modified` is in nanoseconds."""
-    beside = f"{path}.{os.getpid()}"
-    try:
-        os.unlink(beside)  # of a process that was killed
-    except FileNotFoundError:
-        pass
-    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    try:
-        with open(file, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            if text:
-                os.fsync(stream.fileno())
-        if modified is not None:
-            os.utime(beside, ns=(modified, modified))
-        os.replace(beside, path)
-    except BaseException:
-        try:
-            os.unlink(beside)
-        except OSError:
-            pass
-        raise
-
-
 def untrusted(directory: str, environ: Mapping[str, str], platform: str) -> str:
     """Why this directory is not to be used, or "". What others may read in it is closed to them."""
     import stat
@@ -1148,1273 +1321,7 @@ def open_cache(setting: Setting) -> Cache | None:
     return Cache(directory)
 
 
-def token_command(setting: Setting) -> int:
-    """The token on stdout: from the cache if it is there, else minted by one process while the others wait."""
-    info = exec_info(setting.environ.get("KUBERNETES_EXEC_INFO", ""))
-    cache = open_cache(setting)
-    key = request_key(info.version, setting.argv, setting.environ, setting.platform) if cache else None
-    refresh = "--refresh" in setting.argv
-    if cache and key and not refresh and (answer := cache.lookup(key, time.time())):
-        debug("answered from the cache")
-        return print_answer(answer)
-
-    request = parse_request(setting.argv, setting.environ, info.version)
-    asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
-    debug(f"minting: {', '.join(asked)}")
-    person = setting.terminal and info.interactive
-    if cache is None or key is None:
-        return print_answer(mint(request, Wallet(setting, cache, person)).text)
-    try:
-        lock = cache.lock(f"request {key.line}")
-        with lock:
-            if not refresh and (answer := cache.lookup(key, time.time())):
-                debug("answered by another process meanwhile")
-                return print_answer(answer)
-            wallet = Wallet(setting, cache, person)
-            minted = mint(request, wallet)
-            cache.store(key, minted, wallet.watched, wallet.generation, own=wallet.path)
-    except LocksUnavailable:
-        debug("locks do not work in the cache directory")
-        minted = mint(request, Wallet(setting, None, person))
-    return print_answer(minted.text)
-
-
-def print_answer(text: str) -> int:
-    if sys.stdout is None:
-        raise Problem("the token cannot be written to stdout: it is closed")
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:  # the client went away
-        discard_stdout()
-        return 1
-    except OSError as error:
-        discard_stdout()
-        raise Problem(f"the token cannot be written to stdout: {error.strerror}") from error
-    return 0
-
-
-def discard_stdout() -> None:
-    """Keep Python from flushing stdout a second time when it exits, and from failing at it aloud."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-# -- 4. identities ----------------------------------------------------------------------------------------------------
-#
-# A stored identity is a set of AWS shared-config keys: what is no secret in identities.json, what is one in the vault.
-# It is laid over the profiles of AWS config, and botocore's own providers resolve the result, so that each side may
-# name the other as source_profile. Temporary credentials are kept in the vault through botocore's `cache` hooks.
-
-RENEW_SECONDS = 120  # sessions with less left are renewed first
-MFA_SECONDS = 12 * 3600  # of an MFA session (sts:GetSessionToken) where duration_seconds does not say
-ROLE_SESSION_NAME = "EKSGetTokenAuth"  # as `aws eks get-token --role-arn` names it; trust policies match on it
-SSO_SCOPE = "sso:account:access"  # without it no refresh token is issued
-
-# What decides where credentials come from, by endpoint or, where the environment has a say, by variable.
-ENDPOINT_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_SSO",
-    "AWS_ENDPOINT_URL_SSO_OIDC",
-    "AWS_ENDPOINT_URL_STS",
-    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
-)
-CREDENTIAL_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CREDENTIAL_FILE",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SECURITY_TOKEN",
-    "AWS_SESSION_TOKEN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "BOTO_CONFIG",
-)
-
-# The keys of an identity by which botocore's providers find its credentials; one without them is keys in the vault.
-RESOLVED_KEYS = {
-    "credential_process",
-    "credential_source",
-    "login_session",
-    "mfa_serial",
-    "role_arn",
-    "source_profile",
-    "sso_account_id",
-    "sso_session",
-    "sso_start_url",
-    "web_identity_token_file",
-}
-SECRET_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-
-
-class Credentials(NamedTuple):
-    """As botocore names them, so that its signer takes them as they are."""
-
-    access_key: str
-    secret_key: str
-    token: str | None
-    expires: float | None  # seconds since the epoch
-
-
-class Stored(NamedTuple):
-    """identities.json: AWS shared-config keys by identity, and which one is the default."""
-
-    default: str
-    identities: Mapping[str, Mapping[str, str]]
-
-    def only(self) -> str:
-        """The identity that is meant where none is named, or ""."""
-        return self.default or (next(iter(self.identities)) if len(self.identities) == 1 else "")
-
-
-class Choice(NamedTuple):
-    """Which identity a request is for, and what may speak for it."""
-
-    profile: str  # "" for botocore's own default
-    named: bool  # so it must exist
-    environment: bool  # environment variables may hold its credentials
-    fallback: str = ""  # the stored identity that answers where botocore finds nothing
-    undecided: tuple[str, ...] = ()  # stored identities of which none was chosen
-
-
-def identities_path(environ: Mapping[str, str], platform: str) -> str | None:
-    home = data_home(environ, platform)
-    return os.path.join(home, "identities.json") if home else None
-
-
-def read_identities(path: str | None) -> Stored:
-    """What is stored; nothing, if there is no such file. Raises Problem for one that cannot be read."""
-    import json
-
-    if path is None:
-        return Stored("", {})
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        identities = {str(name): dict(keys) for name, keys in content["identities"].items()}
-        if all(isinstance(value, str) for keys in identities.values() for value in keys.values()):
-            default = content.get("default", "")
-            return Stored(default if default in identities else "", identities)
-    except FileNotFoundError:
-        return Stored("", {})
-    except OSError as error:
-        raise Problem(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise Problem(
-        f"{path} is damaged", f"move it away and sign in again with `{PROGRAM} login NAME`; the keyring keeps the keys"
-    )
-
-
-def write_identities(path: str | None, stored: Stored) -> None:
-    import json
-
-    if path is None:
-        raise Problem("HOME names no absolute path: there is no place to keep identities in")
-    content = {"version": 1, "default": stored.default, "identities": stored.identities}
-    try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        if os.name == "posix" and os.stat(os.path.dirname(path)).st_uid != os.geteuid():
-            raise Problem(f"{os.path.dirname(path)} belongs to another user: nothing is written there")
-        write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    except OSError as error:
-        raise Problem(f"{path} cannot be written: {error.strerror}") from error
-
-
-def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored) -> Choice:
-    """Whom the request is for: the order of each grammar's original, and stored identities where it has no say."""
-    drop_in = request.grammar in ("aws", "aws-iam-authenticator")
-    name = request.identity or ("" if drop_in else environ.get("ATMOS_IDENTITY", ""))
-    if name:
-        return Choice(name, named=True, environment=False)
-    key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
-    if bool(key) != bool(secret):
-        there, missing = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
-        if secret:
-            there, missing = missing, there
-        raise Problem(f"{there} is set, and {missing} is not", "set both of them, or neither")
-    profile = environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE") or ""
-    if key or profile:
-        return Choice(profile, named=bool(profile), environment=True)
-    undecided = () if stored.only() else tuple(sorted(stored.identities))
-    if drop_in:
-        return Choice("", named=False, environment=True, fallback=stored.only(), undecided=undecided)
-    if undecided:
-        raise no_choice(undecided)
-    return Choice(stored.only(), named=bool(stored.only()), environment=not stored.only())
-
-
-def no_choice(names: Sequence[str]) -> Problem:
-    return Problem(
-        f"which identity? These are stored: {', '.join(names)}",
-        f"name one with --identity, or make it the default: {PROGRAM} login NAME --default",
-    )
-
-
-class Wallet:
-    """The identities and settings of one run: whom a request is for, and that identity's credentials."""
-
-    def __init__(self, setting: Setting, cache: Cache | None, interactive: bool) -> None:
-        self.setting = setting
-        self.cache = cache
-        self.person = setting.terminal and interactive  # somebody can be asked for an MFA code
-        self.vault = Vault(setting.environ, setting.platform, interactive)
-        self.path = identities_path(setting.environ, setting.platform)
-        self.generation = cache.generation() if cache else ""
-        self.watched = look_at(self.files())  # before anything is read that they hold
-        self.stored = read_identities(self.path)
-        self.name = ""  # of the chosen identity
-        self.foreign: dict[str, AtmosEntry] = {}
-        self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
-        self.written: Mapping[str, str] | None = None  # the record that this process has stored
-        self.renew = False  # sign in again, however long the sessions still live
-        self._session: Any = None
-        self._last_resort = False  # sessions that cannot be renewed are used up to their end
-        self._renewed: set[str] = set()
-        self._ending: set[str] = set()
-        self._held: dict[str, Lock] = {}
-
-    def files(self) -> list[str]:
-        """The files that decide an answer, as far as is known beforehand."""
-        from os.path import expanduser, expandvars
-
-        environ = self.setting.environ
-        aws = [
-            environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
-            environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
-        ]
-        paths = [os.path.abspath(expanduser(expandvars(path))) for path in aws]
-        return [*paths, self.path] if self.path else paths
-
-    def credentials(self, request: Request) -> Credentials:
-        """The credentials that sign this request's token. Raises Problem."""
-        choice = choose_identity(request, self.setting.environ, self.stored)
-        self.name = choice.profile or choice.fallback or "default"
-        in_environment = choice.environment and bool(self.setting.environ.get("AWS_ACCESS_KEY_ID"))
-        if self.holds_keys(choice.profile) and not in_environment and not request.role_arn:
-            debug(f"{self.name}: keys from the keyring")
-            # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
-            return read_keys(self.vault, choice.profile)
-        try:
-            return self.resolve(choice, request)
-        except Problem as problem:
-            if self._ending and not self.renew:
-                debug(f"{self.name}: its session cannot be renewed, and is used while it lasts")
-                self._last_resort = True
-            elif not (isinstance(problem, SignInNeeded) and self.person and self.sign_in_again()):
-                raise
-        return self.resolve(choice, request)
-
-    def sign_in_again(self) -> bool:
-        """With a person there, begin an SSO session instead of asking for a command that does; false if it is none."""
-        place, _ = sso_place(self._session, self.name)
-        if place is None or self.renew:
-            return False
-        say(f"{self.name}: sign in to go on")
-        authorize_anew(self, self._session, place, no_browser=False)
-        return True
-
-    def resolve(self, choice: Choice, request: Request) -> Credentials:
-        self._session = self.open_session(choice, request)
-        try:
-            found, choice = self.load(choice, request)
-            if request.role_arn:
-                found = self.assume(found, choice, request)
-            return frozen(found, self.name)
-        finally:
-            for user in list(self._held):
-                self.let_go(user)
-
-    def holds_keys(self, name: str) -> bool:
-        """Whether this is a stored identity that is no more than keys in the vault."""
-        keys = self.stored.identities.get(name)
-        return keys is not None and not RESOLVED_KEYS & keys.keys()
-
-    def endpoint_settings(self) -> tuple[bool, bool, bool]:
-        """Whether FIPS and dual-stack endpoints are configured, and the legacy, global one."""
-        on = self.configured("use_fips_endpoint"), self.configured("use_dualstack_endpoint")
-        legacy = self.configured("sts_regional_endpoints").lower() == "legacy"
-        return on[0].lower() == "true", on[1].lower() == "true", legacy
-
-    def region(self) -> str:
-        """The region that the identity's profile names, or ""."""
-        return self.configured("region")
-
-    def configured(self, name: str) -> str:
-        """A setting of the AWS SDKs, from its variable or the identity's keys; "" if there is none."""
-        if self._session is not None:
-            value = self._session.get_config_variable(name)
-            return "" if value is None else str(value)
-        variable = self.setting.environ.get(f"AWS_{name.upper()}")
-        return variable or self.stored.identities[self.name].get(name, "")
-
-    def open_session(self, choice: Choice, request: Request) -> Any:
-        """A botocore session for the chosen profile, with the stored identities among its profiles."""
-        with plain_errors(self.name):
-            session = session_class()(self, choice.profile or None)
-            if request.region:
-                session.set_config_variable("region", request.region)
-            if request.ca_bundle:
-                session.set_config_variable("ca_bundle", request.ca_bundle)
-            session.verify_tls = request.verify_tls
-            session.set_default_client_config(client_config(request))
-            if choice.named and choice.profile not in (*session.full_config["profiles"], "default"):
-                self.look_elsewhere(choice.profile, session)
-            return session
-
-    def look_elsewhere(self, name: str, session: Any) -> None:
-        """Take in a name that is neither stored nor a profile: the vault may know it all the same, or Atmos."""
-        try:
-            known = self.vault.get(f"identity:{name}") is not None
-        except Problem as error:
-            debug(f"{name} is not looked for in the keyring: {error.message}")
-            known = False
-        if known and self.path is None:
-            self.stored = self.stored._replace(identities={**self.stored.identities, name: {}})
-        elif known:
-            warn(f"{name} was missing from {self.path}, and is entered again")
-            with self.vault_lock():
-                stored = read_identities(self.path)
-                self.stored = stored._replace(identities={**stored.identities, name: {}})
-                write_identities(self.path, self.stored)
-        elif entry := find_in_atmos(self, name):
-            debug(f"{name} is Atmos's")
-            self.foreign[name] = entry
-        else:
-            close = nearest(name, session.full_config["profiles"])
-            raise Problem(
-                f"no identity and no AWS profile is named {name!r}",
-                f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {name}`",
-            )
-        session.lay_over_again()
-
-    def load(self, choice: Choice, request: Request) -> tuple[Any, Choice]:
-        """botocore's credentials for the choice, and the choice that they are of at last.
-
-        They come from botocore's chain of providers, with a stored identity before instance metadata.
-        """
-        from botocore.credentials import CredentialResolver
-
-        with plain_errors(self.name):
-            check_sources(choice.profile or "default", self._session.full_config["profiles"])
-            first, last = provider_chain(self, self._session, choice)
-            boto = look_at(self.boto_files())
-            found = CredentialResolver(first).load_credentials()
-            if found is not None and found.method in ("boto-config", "ec2-credentials-file"):
-                self.watched += boto
-            if found is None and choice.undecided:
-                raise no_choice(choice.undecided)
-            if found is None and choice.fallback:
-                self.name = choice.fallback
-                again = Choice(choice.fallback, named=True, environment=False)
-                self._session = self.open_session(again, request._replace(region=self.configured("region")))
-                return self.load(again, request)
-            if found is None:
-                found = CredentialResolver(last).load_credentials()
-        if found is None:
-            raise Problem(
-                f"no credentials were found for {self.name}",
-                f"store an identity with `{PROGRAM} login NAME`, or name a profile of ~/.aws/config",
-            )
-        debug(f"{self.name}: credentials by botocore's provider {found.method}")
-        return found, choice
-
-    def boto_files(self) -> list[str]:
-        """What botocore's OriginalEC2Provider and BotoProvider read."""
-        environ = self.setting.environ
-        boto = [environ["BOTO_CONFIG"]] if environ.get("BOTO_CONFIG") else ["/etc/boto.cfg", "~/.boto"]
-        named = [environ["AWS_CREDENTIAL_FILE"]] if environ.get("AWS_CREDENTIAL_FILE") else []
-        return [os.path.abspath(os.path.expanduser(path)) for path in (*named, *boto)]
-
-    def assume(self, source: Any, choice: Choice, request: Request) -> Any:
-        """The role of --role-arn, assumed on top of the identity."""
-        from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
-
-        session_name = request.session_name or ROLE_SESSION_NAME
-        if request.forward_session_name:
-            with plain_errors(self.name):
-                answer = self.client("sts", source.get_frozen_credentials()).get_caller_identity()
-            session_name = answer["UserId"].partition(":")[2] or session_name
-        details = {"RoleSessionName": session_name}
-        if request.external_id:
-            details["ExternalId"] = request.external_id
-        fetcher = AssumeRoleCredentialFetcher(
-            self._session.create_client,
-            source,
-            request.role_arn,
-            extra_args=details,
-            cache=self.session_cache(choice.profile, choice.environment, on_top=True),
-        )
-        return DeferredRefreshableCredentials(method="assume-role", refresh_using=fetcher.fetch_credentials)
-
-    def client(self, service: str, keys: Any, region: str | None = None) -> Any:
-        return self._session.create_client(
-            service,
-            region_name=region,
-            aws_access_key_id=keys.access_key,
-            aws_secret_access_key=keys.secret_key,
-            aws_session_token=keys.token,
-        )
-
-    def vault_lock(self) -> Any:
-        """The lock for writing identities and vault, as a context; where there are no locks it goes on without."""
-        import contextlib
-
-        held = contextlib.ExitStack()
-        if self.cache:
-            try:
-                held.enter_context(self.cache.lock("vault"))
-            except LocksUnavailable:
-                debug("locks do not work in the cache directory")
-        return held
-
-    # Sessions, that is temporary credentials, and SSO tokens
-
-    def profile(self, name: str) -> dict[str, Any]:
-        return dict(self._session.full_config["profiles"].get(name, {}))
-
-    def session_cache(self, profile: str, environment: bool = False, on_top: bool = False) -> SessionCache:
-        """botocore's `cache` for the sessions that are obtained on the way to a profile's credentials, or on top.
-
-        Its scope is all that decides whose they are; a key that left some of it out would mix them up. The region is
-        not among it: AWS's temporary credentials are good in all of a partition.
-        """
-        import json
-
-        config = self._session.full_config
-        sso_sessions, services = config["sso_sessions"], config.get("services", {})
-        trail: dict[str, Any] = {}
-        name = profile or "default"
-        while name and name not in trail:
-            keys = self.profile(name)
-            trail[name] = [keys, sso_sessions.get(keys.get("sso_session")), services.get(keys.get("services"))]
-            environment = environment or "credential_source" in keys
-            name = keys.get("source_profile") or keys.get(MFA_SOURCE) or ""
-        about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
-        variables = {name: self.setting.environ[name] for name in about if self.setting.environ.get(name)}
-        sign_ins = self.sign_ins([session for _, session, _ in trail.values() if session])
-        scope = sha256(json.dumps([trail, variables, sign_ins], sort_keys=True))
-        # the first name is that of the identity whose own session it is
-        return SessionCache(self, scope, ["", *trail] if on_top else list(trail))
-
-    def sign_ins(self, sso_sessions: Iterable[Mapping[str, str]]) -> list[Any]:
-        """What every sign-in changes at these SSO sessions: one person's role session is not to outlive it."""
-        known, marks = self._session.full_config["sso_sessions"].items(), []
-        for session in sso_sessions:
-            start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
-            names = [name for name, other in known if other == session]
-            files = look_at(path for name in names for path in aws_cli_files(name, start_url))
-            self.watched += tuple(one for one in files if one not in self.watched)
-            marks.append([self.sessions().get(sso_user(start_url, region), {}).get("sign_in", ""), files])
-        return marks
-
-    def kept_session(self, user: str, own: bool) -> dict[str, Any] | None:
-        """A session from the vault, if it is good for some time yet. If not, this process holds its lock until it has
-        renewed it, and whoever else wants it waits, and finds it renewed.
-
-        To sign in anew is to renew what is the identity's own, and not an MFA session that it shares with others.
-        """
-        if own and self.renew and user not in self._renewed:
-            self.hold(user)
-            return None
-        entry = self.read_session(user)
-        if left(entry) < RENEW_SECONDS and self.hold(user):
-            entry = self.read_session(user)
-        if left(entry) >= RENEW_SECONDS:
-            debug(f"a session of {self.name} is in the keyring")
-            self.let_go(user)
-            return entry
-        debug(f"a session of {self.name} is to be obtained")
-        if left(entry) > 0:
-            self._ending.add(user)
-        return entry if self._last_resort and left(entry) > 0 else None
-
-    def hold(self, user: str) -> bool:
-        """Take the lock under which a session is renewed; false if it is held already, or there are no locks."""
-        if self.cache is None or user in self._held:
-            return False
-        try:
-            lock = self.cache.lock(f"session {user}")
-            lock.__enter__()
-        except LocksUnavailable:
-            debug("locks do not work in the cache directory")
-            return False
-        self._held[user] = lock
-        return True
-
-    def let_go(self, user: str) -> None:
-        if user in self._held:
-            self._held.pop(user).__exit__()
-
-    def read_session(self, user: str) -> dict[str, Any] | None:
-        try:
-            entry = self.vault.get_json(user)
-            if entry is None:
-                return None
-            for name in ("SecretAccessKey", "SessionToken"):
-                keep_secret(entry["Credentials"][name])
-            parse_time(entry["Credentials"]["Expiration"])
-        except (KeyError, TypeError, ValueError):
-            debug(f"the kept session {user} is damaged")
-            return None
-        except Problem as problem:
-            debug(f"no session is kept: {problem.message}")
-            return None
-        return entry
-
-    def keep_session(self, user: str, response: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Keep a session in the vault, unless the identities were changed while it was obtained."""
-        keys = dict(response["Credentials"])
-        keep_secret(keys["SecretAccessKey"])
-        keep_secret(keys["SessionToken"])
-        expires = keys["Expiration"]
-        seconds = parse_time(expires) if isinstance(expires, str) else expires.timestamp()
-        keys["Expiration"] = rfc3339(seconds)
-        self._renewed.add(user)
-        try:
-            with self.vault_lock():
-                if not self.unchanged():
-                    return debug("the session is not kept: identities were changed meanwhile")
-                self.vault.set_json(user, {"Credentials": keys})
-                self.note_session(user, {"names": list(names), "expires": seconds})
-        except Problem as problem:  # it is good all the same
-            debug(f"the session is not kept: {problem.message}")
-        finally:
-            self.let_go(user)
-
-    def unchanged(self) -> bool:
-        generation = self.cache.generation() if self.cache else ""
-        return generation == self.generation and read_identities(self.path) == self.stored
-
-    def sessions_path(self) -> str | None:
-        return os.path.join(os.path.dirname(self.path), "sessions.json") if self.path else None
-
-    def sessions(self) -> dict[str, Any]:
-        """What is known of the vault's sessions without opening it: user -> names of identities, end in seconds."""
-        import json
-
-        try:
-            with open(self.sessions_path() or "", encoding="utf-8") as file:
-                content = json.load(file)
-            return {user: about for user, about in content.items() if about["names"] and about["expires"] > 0}
-        except (OSError, ValueError, TypeError, AttributeError, KeyError):
-            return {}
-
-    def note_session(self, user: str, about: Mapping[str, Any] | None) -> None:
-        """Enter a session into sessions.json, or strike it out; a few that have ended leave the vault with it."""
-        import json
-
-        sessions = self.sessions()
-        over = [name for name, known in sessions.items() if known["expires"] < time.time() and name != user][:3]
-        for name in over:
-            self.vault.delete(name)
-        sessions = {name: known for name, known in sessions.items() if name not in (user, *over)}
-        if about is not None:
-            sessions[user] = dict(about)
-        path = self.sessions_path()
-        if path is None:
-            return
-        try:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            write_file(path, json.dumps(sessions, indent=2, sort_keys=True) + "\n")
-        except OSError as error:
-            debug(f"{path} cannot be written: {error.strerror}")
-
-    def ask_mfa_code(self, prompt: str) -> str:
-        """An MFA code: the one that was read from stdin, else a person's. Raises Problem where nobody can be asked."""
-        if self.mfa_code is not None:
-            code, self.mfa_code = self.mfa_code, ""
-            if not code:
-                raise Problem(f"{self.name}: AWS did not accept the MFA code")
-        elif not self.person and self.renew:
-            raise Problem(f"{self.name}: an MFA code is needed", "--mfa-code-stdin reads it from stdin")
-        elif not self.person:
-            raise sign_in_problem(self.name, "an MFA code is needed, and nobody can be asked for it")
-        else:
-            code = ask(prompt, secret=True)
-        keep_secret(code)
-        return code
-
-
-def left(entry: Mapping[str, Any] | None) -> float:
-    """The seconds until a session ends; 0 for none."""
-    return parse_time(entry["Credentials"]["Expiration"]) - time.time() if entry else 0
-
-
-class SessionCache:
-    """botocore's `cache` of temporary credentials, backed by the vault."""
-
-    def __init__(self, wallet: Wallet, scope: str, names: Sequence[str] = ()) -> None:
-        self.wallet = wallet
-        self.scope = scope
-        self.names = names
-        self.entries: dict[str, Any] = {}
-
-    def user(self, key: str) -> str:
-        return f"session:{sha256(f'{self.scope} {key}')[:32]}"
-
-    def __contains__(self, key: str) -> bool:
-        own = self.names[0] == self.wallet.name
-        self.entries[key] = self.wallet.kept_session(self.user(key), own)
-        return self.entries[key] is not None
-
-    def __getitem__(self, key: str) -> Any:
-        return self.entries[key]
-
-    def __setitem__(self, key: str, response: Mapping[str, Any]) -> None:
-        self.wallet.keep_session(self.user(key), response, self.names)
-
-
-class SsoTokens:
-    """botocore's `cache` of SSO access tokens, backed by the vault, over those that the AWS CLI left in its files.
-
-    The AWS CLI's are only read, and not refreshed: a refresh token is good once, and theirs would be spent.
-    """
-
-    def __init__(self, wallet: Wallet, sessions: Mapping[str, Mapping[str, str]]) -> None:
-        from hashlib import sha1
-
-        self.wallet = wallet
-        # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
-        self.sessions = {sha1(name.encode()).hexdigest(): session for name, session in sessions.items()}
-        self.names = {sha1(name.encode()).hexdigest(): name for name in sessions}
-        self.refreshing: Mapping[str, Any] | None = None
-
-    def __contains__(self, key: str) -> bool:
-        return self.find(key) is not None
-
-    def __getitem__(self, key: str) -> dict[str, Any]:
-        token = self.find(key)
-        if token is None:
-            raise KeyError(key)
-        return token
-
-    def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
-        session = self.sessions[key]
-        try:
-            keep_sso_token(self.wallet, session["sso_start_url"], session["sso_region"], token, self.refreshing)
-        except Problem as problem:  # it is good all the same, once
-            warn(f"the renewed SSO token is not kept: {problem.message}")
-
-    def find(self, key: str) -> dict[str, Any] | None:
-        session = self.sessions.get(key, {})
-        start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
-        ours = read_sso_token(self.wallet, start_url, region)
-        if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
-            ours = self.refreshing = self.locked(start_url, region)
-        if ours and sso_seconds_left(ours) > 0:
-            return ours
-        return self.left_by_aws_cli(key, start_url) or ours
-
-    def locked(self, start_url: str, region: str) -> dict[str, Any] | None:
-        """The token once more, under the lock that its renewal is done under."""
-        user = sso_user(start_url, region)
-        self.wallet.hold(user)
-        return read_sso_token(self.wallet, start_url, region)
-
-    def left_by_aws_cli(self, key: str, start_url: str) -> dict[str, Any] | None:
-        import json
-
-        for path in aws_cli_files(self.names[key], start_url) if key in self.names else ():
-            try:
-                with open(path, encoding="utf-8") as file:
-                    token = json.load(file)
-                keep_secret(token.pop("refreshToken", None))
-                keep_secret(token.get("clientSecret"))
-                keep_secret(token["accessToken"])
-                if token.get("startUrl") == start_url and sso_seconds_left(token) > 0:
-                    return dict(token)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue
-        return None
-
-
-def aws_cli_files(session: str, start_url: str) -> list[str]:
-    """Where the AWS CLI keeps the token of an sso-session, or of a start URL without one."""
-    from hashlib import sha1
-
-    names = (sha1(text.encode()).hexdigest() for text in (session, start_url))
-    return [os.path.expanduser(os.path.join("~", ".aws", "sso", "cache", f"{name}.json")) for name in names]
-
-
-SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a token with less left
-
-
-def sso_user(start_url: str, region: str) -> str:
-    """The vault's user for an SSO token: whoever signs in at the same place has the same one."""
-    return f"sso:{sha256(f'{region} {start_url}')[:32]}"
-
-
-def sso_seconds_left(token: Mapping[str, Any]) -> float:
-    return parse_time(token["expiresAt"]) - time.time()
-
-
-def read_sso_token(wallet: Wallet, start_url: str, region: str) -> dict[str, Any] | None:
-    try:
-        token = wallet.vault.get_json(sso_user(start_url, region))
-        if token is None:
-            return None
-        for name in ("accessToken", "refreshToken", "clientSecret"):
-            keep_secret(token.get(name))
-        sso_seconds_left(token)
-        return token if isinstance(token["accessToken"], str) else None
-    except (KeyError, TypeError, ValueError):
-        debug("the kept SSO token is damaged")
-    except Problem as problem:
-        debug(f"no SSO token is kept: {problem.message}")
-    return None
-
-
-def keep_sso_token(
-    wallet: Wallet, start_url: str, region: str, token: Mapping[str, Any], former: Mapping[str, Any] | None = None
-) -> None:
-    """Store an SSO token in the vault; one made from a `former` token, only if that is still there.
-
-    Raises KeyringUnavailable.
-    """
-    user = sso_user(start_url, region)
-    plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
-    for name in ("accessToken", "refreshToken", "clientSecret"):
-        keep_secret(plain.get(name))
-    try:
-        with wallet.vault_lock():
-            if former is not None and read_sso_token(wallet, start_url, region) != former:
-                return debug("the refreshed SSO token is not kept: it was signed out or in again meanwhile")
-            wallet.vault.set_json(user, plain)
-            ends = parse_time(plain["expiresAt"])
-            forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
-            about = {"names": [start_url], "expires": forgotten, "token_expires": ends, "sso": [start_url, region]}
-            mark = wallet.sessions().get(user, {}).get("sign_in", "") if former is not None else ""
-            about["sign_in"] = mark or os.urandom(8).hex()
-            wallet.note_session(user, about)
-    finally:
-        wallet.let_go(user)
-
-
-class SignInNeeded(Problem):
-    """Only a person can go on from here."""
-
-
-def sign_in_problem(name: str, what: str) -> Problem:
-    return SignInNeeded(f"{name}: {what}", f"sign in with `{PROGRAM} login {name}`")
-
-
-def client_config(request: Request) -> Any:
-    from botocore.config import Config
-
-    timeouts = {"connect_timeout": request.connect_timeout, "read_timeout": request.read_timeout}
-    return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
-
-
-def check_sources(profile: str, profiles: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise Problem where source_profile leads round in a loop (a profile with keys may name itself)."""
-    trail = [profile]
-    while source := profiles.get(trail[-1], {}).get("source_profile"):
-        if "role_arn" not in profiles[trail[-1]]:
-            return
-        if has_keys(profiles.get(source, {})):
-            return
-        trail.append(source)
-        if source in trail[:-1]:
-            raise Problem(f"the source_profile of these form a loop: {' -> '.join(trail)}")
-
-
-def has_keys(profile: Mapping[str, Any]) -> bool:
-    return "aws_access_key_id" in profile or "aws_secret_access_key" in profile
-
-
-# Keys of our own among those of AWS in a profile: of an MFA session the identity with the keys, of a record in
-# identities.json the last four characters of its access key id, when temporary keys end, and a mark that every login
-# changes.
-MFA_SOURCE = "eks_token_mfa_source"
-KEY_ENDING = "eks_token_key_ending"
-KEYS_END = "eks_token_keys_end"
-REVISION = "eks_token_revision"
-
-
-def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, AtmosEntry]) -> dict[str, Any]:
-    """AWS config with the identities among its profiles, and two things made to serve all identities at once.
-
-    An SSO start URL without an sso_session gets one, since botocore refreshes the tokens of sessions alone. A role's
-    mfa_serial over an identity with keys becomes an MFA session of that identity, in the place of its source.
-    """
-    atmos = {name: entry.profile() for name, entry in foreign.items()}
-    profiles = {**config.get("profiles", {}), **atmos, **stored.identities}
-    sso_sessions = dict(config.get("sso_sessions", {}))
-    for name, keys in list(profiles.items()):
-        if "sso_start_url" in keys and "sso_region" in keys and "sso_session" not in keys:
-            session = f"{PROGRAM} {keys['sso_start_url']} {keys['sso_region']}"
-            sso_sessions[session] = {key: keys[key] for key in ("sso_start_url", "sso_region")}
-            profiles[name] = {**keys, "sso_session": session}
-        source = keys.get("source_profile", "")
-        if "role_arn" in keys and "mfa_serial" in keys and may_have_mfa_session(source, profiles, stored, foreign):
-            session = f"{source} with {keys['mfa_serial']}"
-            of_source = profiles[source]
-            if not has_keys(of_source) and of_source.get("mfa_serial") == keys["mfa_serial"]:
-                session = source
-            else:
-                details = {MFA_SOURCE: source, "mfa_serial": keys["mfa_serial"]}
-                profiles[session] = {**details, **{key: of_source[key] for key in (REVISION,) if key in of_source}}
-            profiles[name] = {**keys, "source_profile": session}
-            del profiles[name]["mfa_serial"]
-    return {**config, "profiles": profiles, "sso_sessions": sso_sessions}
-
-
-def may_have_mfa_session(
-    name: str, profiles: Mapping[str, Mapping[str, Any]], stored: Stored, foreign: Mapping[str, AtmosEntry]
-) -> bool:
-    """Whether sts:GetSessionToken can be called for this source: it has long-term keys, and is no role."""
-    keys = profiles.get(name, {})
-    if name in stored.identities or name in foreign:
-        return not (RESOLVED_KEYS - {"mfa_serial"}) & keys.keys()
-    return {"aws_access_key_id", "aws_secret_access_key"} <= keys.keys() and "aws_session_token" not in keys
-
-
-_session_class: Any = None
-
-
-def session_class() -> Any:
-    """botocore's Session, seeing stored identities among the profiles; made where botocore is needed at last."""
-    global _session_class
-    if _session_class is not None:
-        return _session_class
-
-    from botocore.credentials import CachedCredentialFetcher
-    from botocore.session import Session
-
-    # botocore renews what has under 15 minutes left, with which a session would need the network, or a person, long
-    # before its end. Our session cache has a rule of its own.
-    CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
-
-    class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
-        verify_tls = True
-
-        def __init__(self, wallet: Wallet, profile: str | None) -> None:
-            # The profile is chosen by our rule: no variable is read for it.
-            super().__init__(session_vars={"profile": (None, None, None, None)}, profile=profile)
-            self._laid_over: Any = None
-            self._wallet = wallet
-
-        @property
-        def full_config(self) -> Any:
-            if self._laid_over is None:
-                self._laid_over = lay_over(super().full_config, self._wallet.stored, self._wallet.foreign)
-            return self._laid_over
-
-        def profile_as_written(self, name: str) -> dict[str, Any]:
-            return dict(super().full_config["profiles"].get(name, {}))
-
-        def lay_over_again(self) -> None:
-            self._laid_over = self._profile_map = None
-
-        def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
-            debug(f"asking AWS: {service_name}")
-            keep_secret(named.get("aws_secret_access_key"))
-            keep_secret(named.get("aws_session_token"))
-            if not self.verify_tls:
-                named.setdefault("verify", False)
-            if service_name == "sts" and not named.get("region_name") and not self.get_config_variable("region"):
-                named["region_name"] = "us-east-1"  # botocore takes none for AWS's global host, and fails for others
-            return super().create_client(service_name, *arguments, **named)
-
-    _session_class = IdentitySession
-    return _session_class
-
-
-def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[Any], list[Any]]:
-    """botocore's chain of providers in botocore's order, and apart from it the last one, instance metadata.
-
-    botocore.credentials.create_credential_resolver builds the same, with no place for a vault, for a stored identity
-    before the metadata, or for a prompt of our own.
-    """
-    from botocore.credentials import (
-        AssumeRoleProvider,
-        BotoProvider,
-        CanonicalNameCredentialSourcer,
-        ConfigProvider,
-        ContainerProvider,
-        EnvProvider,
-        InstanceMetadataProvider,
-        OriginalEC2Provider,
-        ProfileProviderBuilder,
-        SharedCredentialProvider,
-    )
-
-    class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
-        """A profile's providers; the keys of what is laid over come from the vault and from no file."""
-
-        def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
-            keys = session.full_config["profiles"].get(profile_name, {})
-            if MFA_SOURCE in keys:
-                return [keys_provider(wallet, profile_name, keys[MFA_SOURCE], keys)]
-            providers = list(super().providers(profile_name, disable_env_vars))
-            if profile_name not in wallet.stored.identities and profile_name not in wallet.foreign:
-                return providers
-            files = (SharedCredentialProvider, ConfigProvider)
-            providers = [provider for provider in providers if not isinstance(provider, files)]
-            return [*providers, keys_provider(wallet, profile_name, profile_name, keys)]
-
-    profile = choice.profile or "default"
-    cache = wallet.session_cache(profile, choice.environment)
-    environment, container = EnvProvider(), ContainerProvider()
-    metadata = InstanceMetadataProvider(metadata_fetcher(session))
-    builder = LaidOverProviders(
-        session, cache=cache, sso_token_cache=SsoTokens(wallet, session.full_config["sso_sessions"])
-    )
-    roles = AssumeRoleProvider(
-        load_config=lambda: session.full_config,
-        client_creator=session.create_client,
-        cache=cache,
-        profile_name=profile,
-        prompter=wallet.ask_mfa_code,
-        credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
-        profile_provider_builder=builder,
-    )
-    first = [roles, *builder.providers(profile, disable_env_vars=not choice.environment)]
-    if choice.environment:
-        first.insert(0, environment)
-    if profile in wallet.stored.identities or profile in wallet.foreign:
-        return first, []
-    return [*first, OriginalEC2Provider(), BotoProvider(), container], [metadata]
-
-
-def metadata_fetcher(session: Any) -> Any:
-    from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
-
-    setting = session.get_config_variable
-    return InstanceMetadataFetcher(
-        timeout=setting("metadata_service_timeout"),
-        num_attempts=setting("metadata_service_num_attempts"),
-        user_agent=session.user_agent(),
-        config={
-            "ec2_metadata_service_endpoint": setting("ec2_metadata_service_endpoint"),
-            "ec2_metadata_service_endpoint_mode": resolve_imds_endpoint_mode(session),
-            "ec2_credential_refresh_window": RENEW_SECONDS,
-            "ec2_metadata_v1_disabled": setting("ec2_metadata_v1_disabled"),
-        },
-    )
-
-
-def keys_provider(wallet: Wallet, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
-    """A botocore credential provider for the keys of `source`, or for an MFA session of them where `settings` name an
-    mfa_serial."""
-    from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials, RefreshableCredentials
-    from botocore.credentials import Credentials as StaticCredentials
-
-    class KeysProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
-        METHOD = "keyring"
-
-        def load(self) -> Any:
-            if "mfa_serial" in settings:
-                fetcher = mfa_session_fetcher(wallet, profile, source, settings)
-                return DeferredRefreshableCredentials(method="mfa", refresh_using=fetcher.fetch_credentials)
-            keys = long_term_keys(wallet, source)
-            if keys.expires is None:
-                return StaticCredentials(keys.access_key, keys.secret_key, keys.token, method=self.METHOD)
-            same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
-            same["expiry_time"] = rfc3339(keys.expires)
-            return RefreshableCredentials.create_from_metadata(same, lambda: same, self.METHOD)
-
-    return KeysProvider()
-
-
-def long_term_keys(wallet: Wallet, source: str) -> Credentials:
-    """The keys of an identity: from the vault, from Atmos, or a profile's own."""
-    if source in wallet.foreign:
-        return wallet.foreign[source].keys
-    if source in wallet.stored.identities:
-        return read_keys(wallet.vault, source)
-    profile = wallet.profile(source)
-    keep_secret(profile["aws_secret_access_key"])
-    return Credentials(profile["aws_access_key_id"], profile["aws_secret_access_key"], None, None)
-
-
-def read_keys(vault: Vault, name: str) -> Credentials:
-    """The keys stored for an identity. Raises Problem where there are none, or none that are still good."""
-    entry = vault.get_json(f"identity:{name}")
-    if entry is None:
-        raise sign_in_problem(name, "the keyring has no keys for it")
-    key, secret, token = (entry.get(name) for name in SECRET_KEYS)
-    if not isinstance(key, str) or not isinstance(secret, str):
-        raise damaged(f"identity:{name}", "incomplete")
-    keep_secret(secret)
-    keep_secret(token)
-    expires = parse_time(entry["expiration"]) if entry.get("expiration") else None
-    if expires is not None and expires <= time.time():
-        raise sign_in_problem(name, f"the stored session expired at {rfc3339(expires)}")
-    return Credentials(key, secret, token, expires)
-
-
-def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
-    """What obtains an MFA session (sts:GetSessionToken) of an identity with keys, and keeps it for all its roles."""
-    from botocore.credentials import CachedCredentialFetcher
-    from botocore.exceptions import ClientError
-
-    serial = settings["mfa_serial"]
-
-    class MfaSessionFetcher(CachedCredentialFetcher):  # type: ignore[misc,unused-ignore]
-        def _create_cache_key(self) -> str:
-            return f"mfa {serial}"
-
-        def _get_credentials(self) -> Any:
-            sts = wallet.client("sts", long_term_keys(wallet, source))
-            duration = int(settings.get("duration_seconds", MFA_SECONDS))
-            for attempt in (1, 2, 3):
-                code = wallet.ask_mfa_code(f"MFA code for {serial}: ")
-                if len(code) != 6:  # botocore would not even send it
-                    say("an MFA code has six digits")
-                    continue
-                try:
-                    return sts.get_session_token(SerialNumber=serial, TokenCode=code, DurationSeconds=duration)
-                except ClientError as error:
-                    wrong_code = "MultiFactorAuthentication" in error.response["Error"].get("Message", "")
-                    if attempt == 3 or not wrong_code:
-                        raise
-                    say("AWS did not accept this code")
-            raise Problem(f"{wallet.name}: no MFA code was accepted")
-
-    return MfaSessionFetcher(wallet.session_cache(profile))
-
-
-def parse_time(text: str) -> float:
-    """Seconds since the epoch of an ISO 8601 time. Raises ValueError."""
-    from datetime import UTC, datetime
-
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def frozen(credentials: Any, name: str) -> Credentials:
-    """botocore's credentials at this moment, renewed if they had to be. botocore tells their end in no public way."""
-    with plain_errors(name):
-        keys = credentials.get_frozen_credentials()
-    keep_secret(keys.secret_key)
-    keep_secret(keys.token)
-    expiry = getattr(credentials, "_expiry_time", None)
-    return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
-
-
-# Atmos's own entries: session credentials in files beneath its configuration directory, and long-term keys in the
-# keyring (cloudposse/atmos, pkg/auth/cloud/aws/files.go and pkg/keyring/system.go). They are only read.
-
-
-class AtmosEntry(NamedTuple):
-    keys: Credentials
-    region: str = ""
-    mfa_serial: str = ""
-    duration: str = ""  # of an MFA session, in seconds
-
-    def profile(self) -> dict[str, str]:
-        settings = {
-            "region": self.region,
-            "mfa_serial": self.mfa_serial,
-            "duration_seconds": self.duration,
-            REVISION: sha256(f"{self.keys.access_key} {self.keys.secret_key} {self.keys.token}"),
-        }
-        return {key: value for key, value in settings.items() if value}
-
-
-def find_in_atmos(wallet: Wallet, name: str) -> AtmosEntry | None:
-    """What Atmos has for an identity of this name, also in lower case. Raises Problem for what has expired."""
-    expired = 0.0
-    for spelling in dict.fromkeys((name, name.lower())):
-        entry = atmos_session(wallet, spelling)
-        if entry is not None and (entry.keys.expires is None or entry.keys.expires > time.time()):
-            return entry
-        if entry is not None:
-            expired = entry.keys.expires or 0.0
-        entry = atmos_keys(wallet, spelling)
-        if entry is not None:
-            return entry
-    if expired:
-        raise Problem(
-            f"{name}: Atmos's session expired at {rfc3339(expired)}", f"sign in with `atmos auth login -i {name}`"
-        )
-    return None
-
-
-def atmos_home(environ: Mapping[str, str], platform: str) -> str:
-    """Atmos's configuration directory, "" if there is no place for one."""
-    base = environ.get("ATMOS_XDG_CONFIG_HOME") or environ.get("XDG_CONFIG_HOME")
-    if not base and platform == "win32":
-        base = environ.get("APPDATA")
-    if not base and environ.get("HOME", "").startswith("/"):
-        base = os.path.join(environ["HOME"], ".config")
-    return os.path.abspath(os.path.join(base, "atmos")) if base else ""
-
-
-def atmos_session(wallet: Wallet, name: str) -> AtmosEntry | None:
-    """The session credentials that `atmos auth login` left for this name. Raises Problem where two realms have it."""
-    import glob
-
-    import botocore.configloader
-    from botocore.exceptions import BotoCoreError
-
-    home = atmos_home(wallet.setting.environ, wallet.setting.platform)
-    realm = wallet.setting.environ.get("ATMOS_AUTH_REALM")
-    if not home:
-        return None
-    places = [os.path.join(glob.escape(home), glob.escape(realm) if realm else "*", "aws", "*", "credentials")]
-    if not realm:
-        places.append(os.path.join(glob.escape(home), "aws", "*", "credentials"))
-    files = sorted(path for place in places for path in glob.glob(place))
-    wallet.watched += look_at([home, *files])
-    found = []
-    for path in files:
-        try:
-            keys = botocore.configloader.raw_config_parse(path, parse_subsections=False).get(name)
-        except (BotoCoreError, UnicodeDecodeError, OSError):
-            warn(f"{path} cannot be read as a credentials file")
-            continue
-        if keys and has_keys(keys):
-            found.append((path, keys))
-    if len(found) > 1:
-        raise Problem(
-            f"{name} is in several of Atmos's realms: {', '.join(path for path, _ in found)}",
-            "name the one that is meant in ATMOS_AUTH_REALM",
-        )
-    for path, keys in found:
-        key, secret, token = (keys.get(name) for name in SECRET_KEYS)
-        if not key or not secret:
-            raise Problem(f"{name} is incomplete in {path}", f"sign in with `atmos auth login -i {name}`")
-        keep_secret(secret)
-        keep_secret(token)
-        return AtmosEntry(Credentials(key, secret, token, atmos_expiration(path, name)))
-    return None
-
-
-def atmos_expiration(path: str, name: str) -> float | None:
-    """When the credentials end, from the comment above their section: `; atmos: expiration=RFC3339`."""
-    comment = ""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.strip() == f"[{name}]":
-                _, found, text = comment.partition("expiration=")
-                try:
-                    return parse_time(text.split()[0]) if found else None
-                except (ValueError, IndexError):
-                    return None
-            comment = line if line.lstrip().startswith((";", "#")) and "atmos:" in line else ""
-    return None
-
-
-def atmos_keys(wallet: Wallet, name: str) -> AtmosEntry | None:
-    """Long-term keys that Atmos keeps in the keyring. Raises Problem for an entry that is no AWS keys."""
-    import json
-
-    realm = wallet.setting.environ.get("ATMOS_AUTH_REALM")
-    service = f"atmos_{realm}_{name}" if realm else f"atmos_{name}"
-    try:
-        text = wallet.vault.get_foreign(service, "atmos-auth")
-    except Problem as error:
-        debug(f"{name} is not looked for among Atmos's keyring items: {error.message}")
-        return None
-    if text is None:
-        return None
-    try:
-        envelope = json.loads(go_keyring_decoded(text))
-        data = envelope["data"]
-        if envelope["type"] != "aws" or not isinstance(data, dict):
-            raise ValueError
-        expires = parse_time(data["expiration"]) if data.get("expiration") else None
-        duration = go_seconds(data.get("session_duration") or "")
-        keys = Credentials(
-            data.get("access_key_id", ""), data.get("secret_access_key", ""), data.get("session_token") or None, expires
-        )
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise Problem(f"the keyring's entry {service} is not one that Atmos makes for AWS") from None
-    keep_secret(keys.secret_key)
-    keep_secret(keys.token)
-    if not keys.secret_key:  # an SSO provider's: its access_key_id is a bearer token
-        keep_secret(keys.access_key)
-        raise Problem(
-            f"the keyring's entry {service} holds no AWS keys", f"sign in with `atmos auth login`, or `{PROGRAM} login`"
-        )
-    if expires is not None and expires <= time.time():
-        raise Problem(
-            f"{name}: Atmos's session expired at {rfc3339(expires)}", f"sign in with `atmos auth login -i {name}`"
-        )
-    serial = "" if keys.token else data.get("mfa_arn") or ""
-    return AtmosEntry(keys, data.get("region") or "", serial, duration)
-
-
-def go_keyring_decoded(text: str) -> str:
-    """What macOS's go-keyring wraps around a password (zalando/go-keyring, keyring_darwin.go). Raises ValueError."""
-    import base64
-
-    for prefix, decode in (("go-keyring-base64:", base64.b64decode), ("go-keyring-encoded:", bytes.fromhex)):
-        if text.startswith(prefix):
-            return decode(text.removeprefix(prefix)).decode()
-    return text
-
-
-def go_seconds(duration: str) -> str:
-    """Whole seconds of a duration as Go writes it, such as 12h or 1h30m; "" for none. Raises ValueError."""
-    import re
-
-    if not duration:
-        return ""
-    if not re.fullmatch(r"(\d+[hms])+", duration):
-        raise ValueError(duration)
-    units = {"h": 3600, "m": 60, "s": 1}
-    return str(sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration)))
-
-
-# Errors
-
-
-def first_line(error: object) -> str:
-    """An exception's words on one line, without what follows: STS quotes whole requests in some of its errors."""
-    lines = str(error).strip().splitlines()
-    return redacted(" ".join(lines[0].split()))[:300] if lines else type(error).__name__
-
-
-class plain_errors:
-    """While the `with` block runs, what botocore and what it calls may raise becomes a Problem."""
-
-    def __init__(self, name: str = "") -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if isinstance(error, (BotoCoreError, ClientError, OSError, ValueError, KeyError, RuntimeError)):
-            raise credential_problem(error, self.name) from error
-
-
-def credential_problem(error: Exception, name: str) -> Problem:
-    from botocore import exceptions
-
-    whose = f"{name}: " if name else ""
-    if isinstance(error, exceptions.ClientError):
-        details = error.response.get("Error", {})
-        code, words = details.get("Code", "Unknown"), first_line(details.get("Message", ""))
-        return Problem(f"{whose}AWS refused {error.operation_name}: {code}: {words}")
-    if isinstance(error, exceptions.MissingDependencyException):
-        return Problem(
-            f"{whose}login_session (aws login) cannot be read here: it needs a compiled library",
-            "set credential_process = aws configure export-credentials --profile PROFILE in a profile of its own",
-        )
-    if isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)):
-        return sign_in_problem(name or "NAME", f"the SSO session has ended or was never begun ({first_line(error)})")
-    if isinstance(error, KeyError):
-        return Problem(f"{whose}the credentials lack {error}")
-    if isinstance(error, RuntimeError) and "still expired" in str(error):
-        return Problem(f"{whose}the credentials have expired", "obtain new ones")
-    if isinstance(error, exceptions.ParamValidationError):  # several lines, the first of them a heading
-        return Problem(f"{whose}{first_line(' '.join(str(error).split()))}")
-    words = first_line(error)
-    return Problem(f"{whose}{words} it failed without a word" if words.endswith(":") else f"{whose}{words}")
-
-
-# -- 5. keyring ----------------------------------------------------------------------------------------------
+# -- 3. keyring -------------------------------------------------------------------------------------------------------
 #
 # What is secret lies in the OS keyring and nowhere else. `Vault` is all that the other sections see of it;
 # `choose_backend` says which keyring that is; `SecretService` speaks to the Linux and BSD ones over D-Bus.
@@ -2428,7 +1335,6 @@ PROMPT_SECONDS = 60.0  # for a person to answer the keyring's own dialog
 WINDOWS_LIMIT = 1280
 PARTS_MARK = "eks-token-parts"  # how the head item of a split value begins
 PARTS_GENERATIONS = ("a", "b")  # two, so that the leftovers of a torn write can be found by name
-
 NATIVE_BACKENDS = {
     "darwin": "keyring.backends.macOS.Keyring",
     "win32": "keyring.backends.Windows.WinVaultKeyring",
@@ -2439,12 +1345,10 @@ REFUSED_BACKENDS = {
     "keyring.backends.fail.Keyring": "it keeps nothing",
     "keyring.backends.chainer.ChainerBackend": "it tries every backend it finds; name the one that is meant",
 }
-
 UNREACHABLE_HINT = "environment keys and AWS profiles need no keyring; PYTHON_KEYRING_BACKEND names another"
 LOCKED_HINT = "unlock it in the desktop session, or use what needs no keyring: environment keys, AWS profiles"
 WINDOWS_NO_LOGON = 1312  # ERROR_NO_SUCH_LOGON_SESSION: over ssh and in services there is no credential store
 MACOS_NO_DIALOG = "-25308"  # errSecInteractionNotAllowed: locked, and over ssh no dialog can be shown
-
 DBUS = "org.freedesktop.DBus"
 SECRETS_BUS = "org.freedesktop.secrets"
 SECRETS_ROOT = "/org/freedesktop/secrets"
@@ -2452,14 +1356,6 @@ SECRETS_API = "org.freedesktop.Secret."
 SECRETS_LOCKED = SECRETS_API + "Error.IsLocked"
 SECRETS_NO_SESSION = SECRETS_API + "Error.NoSession"
 NOTHING = "/"  # the path that means no collection, or no prompt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any, TypeVar
-
-    from keyring.backend import KeyringBackend
-
-    T = TypeVar("T")
 
 
 class KeyringUnavailable(Problem):
@@ -2522,7 +1418,7 @@ class Vault:
             pieces = utf16_pieces(value, self._limit)
             for number, piece in enumerate(pieces, 1):
                 self._write(part_of(user, fresh, number), piece)
-            self._write(user, f"{PARTS_MARK} {fresh} {len(pieces)} {sha256_of(value)}")
+            self._write(user, f"{PARTS_MARK} {fresh} {len(pieces)} {sha256(value)}")
         try:
             for generation in stale:
                 self._drop_parts(user, generation)
@@ -2589,7 +1485,7 @@ class Vault:
             return None
         pieces = [self._read(part_of(user, generation, number)) for number in numbers]
         value = "".join(piece or "" for piece in pieces)
-        return value if sha256_of(value) == digest else None
+        return value if sha256(value) == digest else None
 
     def _drop_parts(self, user: str, generation: str) -> None:
         """Remove a generation's parts, last one first, so that an interruption leaves what can be counted."""
@@ -2651,12 +1547,6 @@ class Vault:
 
 def part_of(user: str, generation: str, number: int) -> str:
     return f"part:{generation}{number}:{user}"
-
-
-def sha256_of(value: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def utf16_length(value: str) -> int:
@@ -3116,45 +2006,2451 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
     return _secret_service_backend
 
 
-# -- 6. login ---------------------------------------------------------------------------------------------------------
+# -- 4. identities ----------------------------------------------------------------------------------------------------
 #
-# The one section that talks to a person. What is asked goes to stderr and is read from stdin; a secret is typed unseen.
+# A stored identity is a set of AWS shared-config keys: what is not secret is in identities.json, what is secret in the
+# vault. It is laid over the profiles of AWS config, so that each side may name the other as source_profile. This
+# section reads files and the vault; it asks neither AWS nor a person.
+
+# The keys of an identity by which botocore's providers find its credentials; one without them is keys in the vault.
+RESOLVED_KEYS = {
+    "credential_process",
+    "credential_source",
+    "login_session",
+    "mfa_serial",
+    "role_arn",
+    "source_profile",
+    "sso_account_id",
+    "sso_session",
+    "sso_start_url",
+    "web_identity_token_file",
+}
+SECRET_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+
+
+class Credentials(NamedTuple):
+    """As botocore names them, so that its signer takes them as they are."""
+
+    access_key: str
+    secret_key: str
+    token: str | None
+    expires: float | None  # seconds since the epoch
+
+
+class Stored(NamedTuple):
+    """identities.json: AWS shared-config keys by identity, and which one is the default."""
+
+    default: str
+    identities: Mapping[str, Mapping[str, str]]
+
+    def only(self) -> str:
+        """The identity that is meant where none is named, or ""."""
+        return self.default or (next(iter(self.identities)) if len(self.identities) == 1 else "")
+
+
+class Choice(NamedTuple):
+    """Which identity a request is for, and what may speak for it."""
+
+    profile: str  # "" for botocore's own default
+    named: bool  # so it must exist
+    environment: bool  # environment variables may hold its credentials
+    fallback: str = ""  # the stored identity that answers where botocore finds nothing
+    undecided: tuple[str, ...] = ()  # stored identities of which none was chosen
+
+
+def identities_path(environ: Mapping[str, str], platform: str) -> str | None:
+    home = data_home(environ, platform)
+    return os.path.join(home, "identities.json") if home else None
+
+
+def read_identities(path: str | None) -> Stored:
+    """What is stored; nothing, if there is no such file. Raises Problem for one that cannot be read."""
+    import json
+
+    if path is None:
+        return Stored("", {})
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        identities = {str(name): dict(keys) for name, keys in content["identities"].items()}
+        if all(isinstance(value, str) for keys in identities.values() for value in keys.values()):
+            default = content.get("default", "")
+            return Stored(default if default in identities else "", identities)
+    except FileNotFoundError:
+        return Stored("", {})
+    except OSError as error:
+        raise Problem(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise Problem(
+        f"{path} is damaged", f"move it away and sign in again with `{PROGRAM} login NAME`; the keyring keeps the keys"
+    )
+
+
+def write_identities(path: str | None, stored: Stored) -> None:
+    import json
+
+    if path is None:
+        raise Problem("HOME names no absolute path: there is no place to keep identities in")
+    content = {"version": 1, "default": stored.default, "identities": stored.identities}
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        if os.name == "posix" and os.stat(os.path.dirname(path)).st_uid != os.geteuid():
+            raise Problem(f"{os.path.dirname(path)} belongs to another user: nothing is written there")
+        write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise Problem(f"{path} cannot be written: {error.strerror}") from error
+
+
+def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored) -> Choice:
+    """Whom the request is for: the order of each grammar's original, and stored identities where it has no say."""
+    drop_in = request.grammar in ("aws", "aws-iam-authenticator")
+    name = request.identity or ("" if drop_in else environ.get("ATMOS_IDENTITY", ""))
+    if name:
+        return Choice(name, named=True, environment=False)
+    key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    if bool(key) != bool(secret):
+        there, missing = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+        if secret:
+            there, missing = missing, there
+        raise Problem(f"{there} is set, and {missing} is not", "set both of them, or neither")
+    profile = environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE") or ""
+    if key or profile:
+        return Choice(profile, named=bool(profile), environment=True)
+    undecided = () if stored.only() else tuple(sorted(stored.identities))
+    if drop_in:
+        return Choice("", named=False, environment=True, fallback=stored.only(), undecided=undecided)
+    if undecided:
+        raise no_choice(undecided)
+    return Choice(stored.only(), named=bool(stored.only()), environment=not stored.only())
+
+
+def no_choice(names: Sequence[str]) -> Problem:
+    return Problem(
+        f"which identity? These are stored: {', '.join(names)}",
+        f"name one with --identity, or make it the default: {PROGRAM} login NAME --default",
+    )
+
+
+def has_keys(profile: Mapping[str, Any]) -> bool:
+    return "aws_access_key_id" in profile or "aws_secret_access_key" in profile
+
+
+def check_sources(profile: str, profiles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise Problem where source_profile leads round in a loop (a profile with keys may name itself)."""
+    trail = [profile]
+    while source := profiles.get(trail[-1], {}).get("source_profile"):
+        if "role_arn" not in profiles[trail[-1]]:
+            return
+        if has_keys(profiles.get(source, {})):
+            return
+        trail.append(source)
+        if source in trail[:-1]:
+            raise Problem(f"the source_profile of these form a loop: {' -> '.join(trail)}")
+
+
+# Keys of our own among those of AWS in a profile: of an MFA session the identity with the keys, of a record in
+# identities.json the last four characters of its access key id, when temporary keys end, and a mark that every login
+# changes.
+MFA_SOURCE = "eks_token_mfa_source"
+KEY_ENDING = "eks_token_key_ending"
+KEYS_END = "eks_token_keys_end"
+REVISION = "eks_token_revision"
+
+
+def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, AtmosEntry]) -> dict[str, Any]:
+    """AWS config with the identities among its profiles, and two things made to serve all identities at once.
+
+    An SSO start URL without an sso_session gets one, since botocore refreshes the tokens of sessions alone. A role's
+    mfa_serial over an identity with keys becomes an MFA session of that identity, in the place of its source.
+    """
+    atmos = {name: entry.profile() for name, entry in foreign.items()}
+    profiles = {**config.get("profiles", {}), **atmos, **stored.identities}
+    sso_sessions = dict(config.get("sso_sessions", {}))
+    for name, keys in list(profiles.items()):
+        if "sso_start_url" in keys and "sso_region" in keys and "sso_session" not in keys:
+            session = f"{PROGRAM} {keys['sso_start_url']} {keys['sso_region']}"
+            sso_sessions[session] = {key: keys[key] for key in ("sso_start_url", "sso_region")}
+            profiles[name] = {**keys, "sso_session": session}
+        source = keys.get("source_profile", "")
+        if "role_arn" in keys and "mfa_serial" in keys and may_have_mfa_session(source, profiles, stored, foreign):
+            session = f"{source} with {keys['mfa_serial']}"
+            of_source = profiles[source]
+            if not has_keys(of_source) and of_source.get("mfa_serial") == keys["mfa_serial"]:
+                session = source
+            else:
+                details = {MFA_SOURCE: source, "mfa_serial": keys["mfa_serial"]}
+                profiles[session] = {**details, **{key: of_source[key] for key in (REVISION,) if key in of_source}}
+            profiles[name] = {**keys, "source_profile": session}
+            del profiles[name]["mfa_serial"]
+    return {**config, "profiles": profiles, "sso_sessions": sso_sessions}
+
+
+def may_have_mfa_session(
+    name: str, profiles: Mapping[str, Mapping[str, Any]], stored: Stored, foreign: Mapping[str, AtmosEntry]
+) -> bool:
+    """Whether sts:GetSessionToken can be called for this source: it has long-term keys, and is no role."""
+    keys = profiles.get(name, {})
+    if name in stored.identities or name in foreign:
+        return not (RESOLVED_KEYS - {"mfa_serial"}) & keys.keys()
+    return {"aws_access_key_id", "aws_secret_access_key"} <= keys.keys() and "aws_session_token" not in keys
+
+
+# SSO
+
+
+def sso_place(session: Any, name: str) -> tuple[tuple[str, str] | None, bool]:
+    """The start URL and region where an identity, or the last of its sources, signs in; and whether it is its own."""
+    config = session.full_config
+    seen: set[str] = set()
+    source = name
+    while source and source not in seen:
+        seen.add(source)
+        keys = config["profiles"].get(source, {})
+        place = config["sso_sessions"].get(keys.get("sso_session"), {})
+        if "sso_start_url" in place and "sso_region" in place:
+            return (place["sso_start_url"], place["sso_region"]), source == name
+        source = keys.get("source_profile", "")
+    return None, False
+
+
+def kind_of(keys: Mapping[str, Any]) -> str:
+    if "web_identity_token_file" in keys:
+        return "web identity"
+    if "role_arn" in keys:
+        return "role with MFA" if "mfa_serial" in keys else "role"
+    if {"sso_session", "sso_start_url", "sso_account_id"} & keys.keys():
+        return "SSO"
+    if "credential_process" in keys:
+        return "process"
+    if "login_session" in keys:
+        return "aws login"
+    return "keys with MFA" if "mfa_serial" in keys else "keys"
+
+
+class SignInNeeded(Problem):
+    """Only a person can go on from here."""
+
+
+def sign_in_problem(name: str, what: str) -> Problem:
+    return SignInNeeded(f"{name}: {what}", f"sign in with `{PROGRAM} login {name}`")
+
+
+def read_keys(vault: Vault, name: str) -> Credentials:
+    """The keys stored for an identity. Raises Problem where there are none, or none that are still good."""
+    entry = vault.get_json(f"identity:{name}")
+    if entry is None:
+        raise sign_in_problem(name, "the keyring has no keys for it")
+    key, secret, token = (entry.get(name) for name in SECRET_KEYS)
+    if not isinstance(key, str) or not isinstance(secret, str):
+        raise damaged(f"identity:{name}", "incomplete")
+    keep_secret(secret)
+    keep_secret(token)
+    expires = parse_time(entry["expiration"]) if entry.get("expiration") else None
+    if expires is not None and expires <= time.time():
+        raise sign_in_problem(name, f"the stored session expired at {rfc3339(expires)}")
+    return Credentials(key, secret, token, expires)
+
+
+# Atmos's own entries: session credentials in files beneath its configuration directory, and long-term keys in the
+# keyring (cloudposse/atmos, pkg/auth/cloud/aws/files.go and pkg/keyring/system.go). They are only read.
+
+
+class AtmosEntry(NamedTuple):
+    keys: Credentials
+    region: str = ""
+    mfa_serial: str = ""
+    duration: str = ""  # of an MFA session, in seconds
+
+    def profile(self) -> dict[str, str]:
+        settings = {
+            "region": self.region,
+            "mfa_serial": self.mfa_serial,
+            "duration_seconds": self.duration,
+            REVISION: sha256(f"{self.keys.access_key} {self.keys.secret_key} {self.keys.token}"),
+        }
+        return {key: value for key, value in settings.items() if value}
+
+
+def find_in_atmos(wallet: Wallet, name: str) -> AtmosEntry | None:
+    """What Atmos has for an identity of this name, also in lower case. Raises Problem for what has expired."""
+    expired = 0.0
+    for spelling in dict.fromkeys((name, name.lower())):
+        entry = atmos_session(wallet, spelling)
+        if entry is not None and (entry.keys.expires is None or entry.keys.expires > time.time()):
+            return entry
+        if entry is not None:
+            expired = entry.keys.expires or 0.0
+        entry = atmos_keys(wallet, spelling)
+        if entry is not None:
+            return entry
+    if expired:
+        raise Problem(
+            f"{name}: Atmos's session expired at {rfc3339(expired)}", f"sign in with `atmos auth login -i {name}`"
+        )
+    return None
+
+
+def atmos_home(environ: Mapping[str, str], platform: str) -> str:
+    """Atmos's configuration directory, "" if there is no place for one."""
+    base = environ.get("ATMOS_XDG_CONFIG_HOME") or environ.get("XDG_CONFIG_HOME")
+    if not base and platform == "win32":
+        base = environ.get("APPDATA")
+    if not base and environ.get("HOME", "").startswith("/"):
+        base = os.path.join(environ["HOME"], ".config")
+    return os.path.abspath(os.path.join(base, "atmos")) if base else ""
+
+
+def atmos_session(wallet: Wallet, name: str) -> AtmosEntry | None:
+    """The session credentials that `atmos auth login` left for this name. Raises Problem where two realms have it."""
+    import glob
+
+    import botocore.configloader
+    from botocore.exceptions import BotoCoreError
+
+    home = atmos_home(wallet.setting.environ, wallet.setting.platform)
+    realm = wallet.setting.environ.get("ATMOS_AUTH_REALM")
+    if not home:
+        return None
+    places = [os.path.join(glob.escape(home), glob.escape(realm) if realm else "*", "aws", "*", "credentials")]
+    if not realm:
+        places.append(os.path.join(glob.escape(home), "aws", "*", "credentials"))
+    files = sorted(path for place in places for path in glob.glob(place))
+    wallet.watched += look_at([home, *files])
+    found = []
+    for path in files:
+        try:
+            keys = botocore.configloader.raw_config_parse(path, parse_subsections=False).get(name)
+        except (BotoCoreError, UnicodeDecodeError, OSError):
+            warn(f"{path} cannot be read as a credentials file")
+            continue
+        if keys and has_keys(keys):
+            found.append((path, keys))
+    if len(found) > 1:
+        raise Problem(
+            f"{name} is in several of Atmos's realms: {', '.join(path for path, _ in found)}",
+            "name the one that is meant in ATMOS_AUTH_REALM",
+        )
+    for path, keys in found:
+        key, secret, token = (keys.get(name) for name in SECRET_KEYS)
+        if not key or not secret:
+            raise Problem(f"{name} is incomplete in {path}", f"sign in with `atmos auth login -i {name}`")
+        keep_secret(secret)
+        keep_secret(token)
+        return AtmosEntry(Credentials(key, secret, token, atmos_expiration(path, name)))
+    return None
+
+
+def atmos_expiration(path: str, name: str) -> float | None:
+    """When the credentials end, from the comment above their section: `; atmos: expiration=RFC3339`."""
+    comment = ""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.strip() == f"[{name}]":
+                _, found, text = comment.partition("expiration=")
+                try:
+                    return parse_time(text.split()[0]) if found else None
+                except (ValueError, IndexError):
+                    return None
+            comment = line if line.lstrip().startswith((";", "#")) and "atmos:" in line else ""
+    return None
+
+
+def atmos_keys(wallet: Wallet, name: str) -> AtmosEntry | None:
+    """Long-term keys that Atmos keeps in the keyring. Raises Problem for an entry that is no AWS keys."""
+    import json
+
+    realm = wallet.setting.environ.get("ATMOS_AUTH_REALM")
+    service = f"atmos_{realm}_{name}" if realm else f"atmos_{name}"
+    try:
+        text = wallet.vault.get_foreign(service, "atmos-auth")
+    except Problem as error:
+        debug(f"{name} is not looked for among Atmos's keyring items: {error.message}")
+        return None
+    if text is None:
+        return None
+    try:
+        envelope = json.loads(go_keyring_decoded(text))
+        data = envelope["data"]
+        if envelope["type"] != "aws" or not isinstance(data, dict):
+            raise ValueError
+        expires = parse_time(data["expiration"]) if data.get("expiration") else None
+        duration = go_seconds(data.get("session_duration") or "")
+        keys = Credentials(
+            data.get("access_key_id", ""), data.get("secret_access_key", ""), data.get("session_token") or None, expires
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise Problem(f"the keyring's entry {service} is not one that Atmos makes for AWS") from None
+    keep_secret(keys.secret_key)
+    keep_secret(keys.token)
+    if not keys.secret_key:  # an SSO provider's: its access_key_id is a bearer token
+        keep_secret(keys.access_key)
+        raise Problem(
+            f"the keyring's entry {service} holds no AWS keys", f"sign in with `atmos auth login`, or `{PROGRAM} login`"
+        )
+    if expires is not None and expires <= time.time():
+        raise Problem(
+            f"{name}: Atmos's session expired at {rfc3339(expires)}", f"sign in with `atmos auth login -i {name}`"
+        )
+    serial = "" if keys.token else data.get("mfa_arn") or ""
+    return AtmosEntry(keys, data.get("region") or "", serial, duration)
+
+
+def go_keyring_decoded(text: str) -> str:
+    """What macOS's go-keyring wraps around a password (zalando/go-keyring, keyring_darwin.go). Raises ValueError."""
+    import base64
+
+    for prefix, decode in (("go-keyring-base64:", base64.b64decode), ("go-keyring-encoded:", bytes.fromhex)):
+        if text.startswith(prefix):
+            return decode(text.removeprefix(prefix)).decode()
+    return text
+
+
+def go_seconds(duration: str) -> str:
+    """Whole seconds of a duration as Go writes it, such as 12h or 1h30m; "" for none. Raises ValueError."""
+    import re
+
+    if not duration:
+        return ""
+    if not re.fullmatch(r"(\d+[hms])+", duration):
+        raise ValueError(duration)
+    units = {"h": 3600, "m": 60, "s": 1}
+    return str(sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration)))
+
+
+# -- 5. sessions ------------------------------------------------------------------------------------------------------
+#
+# Temporary credentials and SSO tokens are kept in the vault, through botocore's `cache` hooks. sessions.json says which
+# ones there are, and until when, without opening the vault.
+
+RENEW_SECONDS = 120  # sessions with less left are renewed first
+MFA_SECONDS = 12 * 3600  # of an MFA session (sts:GetSessionToken) where duration_seconds does not say
+ROLE_SESSION_NAME = "EKSGetTokenAuth"  # as `aws eks get-token --role-arn` names it; trust policies match on it
+SSO_SCOPE = "sso:account:access"  # without it no refresh token is issued
+
+# What decides where credentials come from, by endpoint or, where the environment has a say, by variable.
+ENDPOINT_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_SSO",
+    "AWS_ENDPOINT_URL_SSO_OIDC",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+)
+CREDENTIAL_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CREDENTIAL_FILE",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "BOTO_CONFIG",
+)
+
+
+def left(entry: Mapping[str, Any] | None) -> float:
+    """The seconds until a session ends; 0 for none."""
+    return parse_time(entry["Credentials"]["Expiration"]) - time.time() if entry else 0
+
+
+class SessionCache:
+    """botocore's `cache` of temporary credentials, backed by the vault."""
+
+    def __init__(self, wallet: Wallet, scope: str, names: Sequence[str] = ()) -> None:
+        self.wallet = wallet
+        self.scope = scope
+        self.names = names
+        self.entries: dict[str, Any] = {}
+
+    def user(self, key: str) -> str:
+        return f"session:{sha256(f'{self.scope} {key}')[:32]}"
+
+    def __contains__(self, key: str) -> bool:
+        own = self.names[0] == self.wallet.name
+        self.entries[key] = self.wallet.kept_session(self.user(key), own)
+        return self.entries[key] is not None
+
+    def __getitem__(self, key: str) -> Any:
+        return self.entries[key]
+
+    def __setitem__(self, key: str, response: Mapping[str, Any]) -> None:
+        self.wallet.keep_session(self.user(key), response, self.names)
+
+
+class SsoTokens:
+    """botocore's `cache` of SSO access tokens, backed by the vault, over those that the AWS CLI left in its files.
+
+    The AWS CLI's are only read, and not refreshed: a refresh token is good once, and theirs would be spent.
+    """
+
+    def __init__(self, wallet: Wallet, sessions: Mapping[str, Mapping[str, str]]) -> None:
+        from hashlib import sha1
+
+        self.wallet = wallet
+        # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
+        self.sessions = {sha1(name.encode()).hexdigest(): session for name, session in sessions.items()}
+        self.names = {sha1(name.encode()).hexdigest(): name for name in sessions}
+        self.refreshing: Mapping[str, Any] | None = None
+
+    def __contains__(self, key: str) -> bool:
+        return self.find(key) is not None
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        token = self.find(key)
+        if token is None:
+            raise KeyError(key)
+        return token
+
+    def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
+        session = self.sessions[key]
+        try:
+            keep_sso_token(self.wallet, session["sso_start_url"], session["sso_region"], token, self.refreshing)
+        except Problem as problem:  # it is good all the same, once
+            warn(f"the renewed SSO token is not kept: {problem.message}")
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        session = self.sessions.get(key, {})
+        start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
+        ours = read_sso_token(self.wallet, start_url, region)
+        if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
+            ours = self.refreshing = self.locked(start_url, region)
+        if ours and sso_seconds_left(ours) > 0:
+            return ours
+        return self.left_by_aws_cli(key, start_url) or ours
+
+    def locked(self, start_url: str, region: str) -> dict[str, Any] | None:
+        """The token once more, under the lock that its renewal is done under."""
+        user = sso_user(start_url, region)
+        self.wallet.hold(user)
+        return read_sso_token(self.wallet, start_url, region)
+
+    def left_by_aws_cli(self, key: str, start_url: str) -> dict[str, Any] | None:
+        import json
+
+        for path in aws_cli_files(self.names[key], start_url) if key in self.names else ():
+            try:
+                with open(path, encoding="utf-8") as file:
+                    token = json.load(file)
+                keep_secret(token.pop("refreshToken", None))
+                keep_secret(token.get("clientSecret"))
+                keep_secret(token["accessToken"])
+                if token.get("startUrl") == start_url and sso_seconds_left(token) > 0:
+                    return dict(token)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return None
+
+
+def aws_cli_files(session: str, start_url: str) -> list[str]:
+    """Where the AWS CLI keeps the token of an sso-session, or of a start URL without one."""
+    from hashlib import sha1
+
+    names = (sha1(text.encode()).hexdigest() for text in (session, start_url))
+    return [os.path.expanduser(os.path.join("~", ".aws", "sso", "cache", f"{name}.json")) for name in names]
+
+
+SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a token with less left
+
+
+def sso_user(start_url: str, region: str) -> str:
+    """The vault's user for an SSO token: whoever signs in at the same place has the same one."""
+    return f"sso:{sha256(f'{region} {start_url}')[:32]}"
+
+
+def sso_seconds_left(token: Mapping[str, Any]) -> float:
+    return parse_time(token["expiresAt"]) - time.time()
+
+
+def read_sso_token(wallet: Wallet, start_url: str, region: str) -> dict[str, Any] | None:
+    try:
+        token = wallet.vault.get_json(sso_user(start_url, region))
+        if token is None:
+            return None
+        for name in ("accessToken", "refreshToken", "clientSecret"):
+            keep_secret(token.get(name))
+        sso_seconds_left(token)
+        return token if isinstance(token["accessToken"], str) else None
+    except (KeyError, TypeError, ValueError):
+        debug("the kept SSO token is damaged")
+    except Problem as problem:
+        debug(f"no SSO token is kept: {problem.message}")
+    return None
+
+
+def keep_sso_token(
+    wallet: Wallet, start_url: str, region: str, token: Mapping[str, Any], former: Mapping[str, Any] | None = None
+) -> None:
+    """Store an SSO token in the vault; one made from a `former` token, only if that is still there.
+
+    Raises KeyringUnavailable.
+    """
+    user = sso_user(start_url, region)
+    plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
+    for name in ("accessToken", "refreshToken", "clientSecret"):
+        keep_secret(plain.get(name))
+    try:
+        with wallet.vault_lock():
+            if former is not None and read_sso_token(wallet, start_url, region) != former:
+                return debug("the refreshed SSO token is not kept: it was signed out or in again meanwhile")
+            wallet.vault.set_json(user, plain)
+            ends = parse_time(plain["expiresAt"])
+            forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
+            about = {"names": [start_url], "expires": forgotten, "token_expires": ends, "sso": [start_url, region]}
+            mark = wallet.sessions().get(user, {}).get("sign_in", "") if former is not None else ""
+            about["sign_in"] = mark or os.urandom(8).hex()
+            wallet.note_session(user, about)
+    finally:
+        wallet.let_go(user)
+
+
+# -- 6. credentials ---------------------------------------------------------------------------------------------------
+#
+# The way from a choice to credentials: botocore's own providers resolve the profiles that stored identities are laid
+# over, with the vault as one more source of keys, and what botocore raises becomes one line for the user.
+
+
+class Wallet:
+    """The identities and settings of one run: whom a request is for, and that identity's credentials."""
+
+    def __init__(self, setting: Setting, cache: Cache | None, interactive: bool) -> None:
+        self.setting = setting
+        self.cache = cache
+        self.person = setting.terminal and interactive  # somebody can be asked for an MFA code
+        self.vault = Vault(setting.environ, setting.platform, interactive)
+        self.path = identities_path(setting.environ, setting.platform)
+        self.generation = cache.generation() if cache else ""
+        self.watched = look_at(self.files())  # before anything is read that they hold
+        self.stored = read_identities(self.path)
+        self.name = ""  # of the chosen identity
+        self.foreign: dict[str, AtmosEntry] = {}
+        self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
+        self.written: Mapping[str, str] | None = None  # the record that this process has stored
+        self.renew = False  # sign in again, however long the sessions still live
+        self._session: Any = None
+        self._last_resort = False  # sessions that cannot be renewed are used up to their end
+        self._renewed: set[str] = set()
+        self._ending: set[str] = set()
+        self._held: dict[str, Lock] = {}
+
+    def files(self) -> list[str]:
+        """The files that decide an answer, as far as is known beforehand."""
+        from os.path import expanduser, expandvars
+
+        environ = self.setting.environ
+        aws = [
+            environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
+            environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
+        ]
+        paths = [os.path.abspath(expanduser(expandvars(path))) for path in aws]
+        return [*paths, self.path] if self.path else paths
+
+    def credentials(self, request: Request) -> Credentials:
+        """The credentials that sign this request's token. Raises Problem."""
+        choice = choose_identity(request, self.setting.environ, self.stored)
+        self.name = choice.profile or choice.fallback or "default"
+        in_environment = choice.environment and bool(self.setting.environ.get("AWS_ACCESS_KEY_ID"))
+        if self.holds_keys(choice.profile) and not in_environment and not request.role_arn:
+            debug(f"{self.name}: keys from the keyring")
+            # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
+            return read_keys(self.vault, choice.profile)
+        try:
+            return self.resolve(choice, request)
+        except Problem as problem:
+            if self._ending and not self.renew:
+                debug(f"{self.name}: its session cannot be renewed, and is used while it lasts")
+                self._last_resort = True
+            elif not (isinstance(problem, SignInNeeded) and self.person and self.sign_in_again()):
+                raise
+        return self.resolve(choice, request)
+
+    def sign_in_again(self) -> bool:
+        """With a person there, begin an SSO session instead of asking for a command that does; false if it is none."""
+        place, _ = sso_place(self._session, self.name)
+        if place is None or self.renew:
+            return False
+        say(f"{self.name}: sign in to go on")
+        authorize_anew(self, self._session, place, no_browser=False)
+        return True
+
+    def resolve(self, choice: Choice, request: Request) -> Credentials:
+        self._session = self.open_session(choice, request)
+        try:
+            found, choice = self.load(choice, request)
+            if request.role_arn:
+                found = self.assume(found, choice, request)
+            return frozen(found, self.name)
+        finally:
+            for user in list(self._held):
+                self.let_go(user)
+
+    def holds_keys(self, name: str) -> bool:
+        """Whether this is a stored identity that is no more than keys in the vault."""
+        keys = self.stored.identities.get(name)
+        return keys is not None and not RESOLVED_KEYS & keys.keys()
+
+    def endpoint_settings(self) -> tuple[bool, bool, bool]:
+        """Whether FIPS and dual-stack endpoints are configured, and the legacy, global one."""
+        on = self.configured("use_fips_endpoint"), self.configured("use_dualstack_endpoint")
+        legacy = self.configured("sts_regional_endpoints").lower() == "legacy"
+        return on[0].lower() == "true", on[1].lower() == "true", legacy
+
+    def region(self) -> str:
+        """The region that the identity's profile names, or ""."""
+        return self.configured("region")
+
+    def configured(self, name: str) -> str:
+        """A setting of the AWS SDKs, from its variable or the identity's keys; "" if there is none."""
+        if self._session is not None:
+            value = self._session.get_config_variable(name)
+            return "" if value is None else str(value)
+        variable = self.setting.environ.get(f"AWS_{name.upper()}")
+        return variable or self.stored.identities[self.name].get(name, "")
+
+    def open_session(self, choice: Choice, request: Request) -> Any:
+        """A botocore session for the chosen profile, with the stored identities among its profiles."""
+        with plain_errors(self.name):
+            session = session_class()(self, choice.profile or None)
+            if request.region:
+                session.set_config_variable("region", request.region)
+            if request.ca_bundle:
+                session.set_config_variable("ca_bundle", request.ca_bundle)
+            session.verify_tls = request.verify_tls
+            session.set_default_client_config(client_config(request))
+            if choice.named and choice.profile not in (*session.full_config["profiles"], "default"):
+                self.look_elsewhere(choice.profile, session)
+            return session
+
+    def look_elsewhere(self, name: str, session: Any) -> None:
+        """Take in a name that is neither stored nor a profile: the vault may know it all the same, or Atmos."""
+        try:
+            known = self.vault.get(f"identity:{name}") is not None
+        except Problem as error:
+            debug(f"{name} is not looked for in the keyring: {error.message}")
+            known = False
+        if known and self.path is None:
+            self.stored = self.stored._replace(identities={**self.stored.identities, name: {}})
+        elif known:
+            warn(f"{name} was missing from {self.path}, and is entered again")
+            with self.vault_lock():
+                stored = read_identities(self.path)
+                self.stored = stored._replace(identities={**stored.identities, name: {}})
+                write_identities(self.path, self.stored)
+        elif entry := find_in_atmos(self, name):
+            debug(f"{name} is Atmos's")
+            self.foreign[name] = entry
+        else:
+            close = nearest(name, session.full_config["profiles"])
+            raise Problem(
+                f"no identity and no AWS profile is named {name!r}",
+                f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {name}`",
+            )
+        session.lay_over_again()
+
+    def load(self, choice: Choice, request: Request) -> tuple[Any, Choice]:
+        """botocore's credentials for the choice, and the choice that they are of at last.
+
+        They come from botocore's chain of providers, with a stored identity before instance metadata.
+        """
+        from botocore.credentials import CredentialResolver
+
+        with plain_errors(self.name):
+            check_sources(choice.profile or "default", self._session.full_config["profiles"])
+            first, last = provider_chain(self, self._session, choice)
+            boto = look_at(self.boto_files())
+            found = CredentialResolver(first).load_credentials()
+            if found is not None and found.method in ("boto-config", "ec2-credentials-file"):
+                self.watched += boto
+            if found is None and choice.undecided:
+                raise no_choice(choice.undecided)
+            if found is None and choice.fallback:
+                self.name = choice.fallback
+                again = Choice(choice.fallback, named=True, environment=False)
+                self._session = self.open_session(again, request._replace(region=self.configured("region")))
+                return self.load(again, request)
+            if found is None:
+                found = CredentialResolver(last).load_credentials()
+        if found is None:
+            raise Problem(
+                f"no credentials were found for {self.name}",
+                f"store an identity with `{PROGRAM} login NAME`, or name a profile of ~/.aws/config",
+            )
+        debug(f"{self.name}: credentials by botocore's provider {found.method}")
+        return found, choice
+
+    def boto_files(self) -> list[str]:
+        """What botocore's OriginalEC2Provider and BotoProvider read."""
+        environ = self.setting.environ
+        boto = [environ["BOTO_CONFIG"]] if environ.get("BOTO_CONFIG") else ["/etc/boto.cfg", "~/.boto"]
+        named = [environ["AWS_CREDENTIAL_FILE"]] if environ.get("AWS_CREDENTIAL_FILE") else []
+        return [os.path.abspath(os.path.expanduser(path)) for path in (*named, *boto)]
+
+    def assume(self, source: Any, choice: Choice, request: Request) -> Any:
+        """The role of --role-arn, assumed on top of the identity."""
+        from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+
+        session_name = request.session_name or ROLE_SESSION_NAME
+        if request.forward_session_name:
+            with plain_errors(self.name):
+                answer = self.client("sts", source.get_frozen_credentials()).get_caller_identity()
+            session_name = answer["UserId"].partition(":")[2] or session_name
+        details = {"RoleSessionName": session_name}
+        if request.external_id:
+            details["ExternalId"] = request.external_id
+        fetcher = AssumeRoleCredentialFetcher(
+            self._session.create_client,
+            source,
+            request.role_arn,
+            extra_args=details,
+            cache=self.session_cache(choice.profile, choice.environment, on_top=True),
+        )
+        return DeferredRefreshableCredentials(method="assume-role", refresh_using=fetcher.fetch_credentials)
+
+    def client(self, service: str, keys: Any, region: str | None = None) -> Any:
+        return self._session.create_client(
+            service,
+            region_name=region,
+            aws_access_key_id=keys.access_key,
+            aws_secret_access_key=keys.secret_key,
+            aws_session_token=keys.token,
+        )
+
+    def vault_lock(self) -> Any:
+        """The lock for writing identities and vault, as a context; where there are no locks it goes on without."""
+        import contextlib
+
+        held = contextlib.ExitStack()
+        if self.cache:
+            try:
+                held.enter_context(self.cache.lock("vault"))
+            except LocksUnavailable:
+                debug("locks do not work in the cache directory")
+        return held
+
+    # Sessions, that is temporary credentials, and SSO tokens
+
+    def profile(self, name: str) -> dict[str, Any]:
+        return dict(self._session.full_config["profiles"].get(name, {}))
+
+    def session_cache(self, profile: str, environment: bool = False, on_top: bool = False) -> SessionCache:
+        """botocore's `cache` for the sessions that are obtained on the way to a profile's credentials, or on top.
+
+        Its scope is all that decides whose they are; a key that left some of it out would mix them up. The region is
+        not among it: AWS's temporary credentials are good in all of a partition.
+        """
+        import json
+
+        config = self._session.full_config
+        sso_sessions, services = config["sso_sessions"], config.get("services", {})
+        trail: dict[str, Any] = {}
+        name = profile or "default"
+        while name and name not in trail:
+            keys = self.profile(name)
+            trail[name] = [keys, sso_sessions.get(keys.get("sso_session")), services.get(keys.get("services"))]
+            environment = environment or "credential_source" in keys
+            name = keys.get("source_profile") or keys.get(MFA_SOURCE) or ""
+        about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
+        variables = {name: self.setting.environ[name] for name in about if self.setting.environ.get(name)}
+        sign_ins = self.sign_ins([session for _, session, _ in trail.values() if session])
+        scope = sha256(json.dumps([trail, variables, sign_ins], sort_keys=True))
+        # the first name is that of the identity whose own session it is
+        return SessionCache(self, scope, ["", *trail] if on_top else list(trail))
+
+    def sign_ins(self, sso_sessions: Iterable[Mapping[str, str]]) -> list[Any]:
+        """What every sign-in changes at these SSO sessions: one person's role session is not to outlive it."""
+        known, marks = self._session.full_config["sso_sessions"].items(), []
+        for session in sso_sessions:
+            start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
+            names = [name for name, other in known if other == session]
+            files = look_at(path for name in names for path in aws_cli_files(name, start_url))
+            self.watched += tuple(one for one in files if one not in self.watched)
+            marks.append([self.sessions().get(sso_user(start_url, region), {}).get("sign_in", ""), files])
+        return marks
+
+    def kept_session(self, user: str, own: bool) -> dict[str, Any] | None:
+        """A session from the vault, if it is good for some time yet. If not, this process holds its lock until it has
+        renewed it, and whoever else wants it waits, and finds it renewed.
+
+        To sign in anew is to renew what is the identity's own, and not an MFA session that it shares with others.
+        """
+        if own and self.renew and user not in self._renewed:
+            self.hold(user)
+            return None
+        entry = self.read_session(user)
+        if left(entry) < RENEW_SECONDS and self.hold(user):
+            entry = self.read_session(user)
+        if left(entry) >= RENEW_SECONDS:
+            debug(f"a session of {self.name} is in the keyring")
+            self.let_go(user)
+            return entry
+        debug(f"a session of {self.name} is to be obtained")
+        if left(entry) > 0:
+            self._ending.add(user)
+        return entry if self._last_resort and left(entry) > 0 else None
+
+    def hold(self, user: str) -> bool:
+        """Take the lock under which a session is renewed; false if it is held already, or there are no locks."""
+        if self.cache is None or user in self._held:
+            return False
+        try:
+            lock = self.cache.lock(f"session {user}")
+            lock.__enter__()
+        except LocksUnavailable:
+            debug("locks do not work in the cache directory")
+            return False
+        self._held[user] = lock
+        return True
+
+    def let_go(self, user: str) -> None:
+        if user in self._held:
+            self._held.pop(user).__exit__()
+
+    def read_session(self, user: str) -> dict[str, Any] | None:
+        try:
+            entry = self.vault.get_json(user)
+            if entry is None:
+                return None
+            for name in ("SecretAccessKey", "SessionToken"):
+                keep_secret(entry["Credentials"][name])
+            parse_time(entry["Credentials"]["Expiration"])
+        except (KeyError, TypeError, ValueError):
+            debug(f"the kept session {user} is damaged")
+            return None
+        except Problem as problem:
+            debug(f"no session is kept: {problem.message}")
+            return None
+        return entry
+
+    def keep_session(self, user: str, response: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Keep a session in the vault, unless the identities were changed while it was obtained."""
+        keys = dict(response["Credentials"])
+        keep_secret(keys["SecretAccessKey"])
+        keep_secret(keys["SessionToken"])
+        expires = keys["Expiration"]
+        seconds = parse_time(expires) if isinstance(expires, str) else expires.timestamp()
+        keys["Expiration"] = rfc3339(seconds)
+        self._renewed.add(user)
+        try:
+            with self.vault_lock():
+                if not self.unchanged():
+                    return debug("the session is not kept: identities were changed meanwhile")
+                self.vault.set_json(user, {"Credentials": keys})
+                self.note_session(user, {"names": list(names), "expires": seconds})
+        except Problem as problem:  # it is good all the same
+            debug(f"the session is not kept: {problem.message}")
+        finally:
+            self.let_go(user)
+
+    def unchanged(self) -> bool:
+        generation = self.cache.generation() if self.cache else ""
+        return generation == self.generation and read_identities(self.path) == self.stored
+
+    def sessions_path(self) -> str | None:
+        return os.path.join(os.path.dirname(self.path), "sessions.json") if self.path else None
+
+    def sessions(self) -> dict[str, Any]:
+        """What is known of the vault's sessions without opening it: user -> names of identities, end in seconds."""
+        import json
+
+        try:
+            with open(self.sessions_path() or "", encoding="utf-8") as file:
+                content = json.load(file)
+            return {user: about for user, about in content.items() if about["names"] and about["expires"] > 0}
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            return {}
+
+    def note_session(self, user: str, about: Mapping[str, Any] | None) -> None:
+        """Enter a session into sessions.json, or strike it out; a few that have ended leave the vault with it."""
+        import json
+
+        sessions = self.sessions()
+        over = [name for name, known in sessions.items() if known["expires"] < time.time() and name != user][:3]
+        for name in over:
+            self.vault.delete(name)
+        sessions = {name: known for name, known in sessions.items() if name not in (user, *over)}
+        if about is not None:
+            sessions[user] = dict(about)
+        path = self.sessions_path()
+        if path is None:
+            return
+        try:
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            write_file(path, json.dumps(sessions, indent=2, sort_keys=True) + "\n")
+        except OSError as error:
+            debug(f"{path} cannot be written: {error.strerror}")
+
+    def ask_mfa_code(self, prompt: str) -> str:
+        """An MFA code: the one that was read from stdin, else a person's. Raises Problem where nobody can be asked."""
+        if self.mfa_code is not None:
+            code, self.mfa_code = self.mfa_code, ""
+            if not code:
+                raise Problem(f"{self.name}: AWS did not accept the MFA code")
+        elif not self.person and self.renew:
+            raise Problem(f"{self.name}: an MFA code is needed", "--mfa-code-stdin reads it from stdin")
+        elif not self.person:
+            raise sign_in_problem(self.name, "an MFA code is needed, and nobody can be asked for it")
+        else:
+            code = ask(prompt, secret=True)
+        keep_secret(code)
+        return code
+
+
+class plain_errors:
+    """While the `with` block runs, what botocore and what it calls may raise becomes a Problem."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(error, (BotoCoreError, ClientError, OSError, ValueError, KeyError, RuntimeError)):
+            raise credential_problem(error, self.name) from error
+
+
+def credential_problem(error: Exception, name: str) -> Problem:
+    from botocore import exceptions
+
+    whose = f"{name}: " if name else ""
+    if isinstance(error, exceptions.ClientError):
+        details = error.response.get("Error", {})
+        code, words = details.get("Code", "Unknown"), first_line(details.get("Message", ""))
+        return Problem(f"{whose}AWS refused {error.operation_name}: {code}: {words}")
+    if isinstance(error, exceptions.MissingDependencyException):
+        return Problem(
+            f"{whose}login_session (aws login) cannot be read here: it needs a compiled library",
+            "set credential_process = aws configure export-credentials --profile PROFILE in a profile of its own",
+        )
+    if isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)):
+        return sign_in_problem(name or "NAME", f"the SSO session has ended or was never begun ({first_line(error)})")
+    if isinstance(error, KeyError):
+        return Problem(f"{whose}the credentials lack {error}")
+    if isinstance(error, RuntimeError) and "still expired" in str(error):
+        return Problem(f"{whose}the credentials have expired", "obtain new ones")
+    if isinstance(error, exceptions.ParamValidationError):  # several lines, the first of them a heading
+        return Problem(f"{whose}{first_line(' '.join(str(error).split()))}")
+    words = first_line(error)
+    return Problem(f"{whose}{words} it failed without a word" if words.endswith(":") else f"{whose}{words}")
+
+
+def client_config(request: Request) -> Any:
+    from botocore.config import Config
+
+    timeouts = {"connect_timeout": request.connect_timeout, "read_timeout": request.read_timeout}
+    return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
+
+
+_session_class: Any = None
+
+
+def session_class() -> Any:
+    """botocore's Session, seeing stored identities among the profiles; made where botocore is needed at last."""
+    global _session_class
+    if _session_class is not None:
+        return _session_class
+
+    from botocore.credentials import CachedCredentialFetcher
+    from botocore.session import Session
+
+    # botocore renews what has under 15 minutes left, with which a session would need the network, or a person, long
+    # before its end. Our session cache has a rule of its own.
+    CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
+
+    class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
+        verify_tls = True
+
+        def __init__(self, wallet: Wallet, profile: str | None) -> None:
+            # The profile is chosen by our rule: no variable is read for it.
+            super().__init__(session_vars={"profile": (None, None, None, None)}, profile=profile)
+            self._laid_over: Any = None
+            self._wallet = wallet
+
+        @property
+        def full_config(self) -> Any:
+            if self._laid_over is None:
+                self._laid_over = lay_over(super().full_config, self._wallet.stored, self._wallet.foreign)
+            return self._laid_over
+
+        def profile_as_written(self, name: str) -> dict[str, Any]:
+            return dict(super().full_config["profiles"].get(name, {}))
+
+        def lay_over_again(self) -> None:
+            self._laid_over = self._profile_map = None
+
+        def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
+            debug(f"asking AWS: {service_name}")
+            keep_secret(named.get("aws_secret_access_key"))
+            keep_secret(named.get("aws_session_token"))
+            if not self.verify_tls:
+                named.setdefault("verify", False)
+            if service_name == "sts" and not named.get("region_name") and not self.get_config_variable("region"):
+                named["region_name"] = "us-east-1"  # botocore takes none for AWS's global host, and fails for others
+            return super().create_client(service_name, *arguments, **named)
+
+    _session_class = IdentitySession
+    return _session_class
+
+
+def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[Any], list[Any]]:
+    """botocore's chain of providers in botocore's order, and apart from it the last one, instance metadata.
+
+    botocore.credentials.create_credential_resolver builds the same, with no place for a vault, for a stored identity
+    before the metadata, or for a prompt of our own.
+    """
+    from botocore.credentials import (
+        AssumeRoleProvider,
+        BotoProvider,
+        CanonicalNameCredentialSourcer,
+        ConfigProvider,
+        ContainerProvider,
+        EnvProvider,
+        InstanceMetadataProvider,
+        OriginalEC2Provider,
+        ProfileProviderBuilder,
+        SharedCredentialProvider,
+    )
+
+    class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
+        """A profile's providers; the keys of what is laid over come from the vault and from no file."""
+
+        def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
+            keys = session.full_config["profiles"].get(profile_name, {})
+            if MFA_SOURCE in keys:
+                return [keys_provider(wallet, profile_name, keys[MFA_SOURCE], keys)]
+            providers = list(super().providers(profile_name, disable_env_vars))
+            if profile_name not in wallet.stored.identities and profile_name not in wallet.foreign:
+                return providers
+            files = (SharedCredentialProvider, ConfigProvider)
+            providers = [provider for provider in providers if not isinstance(provider, files)]
+            return [*providers, keys_provider(wallet, profile_name, profile_name, keys)]
+
+    profile = choice.profile or "default"
+    cache = wallet.session_cache(profile, choice.environment)
+    environment, container = EnvProvider(), ContainerProvider()
+    metadata = InstanceMetadataProvider(metadata_fetcher(session))
+    builder = LaidOverProviders(
+        session, cache=cache, sso_token_cache=SsoTokens(wallet, session.full_config["sso_sessions"])
+    )
+    roles = AssumeRoleProvider(
+        load_config=lambda: session.full_config,
+        client_creator=session.create_client,
+        cache=cache,
+        profile_name=profile,
+        prompter=wallet.ask_mfa_code,
+        credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
+        profile_provider_builder=builder,
+    )
+    first = [roles, *builder.providers(profile, disable_env_vars=not choice.environment)]
+    if choice.environment:
+        first.insert(0, environment)
+    if profile in wallet.stored.identities or profile in wallet.foreign:
+        return first, []
+    return [*first, OriginalEC2Provider(), BotoProvider(), container], [metadata]
+
+
+def metadata_fetcher(session: Any) -> Any:
+    from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
+
+    setting = session.get_config_variable
+    return InstanceMetadataFetcher(
+        timeout=setting("metadata_service_timeout"),
+        num_attempts=setting("metadata_service_num_attempts"),
+        user_agent=session.user_agent(),
+        config={
+            "ec2_metadata_service_endpoint": setting("ec2_metadata_service_endpoint"),
+            "ec2_metadata_service_endpoint_mode": resolve_imds_endpoint_mode(session),
+            "ec2_credential_refresh_window": RENEW_SECONDS,
+            "ec2_metadata_v1_disabled": setting("ec2_metadata_v1_disabled"),
+        },
+    )
+
+
+def keys_provider(wallet: Wallet, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
+    """A botocore credential provider for the keys of `source`, or for an MFA session of them where `settings` name an
+    mfa_serial."""
+    from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials, RefreshableCredentials
+    from botocore.credentials import Credentials as StaticCredentials
+
+    class KeysProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
+        METHOD = "keyring"
+
+        def load(self) -> Any:
+            if "mfa_serial" in settings:
+                fetcher = mfa_session_fetcher(wallet, profile, source, settings)
+                return DeferredRefreshableCredentials(method="mfa", refresh_using=fetcher.fetch_credentials)
+            keys = long_term_keys(wallet, source)
+            if keys.expires is None:
+                return StaticCredentials(keys.access_key, keys.secret_key, keys.token, method=self.METHOD)
+            same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
+            same["expiry_time"] = rfc3339(keys.expires)
+            return RefreshableCredentials.create_from_metadata(same, lambda: same, self.METHOD)
+
+    return KeysProvider()
+
+
+def long_term_keys(wallet: Wallet, source: str) -> Credentials:
+    """The keys of an identity: from the vault, from Atmos, or a profile's own."""
+    if source in wallet.foreign:
+        return wallet.foreign[source].keys
+    if source in wallet.stored.identities:
+        return read_keys(wallet.vault, source)
+    profile = wallet.profile(source)
+    keep_secret(profile["aws_secret_access_key"])
+    return Credentials(profile["aws_access_key_id"], profile["aws_secret_access_key"], None, None)
+
+
+def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
+    """What obtains an MFA session (sts:GetSessionToken) of an identity with keys, and keeps it for all its roles."""
+    from botocore.credentials import CachedCredentialFetcher
+    from botocore.exceptions import ClientError
+
+    serial = settings["mfa_serial"]
+
+    class MfaSessionFetcher(CachedCredentialFetcher):  # type: ignore[misc,unused-ignore]
+        def _create_cache_key(self) -> str:
+            return f"mfa {serial}"
+
+        def _get_credentials(self) -> Any:
+            sts = wallet.client("sts", long_term_keys(wallet, source))
+            duration = int(settings.get("duration_seconds", MFA_SECONDS))
+            for attempt in (1, 2, 3):
+                code = wallet.ask_mfa_code(f"MFA code for {serial}: ")
+                if len(code) != 6:  # botocore would not even send it
+                    say("an MFA code has six digits")
+                    continue
+                try:
+                    return sts.get_session_token(SerialNumber=serial, TokenCode=code, DurationSeconds=duration)
+                except ClientError as error:
+                    wrong_code = "MultiFactorAuthentication" in error.response["Error"].get("Message", "")
+                    if attempt == 3 or not wrong_code:
+                        raise
+                    say("AWS did not accept this code")
+            raise Problem(f"{wallet.name}: no MFA code was accepted")
+
+    return MfaSessionFetcher(wallet.session_cache(profile))
+
+
+def frozen(credentials: Any, name: str) -> Credentials:
+    """botocore's credentials at this moment, renewed if they had to be. botocore tells their end in no public way."""
+    with plain_errors(name):
+        keys = credentials.get_frozen_credentials()
+    keep_secret(keys.secret_key)
+    keep_secret(keys.token)
+    expiry = getattr(credentials, "_expiry_time", None)
+    return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
+
+
+def whose_keys(keys: Credentials, setting: Setting, region: str = "") -> str:
+    """The ARN that sts:GetCallerIdentity answers for these keys. Raises Problem."""
+    return str(caller_identity(keys, setting, region)["Arn"])
+
+
+def caller_identity(keys: Credentials, setting: Setting, region: str) -> dict[str, Any]:
+    with plain_errors():
+        from botocore.session import Session
+
+        session = Session(session_vars={"profile": (None, None, None, None)})
+        sts = session.create_client(
+            "sts",
+            region_name=region or region_variable(setting.environ) or "us-east-1",
+            aws_access_key_id=keys.access_key,
+            aws_secret_access_key=keys.secret_key,
+            aws_session_token=keys.token,
+        )
+        return dict(sts.get_caller_identity())
+
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"  # RFC 8628, section 3.4
 SLOW_DOWN_SECONDS = 5  # RFC 8628, section 3.5: added to the interval each time that the server asks for it
 
 
-def ask(prompt: str, secret: bool = False) -> str:
-    """A line that a person types. Raises Problem at the end of the input."""
-    try:
-        if secret:
-            import getpass
+def unsigned_client(session: Any, service: str, region: str) -> Any:
+    from botocore import UNSIGNED
+    from botocore.config import Config
 
-            return getpass.getpass(prompt, sys.stderr).strip()
-        sys.stderr.write(prompt)
-        sys.stderr.flush()
-        line = sys.stdin.readline()
-    except EOFError:
-        line = ""
-    except KeyboardInterrupt:
-        sys.stderr.write("\n")
-        raise
-    if not line:
-        sys.stderr.write("\n")
-        raise Problem("the input ended before the answer; nothing was stored")
-    return line.strip()
+    return session.create_client(service, region_name=region, config=Config(signature_version=UNSIGNED))
 
 
-def choose(prompt: str, choices: Sequence[str]) -> int:
-    """The index of the choice whose number a person types."""
-    for number, choice in enumerate(choices, 1):
-        say(f"  {number}) {choice}")
+def authorize_device(session: Any, start_url: str, region: str, no_browser: bool) -> dict[str, Any]:
+    """An SSO token by device authorization (RFC 8628): a person confirms a code in a browser, anywhere.
+
+    Raises Problem if the request is denied or expires.
+    """
+    with plain_errors():
+        oidc = unsigned_client(session, "sso-oidc", region)
+        client = oidc.register_client(clientName=PROGRAM, clientType="public", scopes=[SSO_SCOPE])
+        known = {"clientId": client["clientId"], "clientSecret": client["clientSecret"]}
+        keep_secret(known["clientSecret"])
+        device = oidc.start_device_authorization(startUrl=start_url, **known)
+        keep_secret(device["deviceCode"])
+        link = device.get("verificationUriComplete") or device["verificationUri"]
+        say(f"Confirm the code {device['userCode']} in a browser: {link}")
+        if not no_browser:
+            open_browser(link)
+        say("waiting for the confirmation (Ctrl-C gives up) ...")
+        answer = poll_for_token(oidc, known | {"grantType": DEVICE_GRANT, "deviceCode": device["deviceCode"]}, device)
+        token = {
+            "startUrl": start_url,
+            "region": region,
+            "accessToken": answer["accessToken"],
+            "expiresAt": rfc3339(time.time() + answer["expiresIn"]),
+            **known,
+            "registrationExpiresAt": rfc3339(client["clientSecretExpiresAt"]),
+        }
+        if answer.get("refreshToken"):
+            token["refreshToken"] = answer["refreshToken"]
+        return token
+
+
+def poll_for_token(oidc: Any, question: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask until the person has answered (RFC 8628, section 3.5). Raises Problem."""
+    interval = device.get("interval", 5)
+    deadline = time.monotonic() + device["expiresIn"]
+    while time.monotonic() < deadline:
+        try:
+            answer = dict(oidc.create_token(**question))
+        except oidc.exceptions.AuthorizationPendingException:
+            pass
+        except oidc.exceptions.SlowDownException:
+            interval += SLOW_DOWN_SECONDS
+        except oidc.exceptions.AccessDeniedException:
+            raise Problem("the request was denied in the browser; nothing was stored") from None
+        except oidc.exceptions.ExpiredTokenException:
+            break
+        else:
+            keep_secret(answer["accessToken"])
+            keep_secret(answer.get("refreshToken"))
+            return answer
+        time.sleep(min(interval, max(0.0, deadline - time.monotonic())))
+    raise Problem("nobody confirmed the code in time; nothing was stored", "try again")
+
+
+def open_browser(link: str) -> None:
+    """Open a link where there is a graphical browser; one in the terminal would take the terminal over."""
+    environ = os.environ
+    graphical = sys.platform in ("darwin", "win32") or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
+    if graphical or environ.get("BROWSER"):
+        import webbrowser
+
+        if not link.startswith(("https://", "http://")):
+            return debug("the link is none for a browser")
+        # A browser that keeps our stdout open keeps kubectl waiting for its end, and what it prints there spoils the
+        # answer.
+        try:
+            quiet, stdout, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(1), os.dup(2)
+        except OSError:  # one of them is closed
+            return debug("no browser could be started")
+        try:
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            opened = webbrowser.open(link)
+        except (webbrowser.Error, OSError):
+            opened = False
+        finally:
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+            for file in (quiet, stdout, stderr):
+                os.close(file)
+        if not opened:
+            debug("no browser could be started")
+
+
+def authorize_anew(wallet: Wallet, session: Any, place: tuple[str, str], no_browser: bool) -> None:
+    """Begin an SSO session, and forget what was minted while the person was in the browser."""
+    keep_sso_token(wallet, *place, authorize_device(session, *place, no_browser))
+    if wallet.cache:
+        wallet.cache.empty()
+        wallet.generation = wallet.cache.generation()
+
+
+def pages(operation: Callable[..., Any], key: str, **question: Any) -> list[Any]:
+    """All pages of a listing of the SSO portal."""
+    found: list[Any] = []
     while True:
-        answer = ask(f"{prompt} [1-{len(choices)}]: ")
-        if answer.isdecimal() and 1 <= int(answer) <= len(choices):
-            return int(answer) - 1
-        say(f"{answer!r} is none of them")
+        answer = operation(**question)
+        found += answer[key]
+        if not answer.get("nextToken"):
+            return found
+        question["nextToken"] = answer["nextToken"]
 
+
+# -- 7. token ---------------------------------------------------------------------------------------------------------
+#
+# A bearer token is a presigned STS GetCallerIdentity URL in base64url, with the cluster's name as a signed header. The
+# cluster sends that request to learn who signed it: aws-iam-authenticator, pkg/token/token.go, which also says what
+# it accepts.
+
+TOKEN_PREFIX = "k8s-aws-v1."
+CLUSTER_HEADER = "x-k8s-aws-id"
+MAX_TOKEN_LENGTH = 4096  # bytes, prefix included
+PRESIGN_EXPIRES = 60  # seconds; STS ignores it, and old verifiers want at most 60
+TOKEN_SECONDS = 14 * 60  # the verifier accepts 15 minutes from X-Amz-Date
+CREDENTIAL_MARGIN = 60  # seconds that a token ends before the credentials that signed it
+
+
+class Endpoint(NamedTuple):
+    host: str
+    signing_region: str
+
+
+def sts_endpoint(
+    region: str, grammar: str = "", fips: bool = False, dual_stack: bool = False, legacy: bool = False
+) -> Endpoint:
+    """The STS host for a token, by the endpoint rules that botocore ships for STS.
+
+    No configured endpoint URL counts: a cluster accepts AWS's hosts alone. Without a region, `aws eks get-token` takes
+    the global host and aws-iam-authenticator that of us-east-1. Raises Problem for a region that cannot exist.
+    """
+    from botocore.endpoint_provider import EndpointProvider
+    from botocore.exceptions import BotoCoreError
+    from botocore.loaders import Loader
+
+    loader = Loader(extra_search_paths=[Loader.BUILTIN_DATA_PATH], include_default_search_paths=False)
+    partitions = loader.load_data("partitions")
+    rules = EndpointProvider(loader.load_service_model("sts", "endpoint-rule-set-1"), partitions)
+    if not region:
+        region = "us-east-1" if grammar == "aws-iam-authenticator" else "aws-global"
+    partition = check_region(region, partitions["partitions"])
+    if partition.startswith("aws-iso"):
+        dual_stack = False  # the verifier knows no dual-stack domain there
+    try:
+        found = rules.resolve_endpoint(Region=region, UseFIPS=fips, UseDualStack=dual_stack, UseGlobalEndpoint=legacy)
+    except BotoCoreError as error:
+        raise Problem(f"AWS has no such STS endpoint in {region}: {error}") from error
+    schemes = found.properties.get("authSchemes") or [{}]
+    return Endpoint(found.url.partition("://")[2], schemes[0].get("signingRegion", region))
+
+
+def check_region(region: str, partitions: Sequence[Mapping[str, Any]]) -> str:
+    """The id of the region's partition. Warns of a region that is new to botocore; raises Problem for no region."""
+    import re
+
+    known = [name for partition in partitions for name in partition["regions"]]
+    for partition in partitions:
+        if region in partition["regions"]:
+            return str(partition["id"])
+    close = nearest(region, known)
+    for partition in partitions:
+        if region.isascii() and re.fullmatch(partition["regionRegex"], region):
+            warn(f"the region {region} is not known here" + (f"; the nearest known one is {close}" if close else ""))
+            return str(partition["id"])
+    raise usage(f"{region!r} is no AWS region", f"did you mean {close}?" if close else "")
+
+
+def presign(credentials: Credentials, endpoint: Endpoint, cluster: str) -> tuple[str, int]:
+    """The presigned GetCallerIdentity URL, and when it was signed (seconds since the epoch)."""
+    import calendar
+
+    from botocore.auth import SigV4QueryAuth
+    from botocore.awsrequest import AWSRequest
+
+    request = AWSRequest(
+        "GET",
+        f"https://{endpoint.host}/?Action=GetCallerIdentity&Version=2011-06-15",
+        headers={CLUSTER_HEADER: cluster},
+    )
+    SigV4QueryAuth(credentials, "sts", endpoint.signing_region, expires=PRESIGN_EXPIRES).add_auth(request)
+    signed = time.strptime(request.context["timestamp"], "%Y%m%dT%H%M%SZ")
+    return str(request.url), calendar.timegm(signed)
+
+
+def bearer_token(url: str) -> str:
+    import base64
+
+    token = TOKEN_PREFIX + base64.urlsafe_b64encode(url.encode()).decode().rstrip("=")
+    if len(token) > MAX_TOKEN_LENGTH:
+        raise Problem(
+            f"the token would have {len(token)} bytes, and clusters accept {MAX_TOKEN_LENGTH}: "
+            "the session token of these credentials is too long",
+            "a role with a shorter session (fewer tags, a smaller session policy) makes shorter ones",
+        )
+    return token
+
+
+def exec_credential(token: str, version: str, expires: int) -> dict[str, Any]:
+    return {
+        "kind": "ExecCredential",
+        "apiVersion": CLIENT_AUTHENTICATION + version,
+        "spec": {},
+        "status": {"expirationTimestamp": rfc3339(expires), "token": token},
+    }
+
+
+def rendered(credential: Mapping[str, Any], request: Request) -> str:
+    """The credential as the request wants it on stdout, without the newline at its end."""
+    import json
+
+    if request.output == "token":
+        return str(credential["status"]["token"])
+    shown: Any = credential
+    if request.query:
+        import jmespath
+
+        try:
+            shown = jmespath.search(request.query, credential)
+        except jmespath.exceptions.JMESPathError as error:
+            raise usage(f"--query {request.query!r} is no JMESPath expression: {first_line(error)}") from error
+    return "\n".join(text_lines(shown)) if request.output == "text" else json.dumps(shown)
+
+
+def text_lines(value: Any, name: str = "", columns: Iterable[str] | None = None) -> list[str]:
+    """As the AWS CLI's `--output text` has it (aws/aws-cli, awscli/text.py): scalars joined by tabs, and what is nested
+    on lines of its own, each begun with its name. Objects in one list share their columns."""
+    if isinstance(value, dict):
+        columns = scalar_keys([value]) if columns is None else columns
+        scalars = [str(value.get(key, "")) for key in columns]
+        lines = ["\t".join([name.upper(), *scalars] if name else scalars)] if scalars else []
+        nested = sorted(value.keys() - set(columns))
+        return [*lines, *(line for key in nested for line in text_lines(value[key], key))]
+    if not isinstance(value, list):
+        return [str(value)]
+    objects = [item for item in value if isinstance(item, dict)]
+    if objects:
+        columns = scalar_keys(objects)
+        return [line for item in value for line in text_lines(item, name, columns)]
+    scalars = [str(item) for item in value if not isinstance(item, list)]
+    lines = [f"{name.upper()}\t{item}" for item in scalars] if name else ["\t".join(scalars)] * bool(scalars)
+    return [*lines, *(line for item in value if isinstance(item, list) for line in text_lines(item, name))]
+
+
+def scalar_keys(objects: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({key for each in objects for key, item in each.items() if not isinstance(item, (dict, list))})
+
+
+def mint(request: Request, wallet: Wallet) -> Minted:
+    """A new token. Raises Problem."""
+    credentials = wallet.credentials(request)
+    fips, dual_stack, legacy = wallet.endpoint_settings()
+    region = request.region or wallet.region()
+    endpoint = sts_endpoint(region, request.grammar, fips, dual_stack, legacy)
+    url, issued = presign(credentials, endpoint, request.cluster)
+    token = bearer_token(url)
+    expires, cacheable = issued + TOKEN_SECONDS, True
+    if credentials.expires is not None:
+        if credentials.expires <= issued:
+            raise Problem(f"the credentials of {wallet.name} expired at {rfc3339(credentials.expires)}")
+        cacheable = credentials.expires - issued >= RENEW_SECONDS
+        expires = min(expires, int(credentials.expires) - CREDENTIAL_MARGIN)
+    debug(f"signed for {endpoint.host} with {credentials.access_key[-4:]:.>8}, expires {rfc3339(expires)}")
+    return Minted(rendered(exec_credential(token, request.version, expires), request), issued, expires, cacheable)
+
+
+def token_command(setting: Setting) -> int:
+    """The token on stdout: from the cache if it is there, else minted by one process while the others wait."""
+    info = exec_info(setting.environ.get("KUBERNETES_EXEC_INFO", ""))
+    cache = open_cache(setting)
+    key = request_key(info.version, setting.argv, setting.environ, setting.platform) if cache else None
+    refresh = "--refresh" in setting.argv
+    if cache and key and not refresh and (answer := cache.lookup(key, time.time())):
+        debug("answered from the cache")
+        return print_answer(answer)
+
+    request = parse_request(setting.argv, setting.environ, info.version)
+    asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
+    debug(f"minting: {', '.join(asked)}")
+    person = setting.terminal and info.interactive
+    if cache is None or key is None:
+        return print_answer(mint(request, Wallet(setting, cache, person)).text)
+    try:
+        lock = cache.lock(f"request {key.line}")
+        with lock:
+            if not refresh and (answer := cache.lookup(key, time.time())):
+                debug("answered by another process meanwhile")
+                return print_answer(answer)
+            wallet = Wallet(setting, cache, person)
+            minted = mint(request, wallet)
+            cache.store(key, minted, wallet.watched, wallet.generation, own=wallet.path)
+    except LocksUnavailable:
+        debug("locks do not work in the cache directory")
+        minted = mint(request, Wallet(setting, None, person))
+    return print_answer(minted.text)
+
+
+# -- 8. kubeconfig ----------------------------------------------------------------------------------------------------
+#
+# Entries for clusters, and other plugins' entries made ours. `kubectl config` reads and writes the YAML, so that what
+# else is in a file is kept as kubectl keeps it. It edits copies in a private directory; only when all of it has worked
+# does a file get its new content, under kubectl's own lock. A step that fails has then changed nothing.
+
+EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl 1.20 is the first with v1 of it in a stable form
+INSTALL_HINT = "copy the executable eks-token to a directory on PATH"
+USABLE_STATUS = ("ACTIVE", "UPDATING")  # of a cluster, as `aws eks update-kubeconfig` has it
+KUBECTL_LOCK_SECONDS = 10
+EDIT_SECONDS = 60  # of other programs that change the file each time
+BACKUP = ".eks-token-backup-"
+
+# The commands whose exec entries are adopted, and the grammar that their arguments must be of.
+ADOPTED = {
+    "aws": AWS,
+    "aws-iam-authenticator": AUTHENTICATOR,
+    "heptio-authenticator-aws": AUTHENTICATOR,
+    "atmos": ATMOS,
+}
+
+
+class Provision(NamedTuple):
+    """Which entries are wanted, and where."""
+
+    request: Request  # whose credentials describe the cluster; without a cluster, all of the region are meant
+    role_arn: str = ""  # that the entry assumes
+    alias: str = ""  # the context's name, else the cluster's ARN
+    user_alias: str = ""
+    kubeconfig: str = ""  # a path, instead of those that KUBECONFIG names
+    proxy_url: str = ""
+    endpoint_url: str = ""  # of the EKS API
+    set_current: bool = True
+    dry_run: bool = False
+    raw: bool = False  # whether a dry run shows secrets
+    verbose: bool = False
+
+
+def kubeconfig_command(setting: Setting, options: Any) -> int:
+    """Write the entries of a cluster, or of all clusters of a region."""
+    if options.cluster_name and options.all:
+        raise usage("--cluster-name and --all exclude each other")
+    if not options.cluster_name and not options.all:
+        raise usage("name a cluster with --cluster-name, or say --all")
+    if options.all and (options.alias or options.user_alias):
+        raise usage("--alias and --user-alias name one cluster's entries, and --all means many")
+    if options.cluster_name:
+        named_cluster({"cluster_name": options.cluster_name})
+    if options.role_arn:
+        check_role_arn(options.role_arn)
+    request = Request(PROGRAM, options.cluster_name, options.region, options.identity)
+    return write_entries(
+        setting,
+        Provision(
+            request,
+            options.role_arn,
+            options.alias,
+            options.user_alias,
+            options.kubeconfig,
+            set_current=not options.no_set_current and not options.all,
+            dry_run=options.dry_run,
+        ),
+    )
+
+
+def update_kubeconfig_command(setting: Setting) -> int:
+    """What `aws eks update-kubeconfig` does, for an entry of ours."""
+    taken = take_apart(UPDATE_KUBECONFIG, setting.argv)
+    options = taken.options
+    words = taken.words[1:] if taken.words[0] == "aws" else taken.words
+    if taken.broken:
+        raise usage(taken.broken)
+    if taken.unknown:
+        option = taken.unknown[0]
+        close = nearest(option, (*UPDATE_KUBECONFIG.values, *UPDATE_KUBECONFIG.flags)) if len(option) > 2 else ""
+        raise usage(f"{option} is not supported", f"did you mean {close}?" if close else "")
+    if len(words) > 2:
+        raise usage(f"unexpected argument {words[2]!r}")
+    for name, field in UPDATE_KUBECONFIG.values.items():
+        if field and options.get(field) == "":
+            raise usage(f"{name} expects a value")
+    if not options.get("cluster_name"):
+        raise usage("no cluster is named", "name it with --name")
+    if role_arn := options.get("role_arn", ""):
+        check_role_arn(role_arn)
+    general = {field: value for field, value in options.items() if field not in ("role_arn", "output", "query")}
+    request = aws_request(general, setting.environ)._replace(grammar="aws")
+    if assumed := options.get("assume_role_arn", ""):
+        check_role_arn(assumed)
+        request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # as the AWS CLI
+    return write_entries(
+        setting,
+        Provision(
+            request,
+            role_arn,
+            options.get("alias", ""),
+            options.get("user_alias", ""),
+            options.get("kubeconfig", ""),
+            options.get("proxy_url", ""),
+            options.get("endpoint_url", ""),
+            dry_run=options.get("dry_run") == "true",
+            raw=True,  # `… --dry-run > FILE` is an idiom
+            verbose=options.get("verbose") == "true",
+        ),
+    )
+
+
+def provision(setting: Setting, name: str, cluster: str, region: str) -> int:
+    """Write the entries of a cluster for an identity that has just signed in."""
+    return write_entries(setting, Provision(Request(PROGRAM, cluster, region, name)))
+
+
+# What is written
+
+
+class Entry(NamedTuple):
+    """A cluster, and the user and context that go with it."""
+
+    cluster: str  # its ARN
+    server: str
+    certificate: bytes  # of its authority, PEM
+    user: str
+    arguments: tuple[str, ...]  # of the exec entry
+    context: str
+
+
+def write_entries(setting: Setting, wanted: Provision) -> int:
+    find_kubectl(setting)  # before anybody is asked for anything
+    paths = kubeconfig_paths(setting, wanted.kubeconfig)
+    entries, failed = describe(setting, wanted)
+
+    def change(draft: Draft) -> None:
+        for entry in entries:
+            write_entry(draft, entry, wanted, exec_command(setting.platform))
+        if wanted.set_current and entries and draft.view().get("current-context") != entries[-1].context:
+            draft.config("use-context", "--", entries[-1].context)
+
+    if wanted.dry_run:
+        with Draft(setting, paths) as draft:
+            change(draft)
+            print(draft.shown(wanted.raw), end="", flush=True)
+        if not wanted.raw:
+            say("nothing was written; certificates and secrets are left out, as `kubectl config view` leaves them out")
+        return 1 if failed else 0
+    changed = edit(setting, paths, change)
+    for entry in entries:
+        say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was there already'}")
+        if wanted.verbose:
+            with Draft(setting, paths) as draft:
+                print(draft.config("view", "--minify", "--context", entry.context), end="", flush=True)
+    if entries and setting.platform != "win32" and not on_path(PROGRAM, setting):
+        warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
+    return 1 if failed else 0
+
+
+def describe(setting: Setting, wanted: Provision) -> tuple[list[Entry], bool]:
+    """The entries for the wanted clusters, from the EKS API; and whether one of many could not be had."""
+    wallet = Wallet(setting, open_cache(setting), interactive=True)
+    request = wanted.request
+    credentials = wallet.credentials(request)
+    region = request.region or wallet.region()
+    if not region:
+        raise usage("--region is missing", "name the cluster's AWS region, such as --region us-east-2")
+    identity = effective_identity(wallet, request)
+    choice = Choice(identity, named=bool(identity), environment=not identity)
+    session = wallet.open_session(choice, request._replace(region=region))
+    with plain_errors(wallet.name):
+        eks = session.create_client(
+            "eks",
+            endpoint_url=wanted.endpoint_url or None,
+            aws_access_key_id=credentials.access_key,
+            aws_secret_access_key=credentials.secret_key,
+            aws_session_token=credentials.token,
+        )
+        if request.cluster:
+            found = eks.describe_cluster(name=request.cluster)["cluster"]
+            return [new_entry(found, identity, wanted)], False
+        names = pages(eks.list_clusters, "clusters")
+    if not names:
+        raise Problem(f"{wallet.name} sees no cluster in {region}")
+    entries = []
+    for number, name in enumerate(names, 1):
+        say(f"[{number}/{len(names)}] {name}")
+        try:
+            with plain_errors():
+                found = eks.describe_cluster(name=name)["cluster"]
+            entries.append(new_entry(found, identity, wanted))
+        except Problem as problem:
+            warn(f"{name} is left out: {problem.message}")
+    return entries, len(entries) < len(names)
+
+
+def effective_identity(wallet: Wallet, request: Request) -> str:
+    """Who answered for a request, by a name that a token command can be given; "" if it has none.
+
+    It is written into the entry, so that no later change of a default gives the cluster to another identity.
+    """
+    environ = wallet.setting.environ
+    choice = choose_identity(request, environ, wallet.stored)
+    if choice.environment and (environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")):
+        return ""
+    if choice.profile:
+        return choice.profile
+    session = wallet._session  # there is one: nothing but a named identity's keys is had without
+    if choice.fallback and session.profile == choice.fallback:
+        return choice.fallback
+    keys = session.full_config["profiles"].get("default", {})
+    return "default" if (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys() else ""
+
+
+def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Entry:
+    """The entry for a cluster as DescribeCluster shows it. Raises Problem for one that cannot be used now."""
+    import base64
+
+    name, status = found.get("name", ""), found.get("status", "unknown")
+    if status not in USABLE_STATUS:
+        raise Problem(f"the cluster {name} cannot be used: its status is {status}", "try again when it is ACTIVE")
+    if not found.get("endpoint") or not found.get("arn"):
+        raise Problem(f"AWS describes the cluster {name} without an endpoint or an ARN")
+    arn = found["arn"]
+    try:
+        certificate = base64.b64decode(found.get("certificateAuthority", {}).get("data") or "", validate=True)
+    except ValueError:
+        raise Problem(f"AWS describes the cluster {name} with a certificate that is no base64") from None
+    # A local cluster on an Outpost is known to its verifier by its id ("aws eks get-token", AWS CLI Command Reference).
+    outpost = found.get("outpostConfig")
+    local = outpost is not None and outpost.get("etcdInstanceType") is None and found.get("id")
+    cluster = ("--cluster-id", found["id"]) if local else ("--cluster-name", name)
+    arguments = [*cluster, "--region", arn.split(":")[3]]
+    if identity:
+        arguments += ["--identity", identity]
+    if wanted.role_arn:
+        arguments += ["--role-arn", wanted.role_arn]
+    who = ":".join(part for part in (PROGRAM, identity, wanted.role_arn) if part)
+    user = wanted.user_alias or f"{who}@{arn}"
+    return Entry(arn, found["endpoint"], certificate, user, tuple(arguments), wanted.alias or arn)
+
+
+def write_entry(draft: Draft, entry: Entry, wanted: Provision, command: Sequence[str]) -> None:
+    """Let kubectl write an entry. What else a user has set in it, a namespace or a proxy say, stays."""
+    cluster = ["--server", entry.server]
+    if entry.certificate:
+        cluster += ["--certificate-authority", draft.file("ca.pem", entry.certificate), "--embed-certs=true"]
+    if wanted.proxy_url:
+        cluster += ["--proxy-url", wanted.proxy_url]
+    draft.config("set-cluster", *cluster, "--", entry.cluster)
+    arguments = [listed("--exec-arg", argument) for argument in (*command[1:], *entry.arguments)]
+    users = named(draft.view(), "users")
+    if not (users.get(entry.user, {}).get("user", {}).get("exec") or {}).get("installHint"):
+        write_install_hint(draft, entry.user)
+    draft.config(
+        "set-credentials",
+        f"--exec-command={command[0]}",
+        f"--exec-api-version={EXEC_API_VERSION}",
+        *arguments,
+        "--",
+        entry.user,
+    )
+    draft.config("set-context", f"--cluster={entry.cluster}", f"--user={entry.user}", "--", entry.context)
+
+
+def write_install_hint(draft: Draft, user: str) -> None:
+    """Give a user's exec entry an installHint, which no command of kubectl's writes (measured, 1.27 to 1.33).
+
+    `kubectl config set users.NAME.exec.installHint` is refused, and set-credentials has no option for it but keeps it
+    where it is. So a line is added to what kubectl has just written, below a command that is found nowhere else. In
+    what comes after, kubectl reads the line and writes it anew.
+    """
+    import re
+
+    mark = f"eks-token-{os.urandom(16).hex()}"
+    draft.config("set-credentials", f"--exec-command={mark}", f"--exec-api-version={EXEC_API_VERSION}", "--", user)
+    line = re.compile(rf"^( *)command: {mark}\n".encode(), re.MULTILINE)
+    for path in draft.paths:
+        written = draft.read(path)
+        if written and mark.encode() in written:
+            draft.write(path, line.sub(rb"\g<0>\1installHint: " + INSTALL_HINT.encode() + b"\n", written))
+
+
+def listed(option: str, value: str) -> str:
+    """An option whose value kubectl takes for a list in CSV: a comma in it, of a role's name say, must not part it."""
+    if not value or set(value) & set(',"\r\n') or value != value.strip():
+        value = '"' + value.replace('"', '""') + '"'
+    return f"{option}={value}"
+
+
+def exec_command(platform: str) -> list[str]:
+    """How kubectl starts this program. On Windows it cannot start a shell script: there Python is given the file."""
+    start = sys.modules.get("start")
+    if platform == "win32" and start is not None and hasattr(start, "BUILD"):
+        return [sys.executable, "-I", "-S", os.path.abspath(sys.argv[0])]
+    return [PROGRAM]
+
+
+def our_arguments(entry: Mapping[str, Any]) -> list[str] | None:
+    """The arguments that an exec entry gives to this program; None if it starts another."""
+    arguments = list(entry.get("args") or [])
+    if program_name(entry.get("command") or "") == PROGRAM:
+        return arguments
+    if arguments[:2] == ["-I", "-S"] and len(arguments) > 2 and program_name(arguments[2]) == PROGRAM:
+        return arguments[3:]
+    return None
+
+
+def program_name(command: str) -> str:
+    """A command without its directory, and without what Windows adds to it."""
+    return command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
+
+
+def find_kubectl(setting: Setting) -> str:
+    return on_path("kubectl", setting) or no_kubectl()
+
+
+def no_kubectl() -> NoReturn:
+    raise Problem(
+        "kubectl is not on PATH, and kubeconfig files are written by it",
+        "install it: https://kubernetes.io/docs/tasks/tools/",
+    )
+
+
+def kubeconfig_paths(setting: Setting, named: str) -> list[str]:
+    """The files that kubectl would read: the named one, else KUBECONFIG's, else ~/.kube/config."""
+    listed = [named] if named else setting.environ.get("KUBECONFIG", "").split(os.pathsep)
+    paths = list(dict.fromkeys(os.path.abspath(path) for path in listed if path.strip()))
+    home = setting.environ.get("USERPROFILE" if setting.platform == "win32" else "HOME", "")
+    if not paths and not home:
+        raise Problem("HOME is not set, nor KUBECONFIG: there is no kubeconfig", "name one with --kubeconfig")
+    return paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
+
+
+class Draft:
+    """Copies of kubeconfig files in a private directory, to be changed by kubectl and put in place at the end.
+
+    Among several files kubectl decides by its own rules which one it writes ("kubectl config --help"): the one that
+    has the entry, else the first that exists, else the last of the list. Raises Problem.
+    """
+
+    def __init__(self, setting: Setting, paths: Sequence[str]) -> None:
+        self.paths = tuple(paths)
+        self._setting = setting
+        self._kubectl = find_kubectl(setting)
+        self._before: dict[str, bytes | None] = {}
+        self._directory = ""
+
+    def __enter__(self) -> Draft:
+        import tempfile
+
+        self._before = {path: read_kubeconfig(path) for path in self.paths}
+        try:
+            self._directory = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
+            for path, content in self._before.items():
+                if content is not None:
+                    self.write(path, content)
+        except OSError as error:
+            self.__exit__()
+            raise Problem(f"there is no room for a copy of the kubeconfig: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        import shutil
+
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def copy(self, path: str) -> str:
+        return os.path.join(self._directory, f"config-{self.paths.index(path)}")
+
+    def file(self, name: str, content: bytes) -> str:
+        """A file for kubectl to read, beside the copies."""
+        path = os.path.join(self._directory, name)
+        with open(path, "wb") as file:
+            file.write(content)
+        return path
+
+    def write(self, path: str, content: bytes) -> None:
+        self.file(os.path.basename(self.copy(path)), content)
+
+    def read(self, path: str) -> bytes | None:
+        """What would be in this file; None if there would be none."""
+        try:
+            with open(self.copy(path), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def config(self, *arguments: str, only: str = "") -> str:
+        """`kubectl config` on the copies, or on one of them; what it prints. Raises Problem with kubectl's words."""
+        import subprocess
+
+        copies = [self.copy(only)] if only else [self.copy(path) for path in self.paths]
+        done = subprocess.run(
+            [self._kubectl, "config", *arguments],
+            env={**self._setting.environ, "KUBECONFIG": os.pathsep.join(copies)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        if done.returncode:
+            raise self.problem(done.stderr)
+        return done.stdout
+
+    def problem(self, stderr: str) -> Problem:
+        """kubectl's error on one line, naming the file and not its copy."""
+        lines = [line for line in stderr.splitlines() if line.strip()]
+        begin = next((index for index, line in enumerate(lines) if line.startswith("error: ")), 0)
+        text = " ".join(" ".join(lines[begin:]).split()).removeprefix("error: ")
+        hint = ""
+        for path in self.paths:
+            if self.copy(path) in text:
+                text = text.replace(self.copy(path), path)
+                hint = f"mend {path}, or name another file with --kubeconfig"
+        return Problem(f"kubectl: {text[:400] or 'it failed and did not say why'}", hint)
+
+    def view(self, only: str = "") -> dict[str, Any]:
+        """The copies, merged, or one of them, as JSON. Its secrets are in it."""
+        import json
+
+        return dict(json.loads(self.config("view", "--raw", "-o", "json", only=only)))
+
+    def shown(self, raw: bool) -> str:
+        """For people: each file that would change, whole; or all of them merged and without secrets."""
+        if not raw:
+            return self.config("view")
+        paths = self.changed() or [path for path in self.paths if self._before[path] is not None]
+        return "".join((self.read(path) or b"").decode(errors="replace") for path in paths)
+
+    def changed(self) -> list[str]:
+        return [path for path in self.paths if self.read(path) != self._before[path]]
+
+    def put_in_place(self, backup: bool = False) -> bool:
+        """Give the files their new content; false if one was changed by somebody else since it was copied."""
+        import contextlib
+
+        changed = self.changed()
+        with contextlib.ExitStack() as held:
+            for path in sorted(changed):
+                held.enter_context(KubectlLock(path))
+            if any(read_kubeconfig(path) != self._before[path] for path in changed):
+                return False
+            for path in changed:
+                old, new = self._before[path] or b"", self.read(path) or b""
+                kept = keep_backup(path, old, new) if backup else ""
+                try:
+                    write_in_place(path, old, new)
+                except Problem:
+                    if kept:
+                        os.unlink(kept)
+                    raise
+        return True
+
+
+def edit(setting: Setting, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False) -> list[str]:
+    """Have `change` made to a draft of these files, and put it in place; returns the files that it changed."""
+    deadline = time.monotonic() + EDIT_SECONDS
+    while time.monotonic() < deadline:
+        with Draft(setting, paths) as draft:
+            change(draft)
+            changed = draft.changed()
+            if draft.put_in_place(backup):
+                return changed
+    raise Problem(f"another program keeps changing {paths[0]}", "try again when it is done")
+
+
+def read_kubeconfig(path: str) -> bytes | None:
+    """The file's bytes; None if there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Problem(f"{path} cannot be read: {error.strerror}") from error
+
+
+def write_in_place(path: str, old: bytes, new: bytes) -> None:
+    """Write a kubeconfig as kubectl does, into the file that is there: so a link stays one, and mode, owner and a
+    mount point in a container are kept. What was there comes back where the new content does not fit."""
+    import stat
+
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+    except OSError as error:
+        raise Problem(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise Problem(f"{path} is no regular file", "name one with --kubeconfig")
+        try:
+            overwrite(file, new)
+        except OSError as error:
+            overwrite(file, old)
+            raise Problem(f"{path} cannot be written: {error.strerror}; it is as it was") from error
+    finally:
+        os.close(file)
+
+
+def overwrite(file: int, content: bytes) -> None:
+    os.lseek(file, 0, os.SEEK_SET)
+    left = content
+    while left:
+        left = left[os.write(file, left) :]
+    os.ftruncate(file, len(content))
+    os.fsync(file)
+
+
+class KubectlLock:
+    """The lock that kubectl takes to change a kubeconfig: a file beside it, which is there while the lock is held
+    (kubernetes/client-go, tools/clientcmd/loader.go). kubectl itself does not wait for it; we do."""
+
+    def __init__(self, path: str) -> None:
+        self.path = f"{path}.lock"
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
+        while True:
+            try:
+                os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                return
+            except FileExistsError:
+                if time.monotonic() > deadline:
+                    raise Problem(
+                        f"another program has had {self.path} for {KUBECTL_LOCK_SECONDS} s",
+                        "remove that file if no kubectl is running",
+                    ) from None
+                time.sleep(0.05)
+            except OSError as error:
+                raise Problem(f"{self.path} cannot be made: {error.strerror}") from error
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+
+def named(config: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """The clusters, contexts or users of a kubeconfig by name."""
+    return {item["name"]: item for item in config.get(kind) or ()}
+
+
+# logout
+
+
+def remove_entries(setting: Setting, names: Iterable[str]) -> None:
+    """Take away the users that are one of these identities, and the contexts and clusters that only they used.
+
+    What hinders is a warning: the identity is forgotten all the same.
+    """
+    wanted = set(names)
+    gone: list[str] = []
+
+    def change(draft: Draft) -> None:
+        gone[:] = remove_from(draft, wanted)
+
+    try:
+        paths = kubeconfig_paths(setting, "")
+        if not any(PROGRAM.encode() in (read_kubeconfig(path) or b"") for path in paths):
+            return
+        edit(setting, paths, change)
+    except Problem as problem:
+        warn(f"the identity's kubeconfig entries are left: {problem.message}")
+    for user in gone:
+        say(f"removed the kubeconfig's user {user}")
+
+
+def remove_from(draft: Draft, names: set[str]) -> list[str]:
+    """Have kubectl delete the identities' entries from each file; returns the users that are gone."""
+    files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
+    users = {
+        user
+        for config in files.values()
+        for user, item in named(config, "users").items()
+        if entry_identity(item.get("user") or {}) in names
+    }
+    contexts = [
+        (path, name, item.get("context") or {})
+        for path, config in files.items()
+        for name, item in named(config, "contexts").items()
+    ]
+    going = [(path, name, about) for path, name, about in contexts if about.get("user") in users]
+    kept = {about.get("cluster", "") for _, _, about in contexts if about.get("user") not in users}
+    clusters = {about.get("cluster", "") for _, _, about in going} - kept
+    for path, config in files.items():
+        for user in users & named(config, "users").keys():
+            draft.config("delete-user", "--", user, only=path)
+        for name in [name for where, name, _ in going if where == path]:
+            if config.get("current-context") == name:
+                draft.config("unset", "current-context", only=path)
+            draft.config("delete-context", "--", name, only=path)
+        for cluster in clusters & named(config, "clusters").keys():
+            draft.config("delete-cluster", "--", cluster, only=path)
+    return sorted(users)
+
+
+def entry_identity(user: Mapping[str, Any]) -> str:
+    """The identity that a user's exec entry names, by argument or in its own environment; "" if it does not."""
+    entry = user.get("exec") or {}
+    arguments = our_arguments(entry)
+    if arguments is None:
+        return ""
+    variables = entry_variables(entry)
+    try:
+        request = parse_request(arguments, variables, "v1beta1")
+        return choose_identity(request, variables, Stored("", {})).profile
+    except Problem:
+        return ""
+
+
+def entry_variables(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {each.get("name", ""): each.get("value", "") for each in entry.get("env") or ()}
+
+
+# A backup's name ends in a number and in the hash of what the file became: so --undo can tell whether somebody has
+# changed it since.
+
+
+def backups(path: str) -> list[tuple[int, str, str]]:
+    """Number, hash of what the file became, and path of each backup of a kubeconfig, the oldest first."""
+    directory, base = os.path.split(os.path.realpath(path))
+    found = []
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    for name in names:
+        number, _, became = name.removeprefix(base + BACKUP).partition("-")
+        backup = os.path.join(directory, name)
+        if name.startswith(base + BACKUP) and number.isdecimal() and os.path.getsize(backup):
+            found.append((int(number), became, backup))
+    return sorted(found)
+
+
+def content_hash(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def keep_backup(path: str, old: bytes, new: bytes) -> str:
+    """Write the old content beside the file, under a name of its own, which is returned."""
+    number = max((number for number, _, _ in backups(path)), default=0) + 1
+    backup = f"{os.path.realpath(path)}{BACKUP}{number}-{content_hash(new)}"
+    # Under its name only when all of it is there: `adopt --undo` trusts what has the name.
+    beside = f"{os.path.realpath(path)}.eks-token-new-{os.urandom(4).hex()}"
+    try:
+        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        try:
+            try:
+                overwrite(file, old)
+            finally:
+                os.close(file)
+            os.replace(beside, backup)
+        except BaseException:
+            os.unlink(beside)
+            raise
+    except OSError as error:
+        raise Problem(f"{backup} cannot be written: {error.strerror}; nothing was changed") from error
+    return backup
+
+
+class ExecUser(NamedTuple):
+    """A kubeconfig's user that has an exec entry, and the contexts that use it."""
+
+    path: str  # of the kubeconfig
+    entry: Mapping[str, Any]
+    contexts: tuple[str, ...]
+
+    def plugin(self) -> str:
+        return program_name(self.entry.get("command") or "")
+
+
+def kubeconfigs(setting: Setting) -> dict[str, dict[str, Any]]:
+    """The kubeconfig files as kubectl reads them, Atmos's own too, by path. Raises Problem."""
+    paths = kubeconfig_paths(setting, "")
+    atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
+    if os.path.isabs(atmos) and os.path.exists(atmos) and atmos not in paths:
+        paths.append(atmos)
+    with Draft(setting, paths) as draft:
+        return {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
+
+
+def exec_users(setting: Setting) -> list[ExecUser]:
+    """The users with an exec entry that a context uses; of two files that have one, the first counts for kubectl."""
+    users: dict[str, ExecUser] = {}
+    contexts: dict[str, str] = {}
+    for path, config in kubeconfigs(setting).items():
+        for name, item in named(config, "users").items():
+            users.setdefault(name, ExecUser(path, (item.get("user") or {}).get("exec") or {}, ()))
+        for name, item in named(config, "contexts").items():
+            contexts.setdefault(name, (item.get("context") or {}).get("user", ""))
+    used = {
+        user: about._replace(contexts=tuple(context for context, of in contexts.items() if of == user))
+        for user, about in users.items()
+    }
+    return [about for about in used.values() if about.entry and about.contexts]
+
+
+# -- 9. adopt ---------------------------------------------------------------------------------------------------------
+#
+# Other plugins' entries made ours, and made theirs again by `adopt --undo`.
+
+# adopt
+
+
+class Found(NamedTuple):
+    """A user of a kubeconfig whose exec entry is another plugin's."""
+
+    path: str
+    user: str
+    entry: Mapping[str, Any]
+    refusal: str  # why it is left alone, or ""
+
+
+def adopt_command(setting: Setting, options: Any) -> int:
+    """Make other plugins' exec entries ours, with their arguments and variables as they are."""
+    paths = kubeconfig_paths(setting, options.kubeconfig)
+    atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
+    is_atmos = {path for path in (*paths, atmos) if os.path.realpath(path) == os.path.realpath(atmos)}
+    if not options.kubeconfig and os.path.isabs(atmos) and os.path.exists(atmos) and not is_atmos & set(paths):
+        paths.append(atmos)
+    if options.undo:
+        return undo(paths, options.dry_run)
+    if not (options.all or options.context or setting.terminal):
+        raise usage("which entries?", "name contexts with --context NAME, or say --all")
+    if options.all and options.context:
+        raise usage("--all and --context exclude each other")
+    with Draft(setting, paths) as draft:
+        found = find_entries(draft, setting, options.context)
+    chosen = [one for one in found if not one.refusal and is_chosen(one, setting, options)]
+    for one in found:
+        if one.refusal:
+            say(f"left alone: {one.path}: user {one.user}: {one.refusal}")
+    for path in sorted(is_atmos & {one.path for one in chosen}):
+        warn(
+            f"Atmos writes {path} anew at each sign-in, and its own entries with it:"
+            " set auto_provision: false in the spec of its aws/eks integrations"
+        )
+    refused = bool(options.context) and any(one.refusal for one in found)
+    if not chosen:
+        say("there is nothing to adopt")
+    elif options.dry_run:
+        say("nothing was written: this is a dry run")
+    else:
+        changed = edit(setting, paths, lambda draft: swap_in(draft, chosen, setting.platform), backup=True)
+        where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
+        say(
+            f"adopted {len(chosen)} in {', '.join(changed)}; `{PROGRAM} adopt --undo{where}` brings back what was there"
+        )
+    if chosen and setting.platform != "win32" and not on_path(PROGRAM, setting):
+        warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
+    return 1 if refused else 0
+
+
+def find_entries(draft: Draft, setting: Setting, contexts: Sequence[str]) -> list[Found]:
+    """Other plugins' entries in the files, of these contexts or of all. Raises Problem for a context not there."""
+    files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
+    users_of: dict[str, set[str]] = {}
+    for config in files.values():
+        for name, item in named(config, "contexts").items():
+            users_of.setdefault(name, set()).add((item.get("context") or {}).get("user", ""))
+    for name in contexts:
+        if name not in users_of:
+            close = nearest(name, users_of)
+            raise Problem(f"no context is named {name!r}", f"did you mean {close}?" if close else "")
+    wanted = {user for name in contexts for user in users_of[name]}
+    found = []
+    for path, config in files.items():
+        for user, item in named(config, "users").items():
+            about = item.get("user") or {}
+            entry = about.get("exec")
+            if not entry or our_arguments(entry) is not None or (contexts and user not in wanted):
+                continue
+            words = [entry.get("command") or "", *(entry.get("args") or [])]
+            if contexts or any(program_name(word) in ADOPTED for word in words):
+                found.append(Found(path, user, entry, refusal(about, setting)))
+    return found
+
+
+def refusal(user: Mapping[str, Any], setting: Setting) -> str:
+    """Why a user's exec entry cannot be adopted, or ""."""
+    entry = user["exec"]
+    grammar = ADOPTED.get(program_name(entry.get("command") or ""))
+    version = str(entry.get("apiVersion") or "").removeprefix(CLIENT_AUTHENTICATION)
+    if grammar is None:
+        return f"its command {entry.get('command')!r} is none of {', '.join(ADOPTED)}"
+    if version not in API_VERSIONS:
+        return f"its apiVersion {entry.get('apiVersion')!r} is not known"
+    # Another way to authenticate, of which we could not say which one is in force; and its certificate's path, if it is
+    # a relative one, kubectl would take to be relative to the draft.
+    others = sorted(user.keys() - {"exec"})
+    if others:
+        return f"it has {', '.join(others)} as well"
+    arguments = list(entry.get("args") or [])
+    variables = {**setting.environ, **entry_variables(entry)}
+    try:
+        if take_apart(grammar, arguments).words[: len(grammar.words)] != grammar.words:
+            return f"its arguments are not those of {' '.join(grammar.words)!r}"
+        parse_request(arguments, {name: value for name, value in variables.items() if value}, version)
+    except Problem as problem:
+        return f"its arguments are not understood: {problem.message}"
+    return ""
+
+
+def is_chosen(one: Found, setting: Setting, options: Any) -> bool:
+    """Show an entry before and after; where it was not chosen beforehand, a person decides."""
+    say(f"{one.path}: user {one.user}")
+    for sign, entry in (("-", one.entry), ("+", adopted(one.entry, setting.platform))):
+        version = entry["apiVersion"].removeprefix(CLIENT_AUTHENTICATION)
+        say(f"  {sign} {' '.join([entry['command'], *(entry.get('args') or [])])}  ({version})")
+    if options.all or options.context or options.dry_run:
+        return True
+    return ask("  adopt it? [y/N] ").lower() in ("y", "yes")
+
+
+def adopted(entry: Mapping[str, Any], platform: str) -> dict[str, Any]:
+    command, *arguments = exec_command(platform)
+    version = entry["apiVersion"].replace("v1alpha1", "v1beta1")  # the two are alike, and kubectl 1.24 dropped v1alpha1
+    return {**entry, "command": command, "args": [*arguments, *(entry.get("args") or [])], "apiVersion": version}
+
+
+def swap_in(draft: Draft, chosen: Sequence[Found], platform: str) -> None:
+    """Have kubectl write the adopted entries; what was changed since it was shown is an error."""
+    for one in chosen:
+        if exec_entry(draft, one) != one.entry:
+            raise Problem(f"{one.path}: the user {one.user} was changed meanwhile", "try again")
+        new = adopted(one.entry, platform)
+        draft.config(
+            "set-credentials",
+            f"--exec-command={new['command']}",
+            f"--exec-api-version={new['apiVersion']}",
+            *[listed("--exec-arg", word) for word in new["args"]],  # with a command they are lost if not said again
+            "--",
+            one.user,
+            only=one.path,
+        )
+        if exec_entry(draft, one) != new:
+            raise Problem(f"kubectl does not write the user {one.user} as it should be; nothing was changed")
+
+
+def exec_entry(draft: Draft, one: Found) -> Any:
+    return named(draft.view(one.path), "users").get(one.user, {}).get("user", {}).get("exec")
+
+
+def undo(paths: Sequence[str], dry_run: bool) -> int:
+    """Bring back what was in the files before the first `adopt`."""
+    known = [path for path in paths if backups(path)]
+    if not known:
+        raise Problem("there is nothing to undo", "no backup lies beside the kubeconfig")
+    for path in known:
+        kept = backups(path)
+        if dry_run:
+            say(f"{path} would be as it is in {kept[0][2]}")
+            continue
+        with KubectlLock(path):
+            first, *later = [read_kubeconfig(backup) or b"" for _, _, backup in kept]
+            now = read_kubeconfig(path) or b""
+            if not first:
+                raise Problem(f"{kept[0][2]} is gone", "try again")
+            # What one `adopt` left is what the next one found, and the last one's is there now: or somebody changed it.
+            for (_, became, _), found in zip(kept, [*later, now], strict=True):
+                if content_hash(found) != became:
+                    aside = f"{os.path.realpath(path)}.before-undo-{content_hash(found)}"
+                    write_in_place(aside, b"", found)
+                    warn(f"{path} was changed after it was adopted: what was in it is now in {aside}")
+            write_in_place(path, now, first)
+            for _, _, backup in kept:
+                os.unlink(backup)
+        say(f"{path} is as it was before")
+    return 0
+
+
+# -- 10. sign in and out ----------------------------------------------------------------------------------------------
+#
+# The one section that talks to a person: login, logout, and what shows who is signed in. What is asked goes to stderr
+# and is read from stdin; a secret is not echoed.
 
 KINDS = (
     ("keys", "an access key, kept in the OS keyring"),
@@ -3517,52 +4813,6 @@ def sign_in(options: Any, name: str, setting: Setting, token: Any = None) -> int
     return 0
 
 
-def authorize_anew(wallet: Wallet, session: Any, place: tuple[str, str], no_browser: bool) -> None:
-    """Begin an SSO session, and forget what was minted while the person was in the browser."""
-    keep_sso_token(wallet, *place, authorize_device(session, *place, no_browser))
-    if wallet.cache:
-        wallet.cache.empty()
-        wallet.generation = wallet.cache.generation()
-
-
-def whose_keys(keys: Credentials, setting: Setting, region: str = "") -> str:
-    """The ARN that sts:GetCallerIdentity answers for these keys. Raises Problem."""
-    return str(caller_identity(keys, setting, region)["Arn"])
-
-
-def caller_identity(keys: Credentials, setting: Setting, region: str) -> dict[str, Any]:
-    with plain_errors():
-        from botocore.session import Session
-
-        session = Session(session_vars={"profile": (None, None, None, None)})
-        sts = session.create_client(
-            "sts",
-            region_name=region or region_variable(setting.environ) or "us-east-1",
-            aws_access_key_id=keys.access_key,
-            aws_secret_access_key=keys.secret_key,
-            aws_session_token=keys.token,
-        )
-        return dict(sts.get_caller_identity())
-
-
-# SSO
-
-
-def sso_place(session: Any, name: str) -> tuple[tuple[str, str] | None, bool]:
-    """The start URL and region where an identity, or the last of its sources, signs in; and whether it is its own."""
-    config = session.full_config
-    seen: set[str] = set()
-    source = name
-    while source and source not in seen:
-        seen.add(source)
-        keys = config["profiles"].get(source, {})
-        place = config["sso_sessions"].get(keys.get("sso_session"), {})
-        if "sso_start_url" in place and "sso_region" in place:
-            return (place["sso_start_url"], place["sso_region"]), source == name
-        source = keys.get("source_profile", "")
-    return None, False
-
-
 def store_sso(options: Any, name: str, wallet: Wallet) -> int:
     """Sign in at an SSO start URL, choose account and role where they are not named, and store the identity."""
     settings = {"sso_session": options.sso_session}
@@ -3586,97 +4836,6 @@ def store_sso(options: Any, name: str, wallet: Wallet) -> int:
     return store_and_sign_in(options, name, wallet, settings, token=token)
 
 
-def unsigned_client(session: Any, service: str, region: str) -> Any:
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    return session.create_client(service, region_name=region, config=Config(signature_version=UNSIGNED))
-
-
-def authorize_device(session: Any, start_url: str, region: str, no_browser: bool) -> dict[str, Any]:
-    """An SSO token by device authorization (RFC 8628): a person confirms a code in a browser, anywhere.
-
-    Raises Problem if the request is denied or expires.
-    """
-    with plain_errors():
-        oidc = unsigned_client(session, "sso-oidc", region)
-        client = oidc.register_client(clientName=PROGRAM, clientType="public", scopes=[SSO_SCOPE])
-        known = {"clientId": client["clientId"], "clientSecret": client["clientSecret"]}
-        keep_secret(known["clientSecret"])
-        device = oidc.start_device_authorization(startUrl=start_url, **known)
-        keep_secret(device["deviceCode"])
-        link = device.get("verificationUriComplete") or device["verificationUri"]
-        say(f"Confirm the code {device['userCode']} in a browser: {link}")
-        if not no_browser:
-            open_browser(link)
-        say("waiting for the confirmation (Ctrl-C gives up) ...")
-        answer = poll_for_token(oidc, known | {"grantType": DEVICE_GRANT, "deviceCode": device["deviceCode"]}, device)
-        token = {
-            "startUrl": start_url,
-            "region": region,
-            "accessToken": answer["accessToken"],
-            "expiresAt": rfc3339(time.time() + answer["expiresIn"]),
-            **known,
-            "registrationExpiresAt": rfc3339(client["clientSecretExpiresAt"]),
-        }
-        if answer.get("refreshToken"):
-            token["refreshToken"] = answer["refreshToken"]
-        return token
-
-
-def poll_for_token(oidc: Any, question: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask until the person has answered (RFC 8628, section 3.5). Raises Problem."""
-    interval = device.get("interval", 5)
-    deadline = time.monotonic() + device["expiresIn"]
-    while time.monotonic() < deadline:
-        try:
-            answer = dict(oidc.create_token(**question))
-        except oidc.exceptions.AuthorizationPendingException:
-            pass
-        except oidc.exceptions.SlowDownException:
-            interval += SLOW_DOWN_SECONDS
-        except oidc.exceptions.AccessDeniedException:
-            raise Problem("the request was denied in the browser; nothing was stored") from None
-        except oidc.exceptions.ExpiredTokenException:
-            break
-        else:
-            keep_secret(answer["accessToken"])
-            keep_secret(answer.get("refreshToken"))
-            return answer
-        time.sleep(min(interval, max(0.0, deadline - time.monotonic())))
-    raise Problem("nobody confirmed the code in time; nothing was stored", "try again")
-
-
-def open_browser(link: str) -> None:
-    """Open a link where there is a graphical browser; one in the terminal would take the terminal over."""
-    environ = os.environ
-    graphical = sys.platform in ("darwin", "win32") or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
-    if graphical or environ.get("BROWSER"):
-        import webbrowser
-
-        if not link.startswith(("https://", "http://")):
-            return debug("the link is none for a browser")
-        # A browser that keeps our stdout open keeps kubectl waiting for its end, and what it prints there spoils the
-        # answer.
-        try:
-            quiet, stdout, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(1), os.dup(2)
-        except OSError:  # one of them is closed
-            return debug("no browser could be started")
-        try:
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            opened = webbrowser.open(link)
-        except (webbrowser.Error, OSError):
-            opened = False
-        finally:
-            os.dup2(stdout, 1)
-            os.dup2(stderr, 2)
-            for file in (quiet, stdout, stderr):
-                os.close(file)
-        if not opened:
-            debug("no browser could be started")
-
-
 def choose_role(session: Any, region: str, token: str, account: str, role: str, terminal: bool) -> tuple[str, str]:
     """The account and role to use: the only ones there are, or a person's choice. Raises Problem."""
     with plain_errors():
@@ -3690,17 +4849,6 @@ def choose_role(session: Any, region: str, token: str, account: str, role: str, 
             names = [each["roleName"] for each in roles]
             role = names[pick("Role", "--sso-role-name", names, terminal)]
     return account, role
-
-
-def pages(operation: Callable[..., Any], key: str, **question: Any) -> list[Any]:
-    """All pages of a listing of the SSO portal."""
-    found: list[Any] = []
-    while True:
-        answer = operation(**question)
-        found += answer[key]
-        if not answer.get("nextToken"):
-            return found
-        question["nextToken"] = answer["nextToken"]
 
 
 def pick(what: str, option: str, labels: Sequence[str], terminal: bool) -> int:
@@ -3774,20 +4922,6 @@ def end_sso_session(wallet: Wallet, session: Any, start_url: str, region: str) -
         found = wallet.vault.delete(user)
         wallet.note_session(user, None)
     return found
-
-
-def kind_of(keys: Mapping[str, Any]) -> str:
-    if "web_identity_token_file" in keys:
-        return "web identity"
-    if "role_arn" in keys:
-        return "role with MFA" if "mfa_serial" in keys else "role"
-    if {"sso_session", "sso_start_url", "sso_account_id"} & keys.keys():
-        return "SSO"
-    if "credential_process" in keys:
-        return "process"
-    if "login_session" in keys:
-        return "aws login"
-    return "keys with MFA" if "mfa_serial" in keys else "keys"
 
 
 def identities_command(setting: Setting, options: Any) -> int:
@@ -3867,879 +5001,13 @@ def whoami_command(setting: Setting, options: Any) -> int:
     return 0
 
 
-# -- 7. kubeconfig ----------------------------------------------------------------------------------------------------
-#
-# Entries for clusters, and other plugins' entries made ours. `kubectl config` reads and writes the YAML, so that what
-# else is in a file is kept as kubectl keeps it. It edits copies in a private directory; only when all of it has worked
-# does a file get its new content, under kubectl's own lock. A step that fails has then changed nothing.
-
-EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl 1.20 is the first with v1 of it in a stable form
-INSTALL_HINT = "copy the executable eks-token to a directory on PATH"
-USABLE_STATUS = ("ACTIVE", "UPDATING")  # of a cluster, as `aws eks update-kubeconfig` has it
-KUBECTL_LOCK_SECONDS = 10
-EDIT_SECONDS = 60  # of other programs that change the file each time
-BACKUP = ".eks-token-backup-"
-
-# `aws eks update-kubeconfig` ("AWS CLI Command Reference", eks update-kubeconfig).
-UPDATE_KUBECONFIG = Grammar(
-    "aws",
-    ("eks", "update-kubeconfig"),
-    {name: field for name, field in AWS_VALUES.items() if name not in ("--cluster-name", "--cluster-id", "--role")}
-    | {
-        "--name": "cluster_name",
-        "--kubeconfig": "kubeconfig",
-        "--alias": "alias",
-        "--user-alias": "user_alias",
-        "--proxy-url": "proxy_url",
-        "--assume-role-arn": "assume_role_arn",
-        "--endpoint-url": "endpoint_url",
-    },
-    AWS_FLAGS | {"--debug": "debug", "--dry-run": "dry_run", "--verbose": "verbose"},
-)
-
-# The commands whose exec entries are adopted, and the grammar that their arguments must be of.
-ADOPTED = {
-    "aws": AWS,
-    "aws-iam-authenticator": AUTHENTICATOR,
-    "heptio-authenticator-aws": AUTHENTICATOR,
-    "atmos": ATMOS,
-}
-
-
-class Provision(NamedTuple):
-    """Which entries are wanted, and where."""
-
-    request: Request  # whose credentials describe the cluster; without a cluster, all of the region are meant
-    role_arn: str = ""  # that the entry assumes
-    alias: str = ""  # the context's name, else the cluster's ARN
-    user_alias: str = ""
-    kubeconfig: str = ""  # a path, instead of those that KUBECONFIG names
-    proxy_url: str = ""
-    endpoint_url: str = ""  # of the EKS API
-    set_current: bool = True
-    dry_run: bool = False
-    raw: bool = False  # whether a dry run shows secrets
-    verbose: bool = False
-
-
-def kubeconfig_command(setting: Setting, options: Any) -> int:
-    """Write the entries of a cluster, or of all clusters of a region."""
-    if options.cluster_name and options.all:
-        raise usage("--cluster-name and --all exclude each other")
-    if not options.cluster_name and not options.all:
-        raise usage("name a cluster with --cluster-name, or say --all")
-    if options.all and (options.alias or options.user_alias):
-        raise usage("--alias and --user-alias name one cluster's entries, and --all means many")
-    if options.cluster_name:
-        named_cluster({"cluster_name": options.cluster_name})
-    if options.role_arn:
-        check_role_arn(options.role_arn)
-    request = Request(PROGRAM, options.cluster_name, options.region, options.identity)
-    return write_entries(
-        setting,
-        Provision(
-            request,
-            options.role_arn,
-            options.alias,
-            options.user_alias,
-            options.kubeconfig,
-            set_current=not options.no_set_current and not options.all,
-            dry_run=options.dry_run,
-        ),
-    )
-
-
-def is_update_kubeconfig(argv: Sequence[str]) -> bool:
-    if "update-kubeconfig" not in argv:
-        return False
-    words = take_apart(UPDATE_KUBECONFIG, argv).words
-    return words[:2] == UPDATE_KUBECONFIG.words or words[:3] == ("aws", *UPDATE_KUBECONFIG.words)
-
-
-def update_kubeconfig_command(setting: Setting) -> int:
-    """What `aws eks update-kubeconfig` does, for an entry of ours."""
-    taken = take_apart(UPDATE_KUBECONFIG, setting.argv)
-    options = taken.options
-    words = taken.words[1:] if taken.words[0] == "aws" else taken.words
-    if taken.broken:
-        raise usage(taken.broken)
-    if taken.unknown:
-        option = taken.unknown[0]
-        close = nearest(option, (*UPDATE_KUBECONFIG.values, *UPDATE_KUBECONFIG.flags)) if len(option) > 2 else ""
-        raise usage(f"{option} is not supported", f"did you mean {close}?" if close else "")
-    if len(words) > 2:
-        raise usage(f"unexpected argument {words[2]!r}")
-    for name, field in UPDATE_KUBECONFIG.values.items():
-        if field and options.get(field) == "":
-            raise usage(f"{name} expects a value")
-    if not options.get("cluster_name"):
-        raise usage("no cluster is named", "name it with --name")
-    if role_arn := options.get("role_arn", ""):
-        check_role_arn(role_arn)
-    general = {field: value for field, value in options.items() if field not in ("role_arn", "output", "query")}
-    request = aws_request(general, setting.environ)._replace(grammar="aws")
-    if assumed := options.get("assume_role_arn", ""):
-        check_role_arn(assumed)
-        request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # as the AWS CLI
-    return write_entries(
-        setting,
-        Provision(
-            request,
-            role_arn,
-            options.get("alias", ""),
-            options.get("user_alias", ""),
-            options.get("kubeconfig", ""),
-            options.get("proxy_url", ""),
-            options.get("endpoint_url", ""),
-            dry_run=options.get("dry_run") == "true",
-            raw=True,  # `… --dry-run > FILE` is an idiom
-            verbose=options.get("verbose") == "true",
-        ),
-    )
-
-
-def provision(setting: Setting, name: str, cluster: str, region: str) -> int:
-    """Write the entries of a cluster for an identity that has just signed in."""
-    return write_entries(setting, Provision(Request(PROGRAM, cluster, region, name)))
-
-
-# What is written
-
-
-class Entry(NamedTuple):
-    """A cluster, and the user and context that go with it."""
-
-    cluster: str  # its ARN
-    server: str
-    certificate: bytes  # of its authority, PEM
-    user: str
-    arguments: tuple[str, ...]  # of the exec entry
-    context: str
-
-
-def write_entries(setting: Setting, wanted: Provision) -> int:
-    find_kubectl(setting)  # before anybody is asked for anything
-    paths = kubeconfig_paths(setting, wanted.kubeconfig)
-    entries, failed = describe(setting, wanted)
-
-    def change(draft: Draft) -> None:
-        for entry in entries:
-            write_entry(draft, entry, wanted, exec_command(setting.platform))
-        if wanted.set_current and entries and draft.view().get("current-context") != entries[-1].context:
-            draft.config("use-context", "--", entries[-1].context)
-
-    if wanted.dry_run:
-        with Draft(setting, paths) as draft:
-            change(draft)
-            print(draft.shown(wanted.raw), end="", flush=True)
-        if not wanted.raw:
-            say("nothing was written; certificates and secrets are left out, as `kubectl config view` leaves them out")
-        return 1 if failed else 0
-    changed = edit(setting, paths, change)
-    for entry in entries:
-        say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was there already'}")
-        if wanted.verbose:
-            with Draft(setting, paths) as draft:
-                print(draft.config("view", "--minify", "--context", entry.context), end="", flush=True)
-    if entries and setting.platform != "win32" and not on_path(PROGRAM, setting):
-        warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
-    return 1 if failed else 0
-
-
-def describe(setting: Setting, wanted: Provision) -> tuple[list[Entry], bool]:
-    """The entries for the wanted clusters, from the EKS API; and whether one of many could not be had."""
-    wallet = Wallet(setting, open_cache(setting), interactive=True)
-    request = wanted.request
-    credentials = wallet.credentials(request)
-    region = request.region or wallet.region()
-    if not region:
-        raise usage("--region is missing", "name the cluster's AWS region, such as --region us-east-2")
-    identity = effective_identity(wallet, request)
-    choice = Choice(identity, named=bool(identity), environment=not identity)
-    session = wallet.open_session(choice, request._replace(region=region))
-    with plain_errors(wallet.name):
-        eks = session.create_client(
-            "eks",
-            endpoint_url=wanted.endpoint_url or None,
-            aws_access_key_id=credentials.access_key,
-            aws_secret_access_key=credentials.secret_key,
-            aws_session_token=credentials.token,
-        )
-        if request.cluster:
-            found = eks.describe_cluster(name=request.cluster)["cluster"]
-            return [new_entry(found, identity, wanted)], False
-        names = pages(eks.list_clusters, "clusters")
-    if not names:
-        raise Problem(f"{wallet.name} sees no cluster in {region}")
-    entries = []
-    for number, name in enumerate(names, 1):
-        say(f"[{number}/{len(names)}] {name}")
-        try:
-            with plain_errors():
-                found = eks.describe_cluster(name=name)["cluster"]
-            entries.append(new_entry(found, identity, wanted))
-        except Problem as problem:
-            warn(f"{name} is left out: {problem.message}")
-    return entries, len(entries) < len(names)
-
-
-def effective_identity(wallet: Wallet, request: Request) -> str:
-    """Who answered for a request, by a name that a token command can be given; "" if it has none.
-
-    It is written into the entry, so that no later change of a default gives the cluster to another identity.
-    """
-    environ = wallet.setting.environ
-    choice = choose_identity(request, environ, wallet.stored)
-    if choice.environment and (environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")):
-        return ""
-    if choice.profile:
-        return choice.profile
-    session = wallet._session  # there is one: nothing but a named identity's keys is had without
-    if choice.fallback and session.profile == choice.fallback:
-        return choice.fallback
-    keys = session.full_config["profiles"].get("default", {})
-    return "default" if (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys() else ""
-
-
-def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Entry:
-    """The entry for a cluster as DescribeCluster shows it. Raises Problem for one that cannot be used now."""
-    import base64
-
-    name, status = found.get("name", ""), found.get("status", "unknown")
-    if status not in USABLE_STATUS:
-        raise Problem(f"the cluster {name} cannot be used: its status is {status}", "try again when it is ACTIVE")
-    if not found.get("endpoint") or not found.get("arn"):
-        raise Problem(f"AWS describes the cluster {name} without an endpoint or an ARN")
-    arn = found["arn"]
-    try:
-        certificate = base64.b64decode(found.get("certificateAuthority", {}).get("data") or "", validate=True)
-    except ValueError:
-        raise Problem(f"AWS describes the cluster {name} with a certificate that is no base64") from None
-    # A local cluster on an Outpost is known to its verifier by its id ("aws eks get-token", AWS CLI Command Reference).
-    outpost = found.get("outpostConfig")
-    local = outpost is not None and outpost.get("etcdInstanceType") is None and found.get("id")
-    cluster = ("--cluster-id", found["id"]) if local else ("--cluster-name", name)
-    arguments = [*cluster, "--region", arn.split(":")[3]]
-    if identity:
-        arguments += ["--identity", identity]
-    if wanted.role_arn:
-        arguments += ["--role-arn", wanted.role_arn]
-    who = ":".join(part for part in (PROGRAM, identity, wanted.role_arn) if part)
-    user = wanted.user_alias or f"{who}@{arn}"
-    return Entry(arn, found["endpoint"], certificate, user, tuple(arguments), wanted.alias or arn)
-
-
-def write_entry(draft: Draft, entry: Entry, wanted: Provision, command: Sequence[str]) -> None:
-    """Let kubectl write an entry. What else a user has set in it, a namespace or a proxy say, stays."""
-    cluster = ["--server", entry.server]
-    if entry.certificate:
-        cluster += ["--certificate-authority", draft.file("ca.pem", entry.certificate), "--embed-certs=true"]
-    if wanted.proxy_url:
-        cluster += ["--proxy-url", wanted.proxy_url]
-    draft.config("set-cluster", *cluster, "--", entry.cluster)
-    arguments = [listed("--exec-arg", argument) for argument in (*command[1:], *entry.arguments)]
-    users = named(draft.view(), "users")
-    if not (users.get(entry.user, {}).get("user", {}).get("exec") or {}).get("installHint"):
-        write_install_hint(draft, entry.user)
-    draft.config(
-        "set-credentials",
-        f"--exec-command={command[0]}",
-        f"--exec-api-version={EXEC_API_VERSION}",
-        *arguments,
-        "--",
-        entry.user,
-    )
-    draft.config("set-context", f"--cluster={entry.cluster}", f"--user={entry.user}", "--", entry.context)
-
-
-def write_install_hint(draft: Draft, user: str) -> None:
-    """Give a user's exec entry an installHint, which no command of kubectl's writes (measured, 1.27 to 1.33).
-
-    `kubectl config set users.NAME.exec.installHint` is refused, and set-credentials has no option for it but keeps it
-    where it is. So a line is added to what kubectl has just written, below a command that is found nowhere else. In
-    what comes after, kubectl reads the line and writes it anew.
-    """
-    import re
-
-    mark = f"eks-token-{os.urandom(16).hex()}"
-    draft.config("set-credentials", f"--exec-command={mark}", f"--exec-api-version={EXEC_API_VERSION}", "--", user)
-    line = re.compile(rf"^( *)command: {mark}\n".encode(), re.MULTILINE)
-    for path in draft.paths:
-        written = draft.read(path)
-        if written and mark.encode() in written:
-            draft.write(path, line.sub(rb"\g<0>\1installHint: " + INSTALL_HINT.encode() + b"\n", written))
-
-
-def listed(option: str, value: str) -> str:
-    """An option whose value kubectl takes for a list in CSV: a comma in it, of a role's name say, must not part it."""
-    if not value or set(value) & set(',"\r\n') or value != value.strip():
-        value = '"' + value.replace('"', '""') + '"'
-    return f"{option}={value}"
-
-
-def exec_command(platform: str) -> list[str]:
-    """How kubectl starts this program. On Windows it cannot start a shell script: there Python is given the file."""
-    start = sys.modules.get("start")
-    if platform == "win32" and start is not None and hasattr(start, "BUILD"):
-        return [sys.executable, "-I", "-S", os.path.abspath(sys.argv[0])]
-    return [PROGRAM]
-
-
-def our_arguments(entry: Mapping[str, Any]) -> list[str] | None:
-    """The arguments that an exec entry gives to this program; None if it starts another."""
-    arguments = list(entry.get("args") or [])
-    if program_name(entry.get("command") or "") == PROGRAM:
-        return arguments
-    if arguments[:2] == ["-I", "-S"] and len(arguments) > 2 and program_name(arguments[2]) == PROGRAM:
-        return arguments[3:]
-    return None
-
-
-def program_name(command: str) -> str:
-    """A command without its directory, and without what Windows adds to it."""
-    return command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
-
-
-# kubectl, and the files
-
-
-def on_path(command: str, setting: Setting) -> str | None:
-    import shutil
-
-    return shutil.which(command, path=setting.environ.get("PATH", os.defpath))
-
-
-def find_kubectl(setting: Setting) -> str:
-    return on_path("kubectl", setting) or no_kubectl()
-
-
-def no_kubectl() -> NoReturn:
-    raise Problem(
-        "kubectl is not on PATH, and kubeconfig files are written by it",
-        "install it: https://kubernetes.io/docs/tasks/tools/",
-    )
-
-
-def kubeconfig_paths(setting: Setting, named: str) -> list[str]:
-    """The files that kubectl would read: the named one, else KUBECONFIG's, else ~/.kube/config."""
-    listed = [named] if named else setting.environ.get("KUBECONFIG", "").split(os.pathsep)
-    paths = list(dict.fromkeys(os.path.abspath(path) for path in listed if path.strip()))
-    home = setting.environ.get("USERPROFILE" if setting.platform == "win32" else "HOME", "")
-    if not paths and not home:
-        raise Problem("HOME is not set, nor KUBECONFIG: there is no kubeconfig", "name one with --kubeconfig")
-    return paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
-
-
-class Draft:
-    """Copies of kubeconfig files in a private directory, to be changed by kubectl and put in place at the end.
-
-    Among several files kubectl decides by its own rules which one it writes ("kubectl config --help"): the one that
-    has the entry, else the first that exists, else the last of the list. Raises Problem.
-    """
-
-    def __init__(self, setting: Setting, paths: Sequence[str]) -> None:
-        self.paths = tuple(paths)
-        self._setting = setting
-        self._kubectl = find_kubectl(setting)
-        self._before: dict[str, bytes | None] = {}
-        self._directory = ""
-
-    def __enter__(self) -> Draft:
-        import tempfile
-
-        self._before = {path: read_kubeconfig(path) for path in self.paths}
-        try:
-            self._directory = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
-            for path, content in self._before.items():
-                if content is not None:
-                    self.write(path, content)
-        except OSError as error:
-            self.__exit__()
-            raise Problem(f"there is no room for a copy of the kubeconfig: {error.strerror}") from error
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        import shutil
-
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def copy(self, path: str) -> str:
-        return os.path.join(self._directory, f"config-{self.paths.index(path)}")
-
-    def file(self, name: str, content: bytes) -> str:
-        """A file for kubectl to read, beside the copies."""
-        path = os.path.join(self._directory, name)
-        with open(path, "wb") as file:
-            file.write(content)
-        return path
-
-    def write(self, path: str, content: bytes) -> None:
-        self.file(os.path.basename(self.copy(path)), content)
-
-    def read(self, path: str) -> bytes | None:
-        """What would be in this file; None if there would be none."""
-        try:
-            with open(self.copy(path), "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
-
-    def config(self, *arguments: str, only: str = "") -> str:
-        """`kubectl config` on the copies, or on one of them; what it prints. Raises Problem with kubectl's words."""
-        import subprocess
-
-        copies = [self.copy(only)] if only else [self.copy(path) for path in self.paths]
-        done = subprocess.run(
-            [self._kubectl, "config", *arguments],
-            env={**self._setting.environ, "KUBECONFIG": os.pathsep.join(copies)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            raise self.problem(done.stderr)
-        return done.stdout
-
-    def problem(self, stderr: str) -> Problem:
-        """kubectl's error on one line, naming the file and not its copy."""
-        lines = [line for line in stderr.splitlines() if line.strip()]
-        begin = next((index for index, line in enumerate(lines) if line.startswith("error: ")), 0)
-        text = " ".join(" ".join(lines[begin:]).split()).removeprefix("error: ")
-        hint = ""
-        for path in self.paths:
-            if self.copy(path) in text:
-                text = text.replace(self.copy(path), path)
-                hint = f"mend {path}, or name another file with --kubeconfig"
-        return Problem(f"kubectl: {text[:400] or 'it failed and did not say why'}", hint)
-
-    def view(self, only: str = "") -> dict[str, Any]:
-        """The copies, merged, or one of them, as JSON. Its secrets are in it."""
-        import json
-
-        return dict(json.loads(self.config("view", "--raw", "-o", "json", only=only)))
-
-    def shown(self, raw: bool) -> str:
-        """For people: each file that would change, whole; or all of them merged and without secrets."""
-        if not raw:
-            return self.config("view")
-        paths = self.changed() or [path for path in self.paths if self._before[path] is not None]
-        return "".join((self.read(path) or b"").decode(errors="replace") for path in paths)
-
-    def changed(self) -> list[str]:
-        return [path for path in self.paths if self.read(path) != self._before[path]]
-
-    def put_in_place(self, backup: bool = False) -> bool:
-        """Give the files their new content; false if one was changed by somebody else since it was copied."""
-        import contextlib
-
-        changed = self.changed()
-        with contextlib.ExitStack() as held:
-            for path in sorted(changed):
-                held.enter_context(KubectlLock(path))
-            if any(read_kubeconfig(path) != self._before[path] for path in changed):
-                return False
-            for path in changed:
-                old, new = self._before[path] or b"", self.read(path) or b""
-                kept = keep_backup(path, old, new) if backup else ""
-                try:
-                    write_in_place(path, old, new)
-                except Problem:
-                    if kept:
-                        os.unlink(kept)
-                    raise
-        return True
-
-
-def edit(setting: Setting, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False) -> list[str]:
-    """Have `change` made to a draft of these files, and put it in place; returns the files that it changed."""
-    deadline = time.monotonic() + EDIT_SECONDS
-    while time.monotonic() < deadline:
-        with Draft(setting, paths) as draft:
-            change(draft)
-            changed = draft.changed()
-            if draft.put_in_place(backup):
-                return changed
-    raise Problem(f"another program keeps changing {paths[0]}", "try again when it is done")
-
-
-def read_kubeconfig(path: str) -> bytes | None:
-    """The file's bytes; None if there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Problem(f"{path} cannot be read: {error.strerror}") from error
-
-
-def write_in_place(path: str, old: bytes, new: bytes) -> None:
-    """Write a kubeconfig as kubectl does, into the file that is there: so a link stays one, and mode, owner and a
-    mount point in a container are kept. What was there comes back where the new content does not fit."""
-    import stat
-
-    try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
-    except OSError as error:
-        raise Problem(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise Problem(f"{path} is no regular file", "name one with --kubeconfig")
-        try:
-            overwrite(file, new)
-        except OSError as error:
-            overwrite(file, old)
-            raise Problem(f"{path} cannot be written: {error.strerror}; it is as it was") from error
-    finally:
-        os.close(file)
-
-
-def overwrite(file: int, content: bytes) -> None:
-    os.lseek(file, 0, os.SEEK_SET)
-    left = content
-    while left:
-        left = left[os.write(file, left) :]
-    os.ftruncate(file, len(content))
-    os.fsync(file)
-
-
-class KubectlLock:
-    """The lock that kubectl takes to change a kubeconfig: a file beside it, which is there while the lock is held
-    (kubernetes/client-go, tools/clientcmd/loader.go). kubectl itself does not wait for it; we do."""
-
-    def __init__(self, path: str) -> None:
-        self.path = f"{path}.lock"
-
-    def __enter__(self) -> None:
-        deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
-        while True:
-            try:
-                os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-                return
-            except FileExistsError:
-                if time.monotonic() > deadline:
-                    raise Problem(
-                        f"another program has had {self.path} for {KUBECTL_LOCK_SECONDS} s",
-                        "remove that file if no kubectl is running",
-                    ) from None
-                time.sleep(0.05)
-            except OSError as error:
-                raise Problem(f"{self.path} cannot be made: {error.strerror}") from error
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            os.unlink(self.path)
-        except OSError:
-            pass
-
-
-def named(config: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
-    """The clusters, contexts or users of a kubeconfig by name."""
-    return {item["name"]: item for item in config.get(kind) or ()}
-
-
-# logout
-
-
-def remove_entries(setting: Setting, names: Iterable[str]) -> None:
-    """Take away the users that are one of these identities, and the contexts and clusters that only they used.
-
-    What hinders is a warning: the identity is forgotten all the same.
-    """
-    wanted = set(names)
-    gone: list[str] = []
-
-    def change(draft: Draft) -> None:
-        gone[:] = remove_from(draft, wanted)
-
-    try:
-        paths = kubeconfig_paths(setting, "")
-        if not any(PROGRAM.encode() in (read_kubeconfig(path) or b"") for path in paths):
-            return
-        edit(setting, paths, change)
-    except Problem as problem:
-        warn(f"the identity's kubeconfig entries are left: {problem.message}")
-    for user in gone:
-        say(f"removed the kubeconfig's user {user}")
-
-
-def remove_from(draft: Draft, names: set[str]) -> list[str]:
-    """Have kubectl delete the identities' entries from each file; returns the users that are gone."""
-    files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
-    users = {
-        user
-        for config in files.values()
-        for user, item in named(config, "users").items()
-        if entry_identity(item.get("user") or {}) in names
-    }
-    contexts = [
-        (path, name, item.get("context") or {})
-        for path, config in files.items()
-        for name, item in named(config, "contexts").items()
-    ]
-    going = [(path, name, about) for path, name, about in contexts if about.get("user") in users]
-    kept = {about.get("cluster", "") for _, _, about in contexts if about.get("user") not in users}
-    clusters = {about.get("cluster", "") for _, _, about in going} - kept
-    for path, config in files.items():
-        for user in users & named(config, "users").keys():
-            draft.config("delete-user", "--", user, only=path)
-        for name in [name for where, name, _ in going if where == path]:
-            if config.get("current-context") == name:
-                draft.config("unset", "current-context", only=path)
-            draft.config("delete-context", "--", name, only=path)
-        for cluster in clusters & named(config, "clusters").keys():
-            draft.config("delete-cluster", "--", cluster, only=path)
-    return sorted(users)
-
-
-def entry_identity(user: Mapping[str, Any]) -> str:
-    """The identity that a user's exec entry names, by argument or in its own environment; "" if it does not."""
-    entry = user.get("exec") or {}
-    arguments = our_arguments(entry)
-    if arguments is None:
-        return ""
-    variables = entry_variables(entry)
-    try:
-        request = parse_request(arguments, variables, "v1beta1")
-        return choose_identity(request, variables, Stored("", {})).profile
-    except Problem:
-        return ""
-
-
-def entry_variables(entry: Mapping[str, Any]) -> dict[str, str]:
-    return {each.get("name", ""): each.get("value", "") for each in entry.get("env") or ()}
-
-
-# adopt
-
-
-class Found(NamedTuple):
-    """A user of a kubeconfig whose exec entry is another plugin's."""
-
-    path: str
-    user: str
-    entry: Mapping[str, Any]
-    refusal: str  # why it is left alone, or ""
-
-
-def adopt_command(setting: Setting, options: Any) -> int:
-    """Make other plugins' exec entries ours, with their arguments and variables as they are."""
-    paths = kubeconfig_paths(setting, options.kubeconfig)
-    atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
-    is_atmos = {path for path in (*paths, atmos) if os.path.realpath(path) == os.path.realpath(atmos)}
-    if not options.kubeconfig and os.path.isabs(atmos) and os.path.exists(atmos) and not is_atmos & set(paths):
-        paths.append(atmos)
-    if options.undo:
-        return undo(paths, options.dry_run)
-    if not (options.all or options.context or setting.terminal):
-        raise usage("which entries?", "name contexts with --context NAME, or say --all")
-    if options.all and options.context:
-        raise usage("--all and --context exclude each other")
-    with Draft(setting, paths) as draft:
-        found = find_entries(draft, setting, options.context)
-    chosen = [one for one in found if not one.refusal and is_chosen(one, setting, options)]
-    for one in found:
-        if one.refusal:
-            say(f"left alone: {one.path}: user {one.user}: {one.refusal}")
-    for path in sorted(is_atmos & {one.path for one in chosen}):
-        warn(
-            f"Atmos writes {path} anew at each sign-in, and its own entries with it:"
-            " set auto_provision: false in the spec of its aws/eks integrations"
-        )
-    refused = bool(options.context) and any(one.refusal for one in found)
-    if not chosen:
-        say("there is nothing to adopt")
-    elif options.dry_run:
-        say("nothing was written: this is a dry run")
-    else:
-        changed = edit(setting, paths, lambda draft: swap_in(draft, chosen, setting.platform), backup=True)
-        where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
-        say(
-            f"adopted {len(chosen)} in {', '.join(changed)}; `{PROGRAM} adopt --undo{where}` brings back what was there"
-        )
-    if chosen and setting.platform != "win32" and not on_path(PROGRAM, setting):
-        warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
-    return 1 if refused else 0
-
-
-def find_entries(draft: Draft, setting: Setting, contexts: Sequence[str]) -> list[Found]:
-    """Other plugins' entries in the files, of these contexts or of all. Raises Problem for a context not there."""
-    files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
-    users_of: dict[str, set[str]] = {}
-    for config in files.values():
-        for name, item in named(config, "contexts").items():
-            users_of.setdefault(name, set()).add((item.get("context") or {}).get("user", ""))
-    for name in contexts:
-        if name not in users_of:
-            close = nearest(name, users_of)
-            raise Problem(f"no context is named {name!r}", f"did you mean {close}?" if close else "")
-    wanted = {user for name in contexts for user in users_of[name]}
-    found = []
-    for path, config in files.items():
-        for user, item in named(config, "users").items():
-            about = item.get("user") or {}
-            entry = about.get("exec")
-            if not entry or our_arguments(entry) is not None or (contexts and user not in wanted):
-                continue
-            words = [entry.get("command") or "", *(entry.get("args") or [])]
-            if contexts or any(program_name(word) in ADOPTED for word in words):
-                found.append(Found(path, user, entry, refusal(about, setting)))
-    return found
-
-
-def refusal(user: Mapping[str, Any], setting: Setting) -> str:
-    """Why a user's exec entry cannot be adopted, or ""."""
-    entry = user["exec"]
-    grammar = ADOPTED.get(program_name(entry.get("command") or ""))
-    version = str(entry.get("apiVersion") or "").removeprefix(CLIENT_AUTHENTICATION)
-    if grammar is None:
-        return f"its command {entry.get('command')!r} is none of {', '.join(ADOPTED)}"
-    if version not in API_VERSIONS:
-        return f"its apiVersion {entry.get('apiVersion')!r} is not known"
-    # Another way to authenticate, of which we could not say which one is in force; and its certificate's path, if it is
-    # a relative one, kubectl would take to be relative to the draft.
-    others = sorted(user.keys() - {"exec"})
-    if others:
-        return f"it has {', '.join(others)} as well"
-    arguments = list(entry.get("args") or [])
-    variables = {**setting.environ, **entry_variables(entry)}
-    try:
-        if take_apart(grammar, arguments).words[: len(grammar.words)] != grammar.words:
-            return f"its arguments are not those of {' '.join(grammar.words)!r}"
-        parse_request(arguments, {name: value for name, value in variables.items() if value}, version)
-    except Problem as problem:
-        return f"its arguments are not understood: {problem.message}"
-    return ""
-
-
-def is_chosen(one: Found, setting: Setting, options: Any) -> bool:
-    """Show an entry before and after; where it was not chosen beforehand, a person decides."""
-    say(f"{one.path}: user {one.user}")
-    for sign, entry in (("-", one.entry), ("+", adopted(one.entry, setting.platform))):
-        version = entry["apiVersion"].removeprefix(CLIENT_AUTHENTICATION)
-        say(f"  {sign} {' '.join([entry['command'], *(entry.get('args') or [])])}  ({version})")
-    if options.all or options.context or options.dry_run:
-        return True
-    return ask("  adopt it? [y/N] ").lower() in ("y", "yes")
-
-
-def adopted(entry: Mapping[str, Any], platform: str) -> dict[str, Any]:
-    command, *arguments = exec_command(platform)
-    version = entry["apiVersion"].replace("v1alpha1", "v1beta1")  # the two are alike, and kubectl 1.24 dropped v1alpha1
-    return {**entry, "command": command, "args": [*arguments, *(entry.get("args") or [])], "apiVersion": version}
-
-
-def swap_in(draft: Draft, chosen: Sequence[Found], platform: str) -> None:
-    """Have kubectl write the adopted entries; what was changed since it was shown is an error."""
-    for one in chosen:
-        if exec_entry(draft, one) != one.entry:
-            raise Problem(f"{one.path}: the user {one.user} was changed meanwhile", "try again")
-        new = adopted(one.entry, platform)
-        draft.config(
-            "set-credentials",
-            f"--exec-command={new['command']}",
-            f"--exec-api-version={new['apiVersion']}",
-            *[listed("--exec-arg", word) for word in new["args"]],  # with a command they are lost if not said again
-            "--",
-            one.user,
-            only=one.path,
-        )
-        if exec_entry(draft, one) != new:
-            raise Problem(f"kubectl does not write the user {one.user} as it should be; nothing was changed")
-
-
-def exec_entry(draft: Draft, one: Found) -> Any:
-    return named(draft.view(one.path), "users").get(one.user, {}).get("user", {}).get("exec")
-
-
-# A backup's name ends in a number and in the hash of what the file became: so --undo can tell whether somebody has
-# changed it since.
-
-
-def backups(path: str) -> list[tuple[int, str, str]]:
-    """Number, hash of what the file became, and path of each backup of a kubeconfig, the oldest first."""
-    directory, base = os.path.split(os.path.realpath(path))
-    found = []
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return []
-    for name in names:
-        number, _, became = name.removeprefix(base + BACKUP).partition("-")
-        backup = os.path.join(directory, name)
-        if name.startswith(base + BACKUP) and number.isdecimal() and os.path.getsize(backup):
-            found.append((int(number), became, backup))
-    return sorted(found)
-
-
-def content_hash(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def keep_backup(path: str, old: bytes, new: bytes) -> str:
-    """Write the old content beside the file, under a name of its own, which is returned."""
-    number = max((number for number, _, _ in backups(path)), default=0) + 1
-    backup = f"{os.path.realpath(path)}{BACKUP}{number}-{content_hash(new)}"
-    # Under its name only when all of it is there: `adopt --undo` trusts what has the name.
-    beside = f"{os.path.realpath(path)}.eks-token-new-{os.urandom(4).hex()}"
-    try:
-        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-        try:
-            try:
-                overwrite(file, old)
-            finally:
-                os.close(file)
-            os.replace(beside, backup)
-        except BaseException:
-            os.unlink(beside)
-            raise
-    except OSError as error:
-        raise Problem(f"{backup} cannot be written: {error.strerror}; nothing was changed") from error
-    return backup
-
-
-def undo(paths: Sequence[str], dry_run: bool) -> int:
-    """Bring back what was in the files before the first `adopt`."""
-    known = [path for path in paths if backups(path)]
-    if not known:
-        raise Problem("there is nothing to undo", "no backup lies beside the kubeconfig")
-    for path in known:
-        kept = backups(path)
-        if dry_run:
-            say(f"{path} would be as it is in {kept[0][2]}")
-            continue
-        with KubectlLock(path):
-            first, *later = [read_kubeconfig(backup) or b"" for _, _, backup in kept]
-            now = read_kubeconfig(path) or b""
-            if not first:
-                raise Problem(f"{kept[0][2]} is gone", "try again")
-            # What one `adopt` left is what the next one found, and the last one's is there now: or somebody changed it.
-            for (_, became, _), found in zip(kept, [*later, now], strict=True):
-                if content_hash(found) != became:
-                    aside = f"{os.path.realpath(path)}.before-undo-{content_hash(found)}"
-                    write_in_place(aside, b"", found)
-                    warn(f"{path} was changed after it was adopted: what was in it is now in {aside}")
-            write_in_place(path, now, first)
-            for _, _, backup in kept:
-                os.unlink(backup)
-        say(f"{path} is as it was before")
-    return 0
-
-
-# -- 8. doctor --------------------------------------------------------------------------------------------------------
+# -- 11. doctor -------------------------------------------------------------------------------------------------------
 #
 # What may be wrong on a laptop, looked at one thing at a time. Nobody is asked anything and no secret is read: of the
 # keyring a name that is not there, of a token no more than that it came.
 
 CLOCK_WARN, CLOCK_FAIL = 60, 300  # seconds; "Signing AWS requests", IAM User Guide: AWS refuses what is 5 minutes off
 LITTLE_ROOM = 50_000_000  # bytes; the unpacked program takes 7 MB, and a new build stands beside the old one
-DOCTOR_SECONDS = 60.0  # for a program that is asked something
 CONTEXTS_AT_ONCE = 8
 LAUNCHER_RUNS = 9
 
@@ -4759,17 +5027,6 @@ class Check(NamedTuple):
     hint: str = ""
 
 
-class ExecUser(NamedTuple):
-    """A kubeconfig's user that has an exec entry, and the contexts that use it."""
-
-    path: str  # of the kubeconfig
-    entry: Mapping[str, Any]
-    contexts: tuple[str, ...]
-
-    def plugin(self) -> str:
-        return program_name(self.entry.get("command") or "")
-
-
 def doctor_command(setting: Setting, options: Any) -> int:
     """Look at everything that a token depends on; 1 where something keeps it from being printed."""
     import json
@@ -4786,10 +5043,6 @@ def doctor_command(setting: Setting, options: Any) -> int:
         rows = [zip(("check", "status", "found", "hint"), map(one_line, check), strict=True) for check in checks]
         print(json.dumps([dict(row) for row in rows], indent=2))
     return 1 if any(check.status == "fail" for check in checks) else 0
-
-
-def one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in redacted(text))
 
 
 def diagnoses(setting: Setting, online: bool) -> Iterable[Check]:
@@ -4818,48 +5071,6 @@ def diagnoses(setting: Setting, online: bool) -> Iterable[Check]:
     yield kubectl
     if kubectl.status != "fail":
         yield from check_contexts(setting)
-
-
-def own_build() -> str:
-    """The id of the build that this is; "" where it is no executable, but an installed package."""
-    return str(getattr(sys.modules.get("start"), "BUILD", ""))
-
-
-def own_file() -> str:
-    return os.path.abspath(sys.argv[0])
-
-
-def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, float]:
-    """What a program prints, and how long it took (seconds). It can ask nobody. Raises Problem."""
-    import subprocess
-
-    began = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            env=dict(environ),
-            timeout=DOCTOR_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Problem(f"{command[0]} did not end within {DOCTOR_SECONDS:.0f} s") from error
-    except (OSError, ValueError) as error:
-        raise Problem(f"{command[0]} cannot be started: {getattr(error, 'strerror', None) or error}") from error
-    took = time.perf_counter() - began
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if "error:" in line] or lines or [f"it exited with {done.returncode}"]
-        hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
-        raise Problem(errors[0].removeprefix(f"{PROGRAM}: error: "), hints[0] if hints else "")
-    return done.stdout, took
-
-
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
 
 
 # The program
@@ -5195,33 +5406,7 @@ def about_other(user: ExecUser, context: str) -> tuple[str, str]:
     return found, "; ".join([way_out, *([REWRITERS[plugin]] if plugin in REWRITERS else [])])
 
 
-def kubeconfigs(setting: Setting) -> dict[str, dict[str, Any]]:
-    """The kubeconfig files as kubectl reads them, Atmos's own too, by path. Raises Problem."""
-    paths = kubeconfig_paths(setting, "")
-    atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
-    if os.path.isabs(atmos) and os.path.exists(atmos) and atmos not in paths:
-        paths.append(atmos)
-    with Draft(setting, paths) as draft:
-        return {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
-
-
-def exec_users(setting: Setting) -> list[ExecUser]:
-    """The users with an exec entry that a context uses; of two files that have one, the first counts for kubectl."""
-    users: dict[str, ExecUser] = {}
-    contexts: dict[str, str] = {}
-    for path, config in kubeconfigs(setting).items():
-        for name, item in named(config, "users").items():
-            users.setdefault(name, ExecUser(path, (item.get("user") or {}).get("exec") or {}, ()))
-        for name, item in named(config, "contexts").items():
-            contexts.setdefault(name, (item.get("context") or {}).get("user", ""))
-    used = {
-        user: about._replace(contexts=tuple(context for context, of in contexts.items() if of == user))
-        for user, about in users.items()
-    }
-    return [about for about in used.values() if about.entry and about.contexts]
-
-
-# -- 9. completion ----------------------------------------------------------------------------------------------------
+# -- 12. completion ---------------------------------------------------------------------------------------------------
 #
 # The scripts ask the program what may come next, so that options, commands and names are always the program's own. All
 # that each adds is its shell's way of quoting.
@@ -5259,7 +5444,6 @@ _eks_token() {
 }
 complete -F _eks_token eks-token
 """
-
 ZSH_SCRIPT = r"""#compdef eks-token
 # zsh completion for eks-token: a file _eks-token in a directory of $fpath, or source <(eks-token completion zsh)
 
@@ -5288,7 +5472,6 @@ else
     compdef _eks-token eks-token
 fi
 """
-
 FISH_SCRIPT = r"""# fish completion for eks-token: eks-token completion fish > ~/.config/fish/completions/eks-token.fish
 
 function __eks_token_complete
@@ -5306,7 +5489,6 @@ function __eks_token_complete
 end
 complete --command eks-token --no-files --arguments '(__eks_token_complete)'
 """
-
 SCRIPTS = {"bash": BASH_SCRIPT, "zsh": ZSH_SCRIPT, "fish": FISH_SCRIPT}
 FILES = ":files"  # tells a script to let its shell complete file names
 COMPLETION_ANSWERS = 200  # cached answers that are looked at for names of clusters
@@ -5325,7 +5507,6 @@ COMPLETED = {
     "sso_region": "regions",
 }
 COMPLETED_NAMES = ("login", "logout", "whoami")  # whose argument `name` is an identity
-
 FIELD_HELP = {
     "alias": "the context's name, else the cluster's ARN",
     "assume_role_arn": "a role that describes the cluster",
@@ -5671,174 +5852,20 @@ def bash_quoted(value: str, quote: str) -> str:
     return "".join(char if char.isalnum() or char in "_@%+=:,./-" else f"\\{char}" for char in value)
 
 
-# -- 10. main ----------------------------------------------------------------------------------------------------------
+# -- 13. main ---------------------------------------------------------------------------------------------------------
+#
+# The table of commands, help, and the edge where errors become two lines on stderr.
 
-
-class Command(NamedTuple):
-    summary: str
-    act: Callable[[Setting, Any], int]
-    arguments: Callable[[Any], None]
-    examples: str = ""
-
-
-def login_arguments(parser: Any) -> None:
-    parser.add_argument(
-        "name", nargs="?", default="", metavar="NAME", help="the identity; else the default or only one"
-    )
-    keys = parser.add_argument_group("an access key")
-    keys.add_argument("--stdin", action="store_true", help="read the keys as JSON, as a credential_process prints them")
-    keys.add_argument("--new-keys", action="store_true", help="ask for keys, also where some are stored")
-    keys.add_argument("--import-profile", default="", metavar="PROFILE", help="take the keys of an AWS profile")
-    mfa = parser.add_argument_group("multi-factor authentication")
-    mfa.add_argument("--mfa-serial", default="", metavar="ARN", help="the MFA device of the keys or of the role")
-    mfa.add_argument("--mfa-code-stdin", action="store_true", help="read the code from stdin, after the JSON if any")
-    role = parser.add_argument_group("a role")
-    role.add_argument("--role-arn", default="", metavar="ARN", help="the role")
-    role.add_argument("--source", default="", metavar="NAME", help="the identity or AWS profile that assumes it")
-    role.add_argument("--external-id", default="", metavar="ID", help="what the role's trust policy asks for")
-    role.add_argument("--role-session-name", default="", metavar="NAME", help="how the session is called")
-    role.add_argument("--duration-seconds", default="", metavar="N", help="of its, or the MFA, session")
-    sso = parser.add_argument_group("AWS SSO (IAM Identity Center)")
-    sso.add_argument("--sso-start-url", default="", metavar="URL", help="where to sign in")
-    sso.add_argument("--sso-region", default="", metavar="REGION", help="the AWS region of the start URL")
-    sso.add_argument("--sso-session", default="", metavar="NAME", help="an sso-session of AWS config, instead of both")
-    sso.add_argument("--sso-account-id", default="", metavar="ID", help="the account; else you choose")
-    sso.add_argument("--sso-role-name", default="", metavar="NAME", help="the role there; else you choose")
-    sso.add_argument("--no-browser", action="store_true", help="open no browser, show the link alone")
-    cluster = parser.add_argument_group("a cluster")
-    cluster.add_argument("--cluster-name", default="", metavar="NAME", help="write its kubeconfig entry as well")
-    parser.add_argument("--default", action="store_true", help="use this identity where none is named")
-    parser.add_argument("--region", default="", help="the identity's AWS region")
-    parser.add_argument("--no-verify", action="store_true", help="do not ask AWS whose credentials these are")
-    parser.set_defaults(mfa_code=None)
-
-
-def logout_arguments(parser: Any) -> None:
-    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the identity")
-    parser.add_argument("--all", action="store_true", help="every identity, session and SSO token")
-    parser.add_argument("--keep-kubeconfig", action="store_true", help="leave its entries in the kubeconfig")
-
-
-def identities_arguments(parser: Any) -> None:
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="text or json")
-
-
-def whoami_arguments(parser: Any) -> None:
-    identities_arguments(parser)
-    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
-    parser.add_argument("--region", default="", help="where to ask STS")
-
-
-def kubeconfig_arguments(parser: Any) -> None:
-    parser.add_argument("--cluster-name", default="", metavar="NAME", help="the EKS cluster")
-    parser.add_argument("--all", action="store_true", help="every cluster of the region; the current context stays")
-    parser.add_argument("--region", required=True, help="its AWS region")
-    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
-    parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry assumes on top")
-    parser.add_argument("--alias", default="", metavar="NAME", help="the context's name, else the cluster's ARN")
-    parser.add_argument("--user-alias", default="", metavar="NAME", help="the user's name")
-    parser.add_argument("--kubeconfig", default="", metavar="PATH", help="the file, instead of KUBECONFIG's")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be in it, and write nothing")
-    parser.add_argument("--no-set-current", action="store_true", help="leave the current context as it is")
-
-
-def adopt_arguments(parser: Any) -> None:
-    parser.add_argument("--context", nargs="+", action="extend", default=[], metavar="NAME", help="of these contexts")
-    parser.add_argument("--all", action="store_true", help="every entry; else you are asked for each")
-    parser.add_argument(
-        "--kubeconfig", default="", metavar="PATH", help="the file, instead of KUBECONFIG's and Atmos's"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and write nothing")
-    parser.add_argument("--undo", action="store_true", help="bring back what was in the files before")
-
-
-def doctor_arguments(parser: Any) -> None:
-    identities_arguments(parser)
-    parser.add_argument("--online", action="store_true", help="compare this machine's clock with that of STS as well")
-
-
-def completion_arguments(parser: Any) -> None:
-    import argparse
-
-    parser.add_argument("shell", choices=tuple(SCRIPTS), help="which one's script to print")
-    parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-
-
-COMMANDS = {
-    "login": Command(
-        "sign in: store an identity, or take the one that is there",
-        login_command,
-        login_arguments,
-        f"""\
-  {PROGRAM} login dev                               asks what dev is to be, or signs in again
-  {PROGRAM} login dev --stdin < keys.json           keys, as a credential_process prints them
-  {PROGRAM} login dev --mfa-serial arn:aws:iam::111122223333:mfa/me
-  {PROGRAM} login admin --role-arn arn:aws:iam::111122223333:role/Admin --source dev
-  {PROGRAM} login work --sso-start-url https://example.awsapps.com/start --sso-region us-east-1
-  {PROGRAM} login dev --import-profile dev          the keys of ~/.aws/credentials, kept in the keyring""",
-    ),
-    "logout": Command(
-        "forget an identity, and all that was kept for it",
-        logout_command,
-        logout_arguments,
-        f"""\
-  {PROGRAM} logout dev      its keys, sessions, SSO token and kubeconfig entries
-  {PROGRAM} logout --all    everything""",
-    ),
-    "identities": Command(
-        "list identities and AWS profiles",
-        identities_command,
-        identities_arguments,
-        f"""\
-  {PROGRAM} identities              opens no keyring
-  {PROGRAM} identities -o json      name, kind, from, key, end of the session""",
-    ),
-    "whoami": Command(
-        "ask AWS whose credentials an identity has",
-        whoami_command,
-        whoami_arguments,
-        f"""\
-  {PROGRAM} whoami -i dev
-  {PROGRAM} whoami -i dev -o json""",
-    ),
-    "kubeconfig": Command(
-        "write a cluster's kubeconfig entry",
-        kubeconfig_command,
-        kubeconfig_arguments,
-        f"""\
-  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --identity dev
-  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --alias main --no-set-current
-  {PROGRAM} kubeconfig --all --region us-east-2""",
-    ),
-    "adopt": Command(
-        "take over kubeconfig entries of other plugins",
-        adopt_command,
-        adopt_arguments,
-        f"""\
-  {PROGRAM} adopt --all --dry-run
-  {PROGRAM} adopt --context main
-  {PROGRAM} adopt --undo""",
-    ),
-    "doctor": Command(
-        "look for what keeps kubectl from getting a token",
-        doctor_command,
-        doctor_arguments,
-        f"""\
-  {PROGRAM} doctor              1 is the exit status where a check fails
-  {PROGRAM} doctor --online     compares this machine's clock with AWS's
-  {PROGRAM} doctor -o json      a list of check, status, found and hint""",
-    ),
-    "completion": Command(
-        "print a script that lets a shell complete all of this",
-        completion_command,
-        completion_arguments,
-        f"""\
-  eval "$({PROGRAM} completion bash)"        in ~/.bashrc
-  source <({PROGRAM} completion zsh)         in ~/.zshrc, after compinit
-  {PROGRAM} completion fish > ~/.config/fish/completions/{PROGRAM}.fish""",
-    ),
+ACTS: Mapping[str, Callable[[Setting, Any], int]] = {
+    "login": login_command,
+    "logout": logout_command,
+    "identities": identities_command,
+    "whoami": whoami_command,
+    "kubeconfig": kubeconfig_command,
+    "adopt": adopt_command,
+    "doctor": doctor_command,
+    "completion": completion_command,
 }
-
 HELP = f"""\
 {PROGRAM} prints the bearer token with which kubectl enters an EKS cluster.
 Credentials lie in the OS keyring; a token is kept for 13 minutes, and printed
@@ -5922,31 +5949,10 @@ More
 """
 
 
-def command_parser(name: str) -> Any:
-    """The argparse parser of one of our own commands."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise usage(message, f"see {PROGRAM} {name} --help")
-
-    command = COMMANDS[name]
-    parser = Parser(
-        prog=f"{PROGRAM} {name}",
-        description=command.summary,
-        epilog=f"examples:\n{command.examples}" if command.examples else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--debug", action="store_true", help="say on stderr what is done")
-    command.arguments(parser)
-    return parser
-
-
 def run(setting: Setting) -> int:
     command = setting.argv[0] if setting.argv else ""
     if command in COMMANDS:
-        return COMMANDS[command].act(setting, command_parser(command).parse_args(setting.argv[1:]))
+        return ACTS[command](setting, command_parser(command).parse_args(setting.argv[1:]))
     if not setting.argv:
         raise usage("nothing was asked for", f"see {PROGRAM} --help")
     if "--help" in setting.argv or "-h" in setting.argv:

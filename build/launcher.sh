@@ -2,7 +2,7 @@
 # eks-token @VERSION@. The head of this file is a POSIX shell script, the rest of it a Python zip archive.
 #
 # The script prints a fresh answer from the cache, in a millisecond or two, and leaves everything else to Python. It
-# looks an answer up by the same rule as section 3 of eks_token.py; it may miss, and it may never be wrong. Its
+# looks an answer up by the same rule as the section "cache" of eks_token.py; it may miss, and it may never be wrong. Its
 # variables begin with et_, so that none of the user's exported ones changes on the way to Python.
 #
 # -nt and -ot came to POSIX with its eighth issue; every shell named in the tests has had them for decades.
