@@ -247,24 +247,26 @@ def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str
     return done.stdout, took
 
 
-def print_answer(text: str) -> int:
+class ReaderGone(Exception):
+    """Whoever read stdout has closed it, as `| head -1` does: nothing is left to say, and nobody to say it to."""
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Write to stdout. All that goes there goes through here.
+
+    Raises ReaderGone for a closed pipe, Problem for anything else that keeps stdout from taking it.
+    """
     if sys.stdout is None:
-        raise Problem("the token cannot be written to stdout: it is closed")
+        raise Problem("stdout cannot be written to: it is closed")
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text + end)
         sys.stdout.flush()
-    except BrokenPipeError:  # the client went away
-        discard_stdout()
-        return 1
     except OSError as error:
-        discard_stdout()
-        raise Problem(f"the token cannot be written to stdout: {error.strerror}") from error
-    return 0
-
-
-def discard_stdout() -> None:
-    """Keep Python from flushing stdout a second time when it exits, and from failing at it aloud."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Python would flush what is left once more when it exits, and fail at it aloud.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone from error
+        raise Problem(f"stdout cannot be written to: {error.strerror}") from error
 
 
 def ask(prompt: str, secret: bool = False) -> str:
@@ -838,6 +840,9 @@ def command_parser(name: str) -> Any:
     import argparse
 
     class Parser(argparse.ArgumentParser):
+        def print_help(self, file: Any = None) -> None:
+            show(self.format_help(), end="")
+
         def error(self, message: str) -> NoReturn:
             raise usage(message, f"see {PROGRAM} {name} --help")
 
@@ -3551,27 +3556,31 @@ def token_command(setting: Setting) -> int:
     refresh = "--refresh" in setting.argv
     if cache and key and not refresh and (answer := cache.lookup(key, time.time())):
         debug("answered from the cache")
-        return print_answer(answer)
+        show(answer)
+        return 0
 
     request = parse_request(setting.argv, setting.environ, info.version)
     asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
     debug(f"minting: {', '.join(asked)}")
     person = setting.terminal and info.interactive
     if cache is None or key is None:
-        return print_answer(mint(request, Wallet(setting, cache, person)).text)
+        show(mint(request, Wallet(setting, cache, person)).text)
+        return 0
     try:
         lock = cache.lock(f"request {key.line}")
         with lock:
             if not refresh and (answer := cache.lookup(key, time.time())):
                 debug("answered by another process meanwhile")
-                return print_answer(answer)
+                show(answer)
+                return 0
             wallet = Wallet(setting, cache, person)
             minted = mint(request, wallet)
             cache.store(key, minted, wallet.watched, wallet.generation, own=wallet.path)
     except LocksUnavailable:
         debug("locks do not work in the cache directory")
         minted = mint(request, Wallet(setting, None, person))
-    return print_answer(minted.text)
+    show(minted.text)
+    return 0
 
 
 # -- 8. kubeconfig ----------------------------------------------------------------------------------------------------
@@ -3714,7 +3723,7 @@ def write_entries(setting: Setting, wanted: Provision) -> int:
     if wanted.dry_run:
         with Draft(setting, paths) as draft:
             change(draft)
-            print(draft.shown(wanted.raw), end="", flush=True)
+            show(draft.shown(wanted.raw), end="")
         if not wanted.raw:
             say("nothing was written; certificates and secrets are left out, as `kubectl config view` leaves them out")
         return 1 if failed else 0
@@ -3723,7 +3732,7 @@ def write_entries(setting: Setting, wanted: Provision) -> int:
         say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was there already'}")
         if wanted.verbose:
             with Draft(setting, paths) as draft:
-                print(draft.config("view", "--minify", "--context", entry.context), end="", flush=True)
+                show(draft.config("view", "--minify", "--context", entry.context), end="")
     if entries and setting.platform != "win32" and not on_path(PROGRAM, setting):
         warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
     return 1 if failed else 0
@@ -4630,7 +4639,7 @@ def store_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> in
     else:
         store_identity(options, name, wallet, settings, keys)
         if arn:
-            print(arn, flush=True)
+            show(arn)
     say(f"{name}: the keys are in the keyring")
     return 0
 
@@ -4807,7 +4816,7 @@ def sign_in(options: Any, name: str, setting: Setting, token: Any = None) -> int
         authorize_anew(wallet, session, place, options.no_browser)
         credentials = wallet.credentials(request)
     if not options.no_verify:
-        print(whose_keys(credentials, setting, request.region or wallet.region()), flush=True)
+        show(whose_keys(credentials, setting, request.region or wallet.region()))
     if credentials.expires is not None:
         say(f"{name}: signed in until {rfc3339(credentials.expires)}")
     return 0
@@ -4956,7 +4965,7 @@ def identities_command(setting: Setting, options: Any) -> int:
             }
         )
     if options.output == "json":
-        print(json.dumps(rows, indent=2))
+        show(json.dumps(rows, indent=2))
         return 0
     if not rows:
         say(f"there are no identities yet: {PROGRAM} login NAME stores one")
@@ -4968,7 +4977,7 @@ def identities_command(setting: Setting, options: Any) -> int:
         shown.append((row["name"], row["kind"], row["from"], key, row["session_ends"], default))
     widths = [max(len(line[column]) for line in shown) for column in range(5)]
     for line in shown:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip())
+        show("  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip())
     return 0
 
 
@@ -4988,7 +4997,7 @@ def whoami_command(setting: Setting, options: Any) -> int:
         "session_ends": rfc3339(credentials.expires) if credentials.expires is not None else "",
     }
     if options.output == "json":
-        print(json.dumps(about, indent=2))
+        show(json.dumps(about, indent=2))
         return 0
     for label, key in (
         ("Identity", "identity"),
@@ -4997,7 +5006,7 @@ def whoami_command(setting: Setting, options: Any) -> int:
         ("Session ends", "session_ends"),
     ):
         if about[key]:
-            print(f"{label + ':':13} {about[key]}")
+            show(f"{label + ':':13} {about[key]}")
     return 0
 
 
@@ -5035,13 +5044,12 @@ def doctor_command(setting: Setting, options: Any) -> int:
     for check in diagnoses(setting, options.online):
         checks.append(check)
         if options.output == "text":
-            print(f"{check.status:5} {one_line(check.name)}: {one_line(check.found)}")
+            show(f"{check.status:5} {one_line(check.name)}: {one_line(check.found)}")
             if check.hint:
-                print(f"      hint: {one_line(check.hint)}")
-            sys.stdout.flush()
+                show(f"      hint: {one_line(check.hint)}")
     if options.output == "json":
         rows = [zip(("check", "status", "found", "hint"), map(one_line, check), strict=True) for check in checks]
-        print(json.dumps([dict(row) for row in rows], indent=2))
+        show(json.dumps([dict(row) for row in rows], indent=2))
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 
@@ -5554,20 +5562,20 @@ class Candidate(NamedTuple):
 def completion_command(setting: Setting, options: Any) -> int:
     """Print a shell's script, or, called by that with the words so far, what may come next."""
     if not options.words:
-        print(SCRIPTS[options.shell], end="")
+        show(SCRIPTS[options.shell], end="")
         return 0
     # Not from argparse, which would take a -- for its own.
     breaks, *words = setting.argv[setting.argv.index(options.shell) + 1 :]
     if options.shell == "bash":
         for line in bash_candidates(words or [""], breaks, setting):
-            print(line)
+            show(line)
         return 0
     for value, about in candidates(words or [""], setting):
         option, equals, _ = (words or [""])[-1].partition("=")
         joined = f"{option}=" if equals and option.startswith("--") and value != FILES else ""
         if options.shell == "zsh":  # its script has put the option aside
             joined = ""
-        print(f"{joined}{value}\t{about}" if about else f"{joined}{value}")
+        show(f"{joined}{value}\t{about}" if about else f"{joined}{value}")
     return 0
 
 
@@ -5956,10 +5964,10 @@ def run(setting: Setting) -> int:
     if not setting.argv:
         raise usage("nothing was asked for", f"see {PROGRAM} --help")
     if "--help" in setting.argv or "-h" in setting.argv:
-        print(HELP, end="")
+        show(HELP, end="")
         return 0
     if setting.argv == ("--version",):
-        print(f"{PROGRAM} {__version__}")
+        show(f"{PROGRAM} {__version__}")
         return 0
     if is_update_kubeconfig(setting.argv):
         return update_kubeconfig_command(setting)
@@ -5992,6 +6000,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if problem.hint:
             say(f"hint: {problem.hint}")
         return problem.status
+    except ReaderGone:
+        return 1
     except KeyboardInterrupt:
         if sys.stderr and sys.stderr.isatty():
             sys.stderr.write("\n")  # after the prompt and ^C

@@ -1,0 +1,134 @@
+"""What holds for the module as a whole: the order of its sections, and its one way to stdout."""
+
+import ast
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Sandbox
+
+import eks_token
+
+SOURCE = Path(eks_token.__file__).read_text(encoding="utf-8")
+
+# Annotations of what is still to be taken apart.
+LOOKS_DOWN = {
+    ("find_in_atmos", "Wallet"),
+    ("atmos_session", "Wallet"),
+    ("atmos_keys", "Wallet"),
+    ("SessionCache", "Wallet"),
+    ("SsoTokens", "Wallet"),
+    ("read_sso_token", "Wallet"),
+    ("keep_sso_token", "Wallet"),
+}
+
+
+STARTS = [number for number, line in enumerate(SOURCE.splitlines(), 1) if re.match(r"# -- \d+\. ", line)]
+"""The line of each section's heading."""
+
+
+def section_of(line: int) -> int:
+    return sum(start <= line for start in STARTS)
+
+
+def defined(node: ast.stmt) -> list[str]:
+    """The names that a statement at the top of the module defines."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, ast.AnnAssign):
+        return [name.id for name in ast.walk(node.target) if isinstance(name, ast.Name)]
+    if isinstance(node, ast.Assign):
+        return [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    return []
+
+
+def own_names(node: ast.stmt) -> set[str]:
+    """Parameters and variables of a function or class, which may be named as something further down is."""
+    names = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
+    names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+    return names | {each.name for each in ast.walk(node) if isinstance(each, (ast.FunctionDef, ast.ClassDef))}
+
+
+def test_each_section_uses_only_those_above_it() -> None:
+    body = ast.parse(SOURCE).body
+    section = {name: section_of(node.lineno) for node in body for name in defined(node)}
+    found = set()
+    for node in body:
+        own = own_names(node)
+        for each in ast.walk(node):
+            if not isinstance(each, ast.Name) or each.id in own or each.id not in section:
+                continue
+            if section[each.id] > section_of(node.lineno):
+                found.add((getattr(node, "name", ""), each.id))
+    assert found == LOOKS_DOWN
+
+
+def test_the_front_page_names_the_sections_in_their_order() -> None:
+    headings = re.findall(r"(?m)^# -- \d+\. ([a-z ]+?) -+$", SOURCE)
+    listed = re.findall(r"(?m)^\d+\. ([a-z ]+?)  ", eks_token.__doc__ or "")
+    assert len(headings) == 13
+    assert listed == headings
+
+
+COMMANDS = pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--help"], id="help"),
+        pytest.param(["login", "--help"], id="a command's help"),
+        pytest.param(["--version"], id="version"),
+        pytest.param(["identities"], id="identities"),
+        pytest.param(["identities", "-o", "json"], id="identities as JSON"),
+        pytest.param(["doctor"], id="doctor"),
+        pytest.param(["doctor", "-o", "json"], id="doctor as JSON"),
+        pytest.param(["completion", "bash"], id="completion"),
+        pytest.param(["completion", "bash", "", ""], id="candidates"),
+    ],
+)
+
+
+@pytest.fixture
+def profiles(home: Sandbox) -> Sandbox:
+    (home.home / ".aws").mkdir()
+    (home.home / ".aws/config").write_text("[profile dev]\ncredential_process = true\n")
+    assert home.run("--version").returncode == 0
+    return home
+
+
+@COMMANDS
+def test_a_closed_pipe_ends_quietly(profiles: Sandbox, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [str(profiles.executable), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=profiles.environment(),
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only on systems with /dev/full")
+@COMMANDS
+def test_a_full_stdout_is_one_error_line_and_no_bug(profiles: Sandbox, arguments: list[str]) -> None:
+    manifest = next(profiles.home.glob(".cache/eks-token/app/*/manifest"))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [str(profiles.executable), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=profiles.environment(),
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "eks-token: error: stdout cannot be written to: No space left on device\n",
+    )
+    assert manifest.exists()  # nothing is unpacked again for it
