@@ -1299,8 +1299,11 @@ def untrusted(directory: str, environ: Mapping[str, str], platform: str) -> str:
         return "it belongs to another user"
     if state.st_mode & 0o022:
         return "others can write to it"
-    if os.geteuid() == 0 and os.stat(environ["HOME"]).st_uid != 0:
-        return "it lies in another user's home"
+    if os.geteuid() == 0:
+        # sudo may keep either: that user could not remove what root leaves there. build/start.py has the same rule.
+        for path in (environ.get("HOME", ""), environ.get("XDG_CACHE_HOME", "")):
+            if path.startswith("/") and os.path.exists(path) and os.stat(path).st_uid != 0:
+                return f"{path} belongs to another user"
     if state.st_mode & 0o077:
         os.chmod(directory, 0o700)
     return ""

@@ -1003,6 +1003,18 @@ def test_root_in_another_users_home_caches_nothing(
     assert "another user" in capsys.readouterr().err
 
 
+@as_root
+def test_root_in_another_users_cache_directory_caches_nothing(
+    home: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = home.root / "other"
+    (other / "eks-token").mkdir(parents=True, mode=0o700)
+    os.chown(other, NOBODY, NOBODY)
+    home.env["XDG_CACHE_HOME"] = str(other)
+    assert opened(home, monkeypatch) is None
+    assert "another user" in capsys.readouterr().err
+
+
 @posix
 @pytest.mark.parametrize(("spoil", "reason"), REFUSED)
 def test_the_executable_refuses_it_too_and_prints_the_token(
