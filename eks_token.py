@@ -3509,28 +3509,21 @@ def rendered(credential: Mapping[str, Any], request: Request) -> str:
     return "\n".join(text_lines(shown)) if request.output == "text" else json.dumps(shown)
 
 
-def text_lines(value: Any, name: str = "", columns: Iterable[str] | None = None) -> list[str]:
+def text_lines(value: Any, name: str = "") -> list[str]:
     """As the AWS CLI's `--output text` has it (aws/aws-cli, awscli/text.py): scalars joined by tabs, and what is nested
-    on lines of its own, each begun with its name. Objects in one list share their columns."""
+    on lines of its own, each begun with its name."""
     if isinstance(value, dict):
-        columns = scalar_keys([value]) if columns is None else columns
-        scalars = [str(value.get(key, "")) for key in columns]
+        nested = [key for key in sorted(value) if isinstance(value[key], (dict, list))]
+        scalars = [str(value[key]) for key in sorted(value) if key not in nested]
         lines = ["\t".join([name.upper(), *scalars] if name else scalars)] if scalars else []
-        nested = sorted(value.keys() - set(columns))
         return [*lines, *(line for key in nested for line in text_lines(value[key], key))]
     if not isinstance(value, list):
         return [str(value)]
-    objects = [item for item in value if isinstance(item, dict)]
-    if objects:
-        columns = scalar_keys(objects)
-        return [line for item in value for line in text_lines(item, name, columns)]
+    if any(isinstance(item, dict) for item in value):
+        return [line for item in value for line in text_lines(item, name)]
     scalars = [str(item) for item in value if not isinstance(item, list)]
     lines = [f"{name.upper()}\t{item}" for item in scalars] if name else ["\t".join(scalars)] * bool(scalars)
     return [*lines, *(line for item in value if isinstance(item, list) for line in text_lines(item, name))]
-
-
-def scalar_keys(objects: Iterable[Mapping[str, Any]]) -> list[str]:
-    return sorted({key for each in objects for key, item in each.items() if not isinstance(item, (dict, list))})
 
 
 def mint(request: Request, wallet: Wallet) -> Minted:
