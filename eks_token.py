@@ -76,7 +76,7 @@ def usage(message: str, hint: str = "") -> Problem:
     return Problem(message, hint, status=2)
 
 
-class Setting(NamedTuple):
+class Invocation(NamedTuple):
     """What the process was started with, read in one place (`main`) and passed on."""
 
     argv: tuple[str, ...]
@@ -176,7 +176,7 @@ def own_build() -> str:
 # kubectl, and the files
 
 
-def on_path(command: str, setting: Setting) -> str | None:
+def on_path(command: str, setting: Invocation) -> str | None:
     import shutil
 
     return shutil.which(command, path=setting.environ.get("PATH", os.defpath))
@@ -1309,7 +1309,7 @@ def untrusted(directory: str, environ: Mapping[str, str], platform: str) -> str:
     return ""
 
 
-def open_cache(setting: Setting) -> Cache | None:
+def open_cache(setting: Invocation) -> Cache | None:
     """The cache, or None where there is none to be trusted or written, with a warning where that is unexpected."""
     start = sys.modules.get("start")
     if start is not None and hasattr(start, "BUILD"):  # build/start.py has looked already, and said what it found
@@ -2626,7 +2626,7 @@ def keep_sso_token(
 class Wallet:
     """The identities and settings of one run: whom a request is for, and that identity's credentials."""
 
-    def __init__(self, setting: Setting, cache: Cache | None, interactive: bool) -> None:
+    def __init__(self, setting: Invocation, cache: Cache | None, interactive: bool) -> None:
         self.setting = setting
         self.cache = cache
         self.person = setting.terminal and interactive  # somebody can be asked for an MFA code
@@ -3256,12 +3256,12 @@ def frozen(credentials: Any, name: str) -> Credentials:
     return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
 
 
-def whose_keys(keys: Credentials, setting: Setting, region: str = "") -> str:
+def whose_keys(keys: Credentials, setting: Invocation, region: str = "") -> str:
     """The ARN that sts:GetCallerIdentity answers for these keys. Raises Problem."""
     return str(caller_identity(keys, setting, region)["Arn"])
 
 
-def caller_identity(keys: Credentials, setting: Setting, region: str) -> dict[str, Any]:
+def caller_identity(keys: Credentials, setting: Invocation, region: str) -> dict[str, Any]:
     with plain_errors():
         from botocore.session import Session
 
@@ -3544,7 +3544,7 @@ def mint(request: Request, wallet: Wallet) -> Minted:
     return Minted(rendered(exec_credential(token, request.version, expires), request), issued, expires, cacheable)
 
 
-def token_command(setting: Setting) -> int:
+def token_command(setting: Invocation) -> int:
     """The token on stdout: from the cache if it is there, else minted by one process while the others wait."""
     info = exec_info(setting.environ.get("KUBERNETES_EXEC_INFO", ""))
     cache = open_cache(setting)
@@ -3617,7 +3617,7 @@ class Provision(NamedTuple):
     verbose: bool = False
 
 
-def kubeconfig_command(setting: Setting, options: Any) -> int:
+def kubeconfig_command(setting: Invocation, options: Any) -> int:
     """Write the entries of a cluster, or of all clusters of a region."""
     if options.cluster_name and options.all:
         raise usage("--cluster-name and --all exclude each other")
@@ -3644,7 +3644,7 @@ def kubeconfig_command(setting: Setting, options: Any) -> int:
     )
 
 
-def update_kubeconfig_command(setting: Setting) -> int:
+def update_kubeconfig_command(setting: Invocation) -> int:
     """What `aws eks update-kubeconfig` does, for an entry of ours."""
     taken = take_apart(UPDATE_KUBECONFIG, setting.argv)
     options = taken.options
@@ -3686,7 +3686,7 @@ def update_kubeconfig_command(setting: Setting) -> int:
     )
 
 
-def provision(setting: Setting, name: str, cluster: str, region: str) -> int:
+def provision(setting: Invocation, name: str, cluster: str, region: str) -> int:
     """Write the entries of a cluster for an identity that has just signed in."""
     return write_entries(setting, Provision(Request(PROGRAM, cluster, region, name)))
 
@@ -3705,7 +3705,7 @@ class Entry(NamedTuple):
     context: str
 
 
-def write_entries(setting: Setting, wanted: Provision) -> int:
+def write_entries(setting: Invocation, wanted: Provision) -> int:
     find_kubectl(setting)  # before anybody is asked for anything
     paths = kubeconfig_paths(setting, wanted.kubeconfig)
     entries, failed = describe(setting, wanted)
@@ -3734,7 +3734,7 @@ def write_entries(setting: Setting, wanted: Provision) -> int:
     return 1 if failed else 0
 
 
-def describe(setting: Setting, wanted: Provision) -> tuple[list[Entry], bool]:
+def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]:
     """The entries for the wanted clusters, from the EKS API; and whether one of many could not be had."""
     wallet = Wallet(setting, open_cache(setting), interactive=True)
     request = wanted.request
@@ -3888,7 +3888,7 @@ def program_name(command: str) -> str:
     return command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
 
 
-def find_kubectl(setting: Setting) -> str:
+def find_kubectl(setting: Invocation) -> str:
     return on_path("kubectl", setting) or no_kubectl()
 
 
@@ -3899,7 +3899,7 @@ def no_kubectl() -> NoReturn:
     )
 
 
-def kubeconfig_paths(setting: Setting, named: str) -> list[str]:
+def kubeconfig_paths(setting: Invocation, named: str) -> list[str]:
     """The files that kubectl would read: the named one, else KUBECONFIG's, else ~/.kube/config."""
     listed = [named] if named else setting.environ.get("KUBECONFIG", "").split(os.pathsep)
     paths = list(dict.fromkeys(os.path.abspath(path) for path in listed if path.strip()))
@@ -3916,7 +3916,7 @@ class Draft:
     has the entry, else the first that exists, else the last of the list. Raises Problem.
     """
 
-    def __init__(self, setting: Setting, paths: Sequence[str]) -> None:
+    def __init__(self, setting: Invocation, paths: Sequence[str]) -> None:
         self.paths = tuple(paths)
         self._setting = setting
         self._kubectl = find_kubectl(setting)
@@ -4031,7 +4031,7 @@ class Draft:
         return True
 
 
-def edit(setting: Setting, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False) -> list[str]:
+def edit(setting: Invocation, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False) -> list[str]:
     """Have `change` made to a draft of these files, and put it in place; returns the files that it changed."""
     deadline = time.monotonic() + EDIT_SECONDS
     while time.monotonic() < deadline:
@@ -4124,7 +4124,7 @@ def named(config: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
 # logout
 
 
-def remove_entries(setting: Setting, names: Iterable[str]) -> None:
+def remove_entries(setting: Invocation, names: Iterable[str]) -> None:
     """Take away the users that are one of these identities, and the contexts and clusters that only they used.
 
     What hinders is a warning: the identity is forgotten all the same.
@@ -4252,7 +4252,7 @@ class ExecUser(NamedTuple):
         return program_name(self.entry.get("command") or "")
 
 
-def kubeconfigs(setting: Setting) -> dict[str, dict[str, Any]]:
+def kubeconfigs(setting: Invocation) -> dict[str, dict[str, Any]]:
     """The kubeconfig files as kubectl reads them, Atmos's own too, by path. Raises Problem."""
     paths = kubeconfig_paths(setting, "")
     atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
@@ -4262,7 +4262,7 @@ def kubeconfigs(setting: Setting) -> dict[str, dict[str, Any]]:
         return {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
 
 
-def exec_users(setting: Setting) -> list[ExecUser]:
+def exec_users(setting: Invocation) -> list[ExecUser]:
     """The users with an exec entry that a context uses; of two files that have one, the first counts for kubectl."""
     users: dict[str, ExecUser] = {}
     contexts: dict[str, str] = {}
@@ -4294,7 +4294,7 @@ class Found(NamedTuple):
     refusal: str  # why it is left alone, or ""
 
 
-def adopt_command(setting: Setting, options: Any) -> int:
+def adopt_command(setting: Invocation, options: Any) -> int:
     """Make other plugins' exec entries ours, with their arguments and variables as they are."""
     paths = kubeconfig_paths(setting, options.kubeconfig)
     atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
@@ -4334,7 +4334,7 @@ def adopt_command(setting: Setting, options: Any) -> int:
     return 1 if refused else 0
 
 
-def find_entries(draft: Draft, setting: Setting, contexts: Sequence[str]) -> list[Found]:
+def find_entries(draft: Draft, setting: Invocation, contexts: Sequence[str]) -> list[Found]:
     """Other plugins' entries in the files, of these contexts or of all. Raises Problem for a context not there."""
     files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
     users_of: dict[str, set[str]] = {}
@@ -4359,7 +4359,7 @@ def find_entries(draft: Draft, setting: Setting, contexts: Sequence[str]) -> lis
     return found
 
 
-def refusal(user: Mapping[str, Any], setting: Setting) -> str:
+def refusal(user: Mapping[str, Any], setting: Invocation) -> str:
     """Why a user's exec entry cannot be adopted, or ""."""
     entry = user["exec"]
     grammar = ADOPTED.get(program_name(entry.get("command") or ""))
@@ -4384,7 +4384,7 @@ def refusal(user: Mapping[str, Any], setting: Setting) -> str:
     return ""
 
 
-def is_chosen(one: Found, setting: Setting, options: Any) -> bool:
+def is_chosen(one: Found, setting: Invocation, options: Any) -> bool:
     """Show an entry before and after; where it was not chosen beforehand, a person decides."""
     say(f"{one.path}: user {one.user}")
     for sign, entry in (("-", one.entry), ("+", adopted(one.entry, setting.platform))):
@@ -4466,7 +4466,7 @@ KINDS = (
 )
 
 
-def login_command(setting: Setting, options: Any) -> int:
+def login_command(setting: Invocation, options: Any) -> int:
     """Store an identity as the options describe it, or take the one that is there, and sign in with it."""
     wallet = Wallet(setting, open_cache(setting), interactive=True)
     name = options.name or wallet.stored.only() or (ask("Name of the identity: ") if setting.terminal else "")
@@ -4787,7 +4787,7 @@ def forget_answers(wallet: Wallet) -> None:
         wallet.cache.empty()
 
 
-def sign_in(options: Any, name: str, setting: Setting, token: Any = None) -> int:
+def sign_in(options: Any, name: str, setting: Invocation, token: Any = None) -> int:
     """Obtain new sessions for an identity, with whatever a person has to do for them, and say who it is."""
     cache = open_cache(setting)
     if cache:
@@ -4869,7 +4869,7 @@ def pick(what: str, option: str, labels: Sequence[str], terminal: bool) -> int:
 # logout, identities, whoami
 
 
-def logout_command(setting: Setting, options: Any) -> int:
+def logout_command(setting: Invocation, options: Any) -> int:
     """Forget identities: keys, records, sessions, SSO tokens, cached answers."""
     if options.all == bool(options.name):
         raise usage("name an identity, or say --all")
@@ -4929,7 +4929,7 @@ def end_sso_session(wallet: Wallet, session: Any, start_url: str, region: str) -
     return found
 
 
-def identities_command(setting: Setting, options: Any) -> int:
+def identities_command(setting: Invocation, options: Any) -> int:
     """List the stored identities and the AWS profiles, without opening the keyring."""
     import json
 
@@ -4977,7 +4977,7 @@ def identities_command(setting: Setting, options: Any) -> int:
     return 0
 
 
-def whoami_command(setting: Setting, options: Any) -> int:
+def whoami_command(setting: Invocation, options: Any) -> int:
     """Ask AWS whom an identity's credentials belong to."""
     import json
 
@@ -5032,7 +5032,7 @@ class Check(NamedTuple):
     hint: str = ""
 
 
-def doctor_command(setting: Setting, options: Any) -> int:
+def doctor_command(setting: Invocation, options: Any) -> int:
     """Look at everything that a token depends on; 1 where something keeps it from being printed."""
     import json
 
@@ -5049,7 +5049,7 @@ def doctor_command(setting: Setting, options: Any) -> int:
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 
-def diagnoses(setting: Setting, online: bool) -> Iterable[Check]:
+def diagnoses(setting: Invocation, online: bool) -> Iterable[Check]:
     yield check_python(setting)
     yield check_executable(setting)
     cache = open_cache(setting)
@@ -5080,7 +5080,7 @@ def diagnoses(setting: Setting, online: bool) -> Iterable[Check]:
 # The program
 
 
-def check_python(setting: Setting) -> Check:
+def check_python(setting: Invocation) -> Check:
     """Which Python this is, and whether the executable finds one when kubectl starts it."""
     version = ".".join(map(str, sys.version_info[:3]))
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
@@ -5093,7 +5093,7 @@ def check_python(setting: Setting) -> Check:
     return Check("python", "ok", f"{version}, {python}; the program starts in {milliseconds(took)}")
 
 
-def check_executable(setting: Setting) -> Check:
+def check_executable(setting: Invocation) -> Check:
     """Whether the file is whole, and the one that a kubeconfig's `command: eks-token` means."""
     import filecmp
     import zipfile
@@ -5125,7 +5125,7 @@ def check_executable(setting: Setting) -> Check:
     return Check("executable", "ok", found)
 
 
-def check_cache(setting: Setting, cache: Cache | None) -> Check:
+def check_cache(setting: Invocation, cache: Cache | None) -> Check:
     """Owner, mode and room of the cache directory."""
     import shutil
     import stat
@@ -5178,7 +5178,7 @@ def check_file_times(cache: Cache) -> Check:
     return Check("cache clock", "ok", "the file system's time is this machine's")
 
 
-def check_launcher(setting: Setting, cache: Cache) -> Iterable[Check]:
+def check_launcher(setting: Invocation, cache: Cache) -> Iterable[Check]:
     """How fast a cached answer is printed here, and by whom: the script at the head of the executable, or Python.
 
     It is an answer to words that are no request, left in the cache for a moment; no credentials are needed for it.
@@ -5324,7 +5324,7 @@ def check_clock(environ: Mapping[str, str]) -> Check:
 # kubectl and its contexts
 
 
-def check_kubectl(setting: Setting) -> Check:
+def check_kubectl(setting: Invocation) -> Check:
     import json
 
     path = on_path("kubectl", setting)
@@ -5343,7 +5343,7 @@ def check_kubectl(setting: Setting) -> Check:
     return Check("kubectl", "ok", f"{version}, {path}")
 
 
-def check_contexts(setting: Setting) -> Iterable[Check]:
+def check_contexts(setting: Invocation) -> Iterable[Check]:
     """Each context: whether it gets a token, or which other plugin it still uses."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -5369,7 +5369,7 @@ def check_contexts(setting: Setting) -> Iterable[Check]:
             yield Check(f"context {context}", "warn", *about_other(user, context))
 
 
-def try_entry(user: ExecUser, setting: Setting) -> tuple[str, str, str]:
+def try_entry(user: ExecUser, setting: Invocation) -> tuple[str, str, str]:
     """Run an exec entry as kubectl does where no person can answer: status, what was found, hint."""
     import json
     import shutil
@@ -5555,7 +5555,7 @@ class Candidate(NamedTuple):
     about: str = ""
 
 
-def completion_command(setting: Setting, options: Any) -> int:
+def completion_command(setting: Invocation, options: Any) -> int:
     """Print a shell's script, or, called by that with the words so far, what may come next."""
     if not options.words:
         show(SCRIPTS[options.shell], end="")
@@ -5575,7 +5575,7 @@ def completion_command(setting: Setting, options: Any) -> int:
     return 0
 
 
-def candidates(words: Sequence[str], setting: Setting) -> list[Candidate]:
+def candidates(words: Sequence[str], setting: Invocation) -> list[Candidate]:
     """What the last word may become, given those before it. The shells choose those that fit what is typed of it."""
     *before, current = words
     if not before and not current.startswith("-"):
@@ -5679,12 +5679,12 @@ def option_names(options: Sequence[Slot], used: set[str]) -> list[Candidate]:
     ]
 
 
-def values(slot: Slot, setting: Setting) -> list[Candidate]:
+def values(slot: Slot, setting: Invocation) -> list[Candidate]:
     if slot.choices:
         return [Candidate(choice) for choice in slot.choices]
     if slot.takes == FILES:
         return [Candidate(FILES)]
-    sources: dict[str, Callable[[Setting], Mapping[str, str]]] = {
+    sources: dict[str, Callable[[Invocation], Mapping[str, str]]] = {
         "clusters": known_clusters,
         "contexts": known_contexts,
         "identities": known_identities,
@@ -5699,7 +5699,7 @@ def values(slot: Slot, setting: Setting) -> list[Candidate]:
     return [Candidate(name, about) for name, about in sorted(found.items()) if name and name.isprintable()]
 
 
-def known_identities(setting: Setting) -> dict[str, str]:
+def known_identities(setting: Invocation) -> dict[str, str]:
     """The stored identities and the profiles of AWS config, read without botocore, which takes 60 ms to import."""
     found: dict[str, str] = {}
     environ = setting.environ
@@ -5737,7 +5737,7 @@ def profile_name(line: str, mark: str) -> str:
     return words[1] if len(words) == 2 and words[0] == mark else ""
 
 
-def known_clusters(setting: Setting) -> dict[str, str]:
+def known_clusters(setting: Invocation) -> dict[str, str]:
     """The clusters that kubeconfig entries and cached answers are for."""
     found: dict[str, str] = {}
     for words in cached_requests(setting):
@@ -5767,7 +5767,7 @@ def cluster_of(words: Sequence[str]) -> str:
     return taken.options.get("cluster_name") or taken.options.get("cluster_id") or ""
 
 
-def cached_requests(setting: Setting) -> Iterable[list[str]]:
+def cached_requests(setting: Invocation) -> Iterable[list[str]]:
     """The arguments of the requests that the cache has answers to."""
     from urllib.parse import unquote
 
@@ -5787,11 +5787,11 @@ def cached_requests(setting: Setting) -> Iterable[list[str]]:
         yield ["" if part == "%" else unquote(part) for part in arguments]
 
 
-def known_contexts(setting: Setting) -> dict[str, str]:
+def known_contexts(setting: Invocation) -> dict[str, str]:
     return {context: f"uses {user.plugin()}" for user in exec_users(setting) for context in user.contexts}
 
 
-def known_regions(setting: Setting) -> dict[str, str]:
+def known_regions(setting: Invocation) -> dict[str, str]:
     """AWS's regions, from the file that botocore has them from."""
     import json
     from importlib.util import find_spec
@@ -5811,7 +5811,7 @@ def known_regions(setting: Setting) -> dict[str, str]:
 # bash
 
 
-def bash_candidates(words: Sequence[str], breaks: str, setting: Setting) -> list[str]:
+def bash_candidates(words: Sequence[str], breaks: str, setting: Invocation) -> list[str]:
     """The candidates as bash is to insert them, in the place of what follows the last break of the current word."""
     read = [unquoted(word)[0] for word in words]
     current, quote, kept = unquoted(words[-1], breaks)
@@ -5860,7 +5860,7 @@ def bash_quoted(value: str, quote: str) -> str:
 #
 # The table of commands, help, and the edge where errors become two lines on stderr.
 
-ACTS: Mapping[str, Callable[[Setting, Any], int]] = {
+ACTS: Mapping[str, Callable[[Invocation, Any], int]] = {
     "login": login_command,
     "logout": logout_command,
     "identities": identities_command,
@@ -5953,7 +5953,7 @@ More
 """
 
 
-def run(setting: Setting) -> int:
+def run(setting: Invocation) -> int:
     command = setting.argv[0] if setting.argv else ""
     if command in COMMANDS:
         return ACTS[command](setting, command_parser(command).parse_args(setting.argv[1:]))
@@ -5990,7 +5990,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_secret(os.environ.get(name))
     try:
         terminal = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
-        return run(Setting(arguments, os.environ, sys.platform, terminal))
+        return run(Invocation(arguments, os.environ, sys.platform, terminal))
     except Problem as problem:
         say(f"{PROGRAM}: error: {problem.message}")
         if problem.hint:

@@ -26,7 +26,7 @@ from platformdirs.unix import Unix
 from platformdirs.windows import Windows
 
 import eks_token
-from eks_token import Cache, Key, Lock, LocksUnavailable, Minted, Problem, Setting
+from eks_token import Cache, Invocation, Key, Lock, LocksUnavailable, Minted, Problem
 
 TOKEN = ("--cluster-name", "demo", "--region", "us-east-2")
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
@@ -858,8 +858,8 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, home: Sandbox, **more: str)
         monkeypatch.setenv(name, value)
 
 
-def setting_of(home: Sandbox, *argv: str) -> Setting:
-    return Setting(argv, os.environ, sys.platform, False)
+def setting_of(home: Sandbox, *argv: str) -> Invocation:
+    return Invocation(argv, os.environ, sys.platform, False)
 
 
 def token_of(output: str) -> str:
@@ -941,7 +941,7 @@ def test_an_interrupted_mint_lets_its_lock_go(home: Sandbox, monkeypatch: pytest
 
 def opened(home: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Cache | None:
     monkeypatch.delitem(sys.modules, "start", raising=False)
-    return eks_token.open_cache(Setting((), home.env, sys.platform, False))
+    return eks_token.open_cache(Invocation((), home.env, sys.platform, False))
 
 
 @posix

@@ -15,7 +15,7 @@ import pytest
 from conftest import KeyringDaemon, Sandbox, kubectls, missing, need
 
 import eks_token
-from eks_token import Cache, Setting
+from eks_token import Cache, Invocation
 
 KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 ARGS = ["--cluster-name", "demo", "--region", "eu-west-1", "--identity", "dev"]
@@ -205,8 +205,8 @@ def test_no_home(laptop: Sandbox) -> None:
     assert check == eks_token.Check("cache", "fail", "there is none: HOME names no absolute path", "set HOME")
 
 
-def setting(environ: Mapping[str, str] = os.environ) -> Setting:
-    return Setting((), environ, "linux", False)
+def setting(environ: Mapping[str, str] = os.environ) -> Invocation:
+    return Invocation((), environ, "linux", False)
 
 
 def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -434,7 +434,7 @@ def test_a_keyring_with_the_limit_of_windows_keeps_long_sessions(
 
     def run(*args: str, stdin: str = "", **_: object) -> Completed:
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        status = eks_token.run(eks_token.Setting(args, os.environ, "win32", terminal=False))
+        status = eks_token.run(eks_token.Invocation(args, os.environ, "win32", terminal=False))
         return Completed(args, status, *capsys.readouterr())
 
     for name in list(os.environ):
