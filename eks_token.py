@@ -879,78 +879,57 @@ FRESH_MARGIN = 60  # seconds that an answer stops being served before its token 
 SETTLE_SECONDS = 2  # a file changed this recently may change again within the same time stamp
 SWEEP_LIMIT = 50  # expired answers removed by one mint
 LOCK_SECONDS = 120  # a waiter gives up after this
-PATH_VARIABLES = frozenset(
-    {
-        "ATMOS_XDG_CONFIG_HOME",
-        "AWS_CONFIG_FILE",
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-        "AWS_CREDENTIAL_FILE",
-        "AWS_DATA_PATH",
-        "AWS_SHARED_CREDENTIALS_FILE",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "BOTO_CONFIG",
-        "KEYRING_PROPERTY_KEYCHAIN",
-        "XDG_CONFIG_HOME",
-        "XDG_DATA_HOME",
-    }
-)
-SECRET_VARIABLES = frozenset(
-    {
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SECURITY_TOKEN",
-        "AWS_SESSION_TOKEN",
-    }
-)
-REGION_VARIABLES = frozenset({"AWS_DEFAULT_REGION", "AWS_REGION"})
-
-# Every variable that decides whose token it is, in the launcher's order.
-REQUEST_VARIABLES = (
-    "HOME",
-    "ATMOS_AUTH_REALM",
-    "ATMOS_IDENTITY",
-    "ATMOS_XDG_CONFIG_HOME",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_CONFIG_FILE",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CREDENTIAL_EXPIRATION",
-    "AWS_CREDENTIAL_FILE",
-    "AWS_DATA_PATH",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_DEFAULT_REGION",
-    "AWS_EC2_METADATA_DISABLED",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_SSO",
-    "AWS_ENDPOINT_URL_SSO_OIDC",
-    "AWS_ENDPOINT_URL_STS",
-    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
-    "AWS_PROFILE",
-    "AWS_REGION",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SECURITY_TOKEN",
-    "AWS_SESSION_TOKEN",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_STS_REGIONAL_ENDPOINTS",
-    "AWS_USE_DUALSTACK_ENDPOINT",
-    "AWS_USE_FIPS_ENDPOINT",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "BOTO_CONFIG",
-    "DEFAULT_ROLE",
-    "KEYRING_PROPERTY_KEYCHAIN",
-    "KEYRING_PROPERTY_PREFERRED_COLLECTION",
-    "KEYRING_PROPERTY_SCHEME",
-    "KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID",
-    "PYTHON_KEYRING_BACKEND",
-    "XDG_CONFIG_HOME",
-    "XDG_DATA_HOME",
-)
+# Every variable that decides whose token it is, in the order of the request line, and how it enters it. The launcher
+# looks at the same ones: build/package.py writes them into it.
+#
+#     plain   as it is        region  as it is, unless an option names the region
+#     path    made absolute   secret  as its hash, which the launcher leaves to Python
+REQUEST_VARIABLES = {
+    "HOME": "plain",
+    "ATMOS_AUTH_REALM": "plain",
+    "ATMOS_IDENTITY": "plain",
+    "ATMOS_XDG_CONFIG_HOME": "path",
+    "AWS_ACCESS_KEY_ID": "plain",
+    "AWS_CONFIG_FILE": "path",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN": "secret",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "path",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "plain",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "plain",
+    "AWS_CREDENTIAL_EXPIRATION": "plain",
+    "AWS_CREDENTIAL_FILE": "path",
+    "AWS_DATA_PATH": "path",
+    "AWS_DEFAULT_PROFILE": "plain",
+    "AWS_DEFAULT_REGION": "region",
+    "AWS_EC2_METADATA_DISABLED": "plain",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "plain",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE": "plain",
+    "AWS_ENDPOINT_URL": "plain",
+    "AWS_ENDPOINT_URL_SSO": "plain",
+    "AWS_ENDPOINT_URL_SSO_OIDC": "plain",
+    "AWS_ENDPOINT_URL_STS": "plain",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "plain",
+    "AWS_PROFILE": "plain",
+    "AWS_REGION": "region",
+    "AWS_ROLE_ARN": "plain",
+    "AWS_ROLE_SESSION_NAME": "plain",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_SECURITY_TOKEN": "secret",
+    "AWS_SESSION_TOKEN": "secret",
+    "AWS_SHARED_CREDENTIALS_FILE": "path",
+    "AWS_STS_REGIONAL_ENDPOINTS": "plain",
+    "AWS_USE_DUALSTACK_ENDPOINT": "plain",
+    "AWS_USE_FIPS_ENDPOINT": "plain",
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "path",
+    "BOTO_CONFIG": "path",
+    "DEFAULT_ROLE": "plain",
+    "KEYRING_PROPERTY_KEYCHAIN": "path",
+    "KEYRING_PROPERTY_PREFERRED_COLLECTION": "plain",
+    "KEYRING_PROPERTY_SCHEME": "plain",
+    "KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID": "plain",
+    "PYTHON_KEYRING_BACKEND": "plain",
+    "XDG_CONFIG_HOME": "path",
+    "XDG_DATA_HOME": "path",
+}
 SAFE_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:/@=,+-")
 
 
@@ -971,25 +950,29 @@ def is_plain(part: str) -> bool:
     return "%" not in part and "#" not in part and len(part) <= 200 and not {"", ".", ".."} & set(part.split("/"))
 
 
+def variables_of(wanted: str) -> list[str]:
+    return [name for name, kind in REQUEST_VARIABLES.items() if kind == wanted]
+
+
 def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], platform: str) -> Key | None:
     """What a request's answer is kept under; None where it cannot be told (a relative path, and no directory)."""
     arguments = [version, *(word for word in argv if word not in ("--refresh", "--debug"))]
     region_named = any(word == "--region" or word.startswith("--region=") for word in argv)
     variables = []
-    for name in REQUEST_VARIABLES:
+    for name, kind in REQUEST_VARIABLES.items():
         value = environ.get(name, "")
         if not value:
             continue
-        if name in REGION_VARIABLES and region_named:
+        if kind == "region" and region_named:
             continue
         if name == "AWS_STS_REGIONAL_ENDPOINTS" and value == "regional":
             continue
-        if name in PATH_VARIABLES and (not value.startswith("/") or "$" in value):
+        if kind == "path" and (not value.startswith("/") or "$" in value):
             try:
                 value = os.path.abspath(os.path.expandvars(os.path.expanduser(value)))
             except OSError:  # the working directory is gone
                 return None
-        if name in SECRET_VARIABLES:
+        if kind == "secret":
             variables.append(f"{name}#{sha256(value)}")
         else:
             variables.append(quoted(f"{name}={value}"))
@@ -5229,15 +5212,15 @@ def answer_time(words: Sequence[str], answer: str, environ: Mapping[str, str]) -
 
 def why_not_launcher(environ: Mapping[str, str]) -> str:
     """What in the environment leaves cached answers to Python: build/launcher.sh, et_answer."""
-    if secret := [name for name in sorted(SECRET_VARIABLES) if environ.get(name)]:
+    if secret := [name for name in variables_of("secret") if environ.get(name)]:
         return f"{', '.join(secret)} is in the environment, and is never written to a file name"
     if environ.get("EKS_TOKEN_DEBUG"):
         return "EKS_TOKEN_DEBUG is set"
-    for name in REQUEST_VARIABLES:
+    for name, kind in REQUEST_VARIABLES.items():
         value = environ.get(name, "")
         if value and not is_plain(quoted(f"{name}={value}")):
             return f"{name} has characters that are not plain"
-        if value and name in PATH_VARIABLES and not value.startswith("/"):
+        if value and kind == "path" and not value.startswith("/"):
             return f"{name} is no absolute path"
     return ""
 
@@ -5986,7 +5969,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clear_empty_variables()
     os.umask(0o077)
     _debugging = "--debug" in arguments or bool(os.environ.get("EKS_TOKEN_DEBUG"))
-    for name in SECRET_VARIABLES:
+    for name in variables_of("secret"):
         keep_secret(os.environ.get(name))
     try:
         terminal = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())

@@ -54,8 +54,8 @@ et_answer() {
 	[ -z "${YASH_VERSION-}${EKS_TOKEN_DEBUG-}" ] || return
 
 	# Secrets enter a request as their hash, which only Python can make.
-	[ -z "${AWS_SECRET_ACCESS_KEY-}${AWS_SESSION_TOKEN-}${AWS_SECURITY_TOKEN-}" ] || return
-	[ -z "${AWS_CONTAINER_AUTHORIZATION_TOKEN-}" ] || return
+	et_secrets=@SECRETS@
+	[ -z "$et_secrets" ] || return
 
 	# The version that kubectl asks for, in kubectl's own words. The newline at their end tells v1 from v1beta1.
 	et_info='{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/'
@@ -82,28 +82,16 @@ et_answer() {
 	# A bar of its own parts the arguments from the variables.
 	et_line="$et_line|"
 	et_here="$et_here/|"
+	# shellcheck disable=SC2043 # build/package.py puts in all of them, from eks_token.py
 	for et_name in \
-		HOME \
-		ATMOS_AUTH_REALM ATMOS_IDENTITY ATMOS_XDG_CONFIG_HOME \
-		AWS_ACCESS_KEY_ID AWS_CONFIG_FILE AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE \
-		AWS_CONTAINER_CREDENTIALS_FULL_URI AWS_CONTAINER_CREDENTIALS_RELATIVE_URI AWS_CREDENTIAL_EXPIRATION \
-		AWS_CREDENTIAL_FILE AWS_DATA_PATH AWS_DEFAULT_PROFILE AWS_DEFAULT_REGION AWS_EC2_METADATA_DISABLED \
-		AWS_EC2_METADATA_SERVICE_ENDPOINT AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE AWS_ENDPOINT_URL \
-		AWS_ENDPOINT_URL_SSO AWS_ENDPOINT_URL_SSO_OIDC AWS_ENDPOINT_URL_STS AWS_IGNORE_CONFIGURED_ENDPOINT_URLS \
-		AWS_PROFILE AWS_REGION AWS_ROLE_ARN AWS_ROLE_SESSION_NAME AWS_SHARED_CREDENTIALS_FILE \
-		AWS_STS_REGIONAL_ENDPOINTS AWS_USE_DUALSTACK_ENDPOINT AWS_USE_FIPS_ENDPOINT AWS_WEB_IDENTITY_TOKEN_FILE \
-		BOTO_CONFIG DEFAULT_ROLE KEYRING_PROPERTY_KEYCHAIN KEYRING_PROPERTY_PREFERRED_COLLECTION \
-		KEYRING_PROPERTY_SCHEME KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID \
-		PYTHON_KEYRING_BACKEND XDG_CONFIG_HOME XDG_DATA_HOME; do
+		@VARIABLES@; do
 		eval "et_value=\${$et_name-}"
 		[ -n "$et_value" ] || continue
 		case $et_name in
-		AWS_REGION | AWS_DEFAULT_REGION) [ -z "$et_region" ] || continue ;;
+		@REGIONS@) [ -z "$et_region" ] || continue ;;
 		AWS_STS_REGIONAL_ENDPOINTS) [ "$et_value" != regional ] || continue ;;
 		# These name files: what is relative, or begins with a tilde or a variable, is made absolute by Python.
-		ATMOS_XDG_CONFIG_HOME | AWS_CONFIG_FILE | AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE | AWS_CREDENTIAL_FILE | \
-			AWS_DATA_PATH | AWS_SHARED_CREDENTIALS_FILE | AWS_WEB_IDENTITY_TOKEN_FILE | BOTO_CONFIG | \
-			KEYRING_PROPERTY_KEYCHAIN | XDG_CONFIG_HOME | XDG_DATA_HOME)
+		@PATHS@)
 			case $et_value in /*) ;; *) return ;; esac
 			;;
 		esac

@@ -14,6 +14,8 @@ not: nothing in the file comes from the machine, the clock, the umask, the local
 """
 
 import argparse
+import ast
+import functools
 import hashlib
 import json
 import os
@@ -23,12 +25,14 @@ import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from shiv import builder
 from shiv.bootstrap.environment import Environment
@@ -216,8 +220,8 @@ def repack(archive: Path, target: Path, added: dict[str, bytes]) -> None:
     members |= {name: (HERE / name).read_bytes() for name in ("__main__.py", "start.py")} | added
     refuse_compiled(members)
 
-    launcher = (HERE / "launcher.sh").read_bytes()
-    values = {b"@BUILD@": build_id(members, launcher), b"@VERSION@": version().encode()}
+    launcher = launcher_text().encode()
+    values = {b"@BUILD@": build_id(members, launcher), b"@VERSION@": value_of("__version__").encode()}
     for name in ("environment.json", "start.py"):
         members[name] = substitute(members[name], values)
 
@@ -259,12 +263,50 @@ def substitute(text: bytes, values: Mapping[bytes, bytes]) -> bytes:
     return text
 
 
-def version() -> str:
-    """The program's version, from its text: importing it would take what it imports."""
-    found = re.search(r'^__version__ = "([^"]+)"$', PROGRAM.read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
-        raise BuildError(f"{PROGRAM.name} has no __version__")
-    return found[1]
+def launcher_text() -> str:
+    """launcher.sh with the variables of eks_token.py in it, by their kinds; the build's id and version come later."""
+    kinds: dict[str, str] = value_of("REQUEST_VARIABLES")
+
+    def named(*wanted: str) -> list[str]:
+        return [name for name, kind in kinds.items() if kind in wanted]
+
+    values = {
+        "@VARIABLES@": wrapped(named("plain", "path", "region"), " "),
+        "@SECRETS@": "".join(f"${{{name}-}}" for name in named("secret")),
+        "@REGIONS@": wrapped(named("region"), " | "),
+        "@PATHS@": wrapped(named("path"), " | "),
+    }
+    text = (HERE / "launcher.sh").read_text(encoding="utf-8")
+    return re.sub("@[A-Z]+@", lambda found: values.get(found[0], found[0]), text)
+
+
+def wrapped(names: Sequence[str], separator: str) -> str:
+    """Words of a shell command, continued from line to line."""
+    return " \\\n\t\t\t".join(textwrap.wrap(separator.join(names), 100))
+
+
+def value_of(name: str) -> Any:
+    """The value of a constant of eks_token.py. Raises BuildError."""
+    return ast.literal_eval(source_of(name).partition(" = ")[2])
+
+
+def source_of(name: str) -> str:
+    """What defines a name in eks_token.py: an assignment, a function or a class. Raises BuildError."""
+    if name not in definitions():
+        raise BuildError(f"{PROGRAM.name} has no {name}")
+    return definitions()[name]
+
+
+@functools.cache
+def definitions() -> dict[str, str]:
+    text = PROGRAM.read_text(encoding="utf-8")
+    lines = text.split("\n")
+    found = {}
+    for node in ast.parse(text).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else node
+        name = str(getattr(target, "id", getattr(target, "name", "")))
+        found[name] = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+    return found
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ arguments = st.lists(st.one_of(texts, st.sampled_from(["--refresh", "--debug", "
 variables = st.fixed_dictionaries(
     {},
     optional={
-        name: paths if name in eks_token.PATH_VARIABLES else texts
+        name: paths if name in eks_token.variables_of("path") else texts
         for name in (
             "AWS_PROFILE",
             "AWS_REGION",
@@ -121,9 +121,9 @@ def meaning(version: str, argv: Sequence[str], environ: Mapping[str, str]) -> ob
     words = tuple(word for word in argv if word not in ("--refresh", "--debug"))
     named = any(word == "--region" or word.startswith("--region=") for word in words)
     relevant = {
-        name: os.path.expandvars(value) if name in eks_token.PATH_VARIABLES else value
+        name: os.path.expandvars(value) if name in eks_token.variables_of("path") else value
         for name, value in environ.items()
-        if value and not (named and name in eks_token.REGION_VARIABLES)
+        if value and not (named and name in eks_token.variables_of("region"))
     }
     return version, words, tuple(sorted(relevant.items()))
 
@@ -187,7 +187,7 @@ def test_refresh_and_debug_do_not_make_another_request() -> None:
     assert key_of(*TOKEN, "--refresh", "--debug") == key_of(*TOKEN)
 
 
-@pytest.mark.parametrize("name", sorted(eks_token.SECRET_VARIABLES))
+@pytest.mark.parametrize("name", eks_token.variables_of("secret"))
 def test_a_secret_variable_enters_as_its_hash(name: str) -> None:
     key, other = key_of(*TOKEN, **{name: "hush-hush"}), key_of(*TOKEN, **{name: "hush-hush!"})
     assert key.line != other.line
@@ -226,11 +226,10 @@ def test_a_relative_file_in_a_directory_that_is_gone_has_no_key(
     assert eks_token.request_key("v1", TOKEN, environ, "linux") is None
 
 
-def test_every_variable_is_listed_once_and_in_the_launchers_order() -> None:
+def test_the_variables_stand_in_the_order_of_the_request_line() -> None:
     """HOME first, the others sorted."""
-    assert list(eks_token.REQUEST_VARIABLES) == ["HOME", *sorted(set(eks_token.REQUEST_VARIABLES) - {"HOME"})]
-    for some in (eks_token.PATH_VARIABLES, eks_token.SECRET_VARIABLES, eks_token.REGION_VARIABLES):
-        assert some < set(eks_token.REQUEST_VARIABLES)
+    assert list(eks_token.REQUEST_VARIABLES) == ["HOME", *sorted({*eks_token.REQUEST_VARIABLES} - {"HOME"})]
+    assert set(eks_token.REQUEST_VARIABLES.values()) == {"plain", "path", "region", "secret"}
 
 
 # --- the directories ----------------------------------------------------------------------------------------

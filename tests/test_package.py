@@ -129,7 +129,7 @@ def test_launcher_start_and_shivs_settings_name_one_build(executable: Path, memb
 
 
 def test_the_version_is_the_modules() -> None:
-    assert package.version() == eks_token.__version__
+    assert package.value_of("__version__") == eks_token.__version__
 
 
 BUNDLE_WORKS = """
