@@ -896,7 +896,6 @@ REQUEST_VARIABLES = {
     "AWS_CONTAINER_CREDENTIALS_FULL_URI": "plain",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "plain",
     "AWS_CREDENTIAL_EXPIRATION": "plain",
-    "AWS_CREDENTIAL_FILE": "path",
     "AWS_DATA_PATH": "path",
     "AWS_DEFAULT_PROFILE": "plain",
     "AWS_DEFAULT_REGION": "region",
@@ -920,7 +919,6 @@ REQUEST_VARIABLES = {
     "AWS_USE_DUALSTACK_ENDPOINT": "plain",
     "AWS_USE_FIPS_ENDPOINT": "plain",
     "AWS_WEB_IDENTITY_TOKEN_FILE": "path",
-    "BOTO_CONFIG": "path",
     "DEFAULT_ROLE": "plain",
     "KEYRING_PROPERTY_KEYCHAIN": "path",
     "KEYRING_PROPERTY_PREFERRED_COLLECTION": "plain",
@@ -2433,7 +2431,6 @@ CREDENTIAL_VARIABLES = (
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CREDENTIAL_FILE",
     "AWS_EC2_METADATA_SERVICE_ENDPOINT",
     "AWS_ROLE_ARN",
     "AWS_ROLE_SESSION_NAME",
@@ -2441,7 +2438,6 @@ CREDENTIAL_VARIABLES = (
     "AWS_SECURITY_TOKEN",
     "AWS_SESSION_TOKEN",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "BOTO_CONFIG",
 )
 
 
@@ -2753,10 +2749,7 @@ class Wallet:
         with plain_errors(self.name):
             check_sources(choice.profile or "default", self._session.full_config["profiles"])
             first, last = provider_chain(self, self._session, choice)
-            boto = look_at(self.boto_files())
             found = CredentialResolver(first).load_credentials()
-            if found is not None and found.method in ("boto-config", "ec2-credentials-file"):
-                self.watched += boto
             if found is None and choice.undecided:
                 raise no_choice(choice.undecided)
             if found is None and choice.fallback:
@@ -2773,13 +2766,6 @@ class Wallet:
             )
         debug(f"{self.name}: credentials by botocore's provider {found.method}")
         return found, choice
-
-    def boto_files(self) -> list[str]:
-        """What botocore's OriginalEC2Provider and BotoProvider read."""
-        environ = self.setting.environ
-        boto = [environ["BOTO_CONFIG"]] if environ.get("BOTO_CONFIG") else ["/etc/boto.cfg", "~/.boto"]
-        named = [environ["AWS_CREDENTIAL_FILE"]] if environ.get("AWS_CREDENTIAL_FILE") else []
-        return [os.path.abspath(os.path.expanduser(path)) for path in (*named, *boto)]
 
     def assume(self, source: Any, choice: Choice, request: Request) -> Any:
         """The role of --role-arn, assumed on top of the identity."""
@@ -3098,13 +3084,11 @@ def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[A
     """
     from botocore.credentials import (
         AssumeRoleProvider,
-        BotoProvider,
         CanonicalNameCredentialSourcer,
         ConfigProvider,
         ContainerProvider,
         EnvProvider,
         InstanceMetadataProvider,
-        OriginalEC2Provider,
         ProfileProviderBuilder,
         SharedCredentialProvider,
     )
@@ -3144,7 +3128,7 @@ def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[A
         first.insert(0, environment)
     if profile in wallet.stored.identities or profile in wallet.foreign:
         return first, []
-    return [*first, OriginalEC2Provider(), BotoProvider(), container], [metadata]
+    return [*first, container], [metadata]
 
 
 def metadata_fetcher(session: Any) -> Any:

@@ -107,7 +107,7 @@ variables = st.fixed_dictionaries(
             "AWS_SECRET_ACCESS_KEY",
             "AWS_CONFIG_FILE",
             "ATMOS_IDENTITY",
-            "BOTO_CONFIG",
+            "XDG_DATA_HOME",
         )
     },
 )

@@ -300,6 +300,14 @@ def test_static_keys_of_either_file_are_used(place: Sandbox, keys: Keys) -> None
         assert signed_by(place.run(*LINE, "-i", name), keys).arn == ALICE.arn
 
 
+def test_files_of_boto_2_are_not_read(place: Sandbox) -> None:
+    keys = f"aws_access_key_id = {ALICE.id}\naws_secret_access_key = {ALICE.secret}\n"
+    boto = place.write(".boto", f"[Credentials]\n{keys}")
+    for env in ({}, {"BOTO_CONFIG": str(boto)}):
+        done = place.run(*LINE, env={"AWS_EC2_METADATA_DISABLED": "true", **env})
+        assert_fails(done, "no credentials were found for default")
+
+
 def test_a_profiles_role_is_assumed_from_its_source(place: Sandbox, moto: RecordingProxy, keys: Keys) -> None:
     alice = moto.create_user("alice")
     first = moto.create_role("first", trusted=[alice.arn], external_id="x1")
