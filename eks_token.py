@@ -3550,7 +3550,8 @@ def token_command(setting: Invocation) -> int:
 #
 # Entries for clusters, and other plugins' entries made ours. `kubectl config` reads and writes the YAML, so that what
 # else is in a file is kept as kubectl keeps it. It edits copies in a private directory; only when all of it has worked
-# does a file get its new content, under kubectl's own lock. A step that fails has then changed nothing.
+# does a file get its new content, under kubectl's own lock. A step that fails has then changed nothing. A command that
+# only reads makes no copy: a kill would leave the copy, and the secrets in it.
 
 EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl 1.20 is the first with v1 of it in a stable form
 INSTALL_HINT = "copy the executable eks-token to a directory on PATH"
@@ -3684,7 +3685,8 @@ def write_entries(setting: Invocation, wanted: Provision) -> int:
             draft.config("use-context", "--", entries[-1].context)
 
     if wanted.dry_run:
-        with Draft(setting, paths) as draft:
+        # Even this needs a copy, because `kubectl config` can only show a change after it has written the change.
+        with Draft(setting, paths, secrets=wanted.raw) as draft:
             change(draft)
             show(draft.shown(wanted.raw), end="")
         if not wanted.raw:
@@ -3694,8 +3696,7 @@ def write_entries(setting: Invocation, wanted: Provision) -> int:
     for entry in entries:
         say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was there already'}")
         if wanted.verbose:
-            with Draft(setting, paths) as draft:
-                show(draft.config("view", "--minify", "--context", entry.context), end="")
+            show(kubectl_config(setting, paths, "view", "--minify", "--context", entry.context), end="")
     if entries and setting.platform != "win32" and not on_path(PROGRAM, setting):
         warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
     return 1 if failed else 0
@@ -3876,6 +3877,45 @@ def kubeconfig_paths(setting: Invocation, named: str) -> list[str]:
     return paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
 
 
+def kubectl_config(setting: Invocation, paths: Sequence[str], *arguments: str, copies: Sequence[str] = ()) -> str:
+    """What `kubectl config` prints when it is run on these files, or on their copies. Raises Problem."""
+    import subprocess
+
+    files, (verb, *more) = copies or paths, arguments
+    if len(files) == 1:  # KUBECONFIG would take a colon in its name for the end of it
+        more = [f"--kubeconfig={files[0]}", *more]
+    done = subprocess.run(
+        [find_kubectl(setting), "config", verb, *more],
+        env={**setting.environ, "KUBECONFIG": os.pathsep.join(files)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        close_fds=False,  # a file may be a pipe of the shell's: KUBECONFIG=<(…)
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        raise kubectl_problem(done.stderr, dict(zip(files, paths, strict=True)))
+    return done.stdout
+
+
+def kubectl_problem(stderr: str, files: Mapping[str, str]) -> Problem:
+    """kubectl's error on one line, with each file's real name, and without what kubectl quotes of its content: some
+    errors quote a token, one ("duplicate name") even all users."""
+    import re
+
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    begin = next((index for index, line in enumerate(lines) if line.startswith("error: ")), 0)
+    text = " ".join(" ".join(lines[begin:]).split()).removeprefix("error: ")
+    hint = ""
+    for file, path in files.items():
+        if file in text:
+            where, named, reason = text.replace(file, path).partition(f'"{path}": ')
+            text = where + named + re.split(r"""["'`{|]""", reason)[0].strip()
+            hint = f"mend {path}, or name another file with --kubeconfig"
+    return Problem(f"kubectl: {text[:400] or 'it failed and did not say why'}", hint)
+
+
 class Draft:
     """Copies of kubeconfig files in a private directory, to be changed by kubectl and put in place at the end.
 
@@ -3883,10 +3923,10 @@ class Draft:
     has the entry, else the first that exists, else the last of the list. Raises Problem.
     """
 
-    def __init__(self, setting: Invocation, paths: Sequence[str]) -> None:
+    def __init__(self, setting: Invocation, paths: Sequence[str], secrets: bool = True) -> None:
         self.paths = tuple(paths)
         self._setting = setting
-        self._kubectl = find_kubectl(setting)
+        self._secrets = secrets  # whether the copies have them; if not, they are only to be looked at
         self._before: dict[str, bytes | None] = {}
         self._directory = ""
 
@@ -3894,6 +3934,9 @@ class Draft:
         import tempfile
 
         self._before = {path: read_kubeconfig(path) for path in self.paths}
+        if not self._secrets:
+            shown = {path: kubectl_config(self._setting, [path], "view").encode() for path in self.paths}
+            self._before = {path: content and shown[path] for path, content in self._before.items()}
         try:
             self._directory = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
             for path, content in self._before.items():
@@ -3931,40 +3974,15 @@ class Draft:
             return None
 
     def config(self, *arguments: str, only: str = "") -> str:
-        """`kubectl config` on the copies, or on one of them; what it prints. Raises Problem with kubectl's words."""
-        import subprocess
-
-        copies = [self.copy(only)] if only else [self.copy(path) for path in self.paths]
-        done = subprocess.run(
-            [self._kubectl, "config", *arguments],
-            env={**self._setting.environ, "KUBECONFIG": os.pathsep.join(copies)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            raise self.problem(done.stderr)
-        return done.stdout
-
-    def problem(self, stderr: str) -> Problem:
-        """kubectl's error on one line, naming the file and not its copy."""
-        lines = [line for line in stderr.splitlines() if line.strip()]
-        begin = next((index for index, line in enumerate(lines) if line.startswith("error: ")), 0)
-        text = " ".join(" ".join(lines[begin:]).split()).removeprefix("error: ")
-        hint = ""
-        for path in self.paths:
-            if self.copy(path) in text:
-                text = text.replace(self.copy(path), path)
-                hint = f"mend {path}, or name another file with --kubeconfig"
-        return Problem(f"kubectl: {text[:400] or 'it failed and did not say why'}", hint)
+        """What `kubectl config` prints when it is run on the copies, or on one of them."""
+        paths = [only] if only else self.paths
+        return kubectl_config(self._setting, paths, *arguments, copies=[self.copy(path) for path in paths])
 
     def view(self, only: str = "") -> dict[str, Any]:
         """The copies, merged, or one of them, as JSON. Its secrets are in it."""
         import json
 
-        return dict(json.loads(self.config("view", "--raw", "-o", "json", only=only)))
+        return dict(json.loads(self.config(*VIEW, only=only)))
 
     def shown(self, raw: bool) -> str:
         """For people: each file that would change, whole; or all of them merged and without secrets."""
@@ -4083,6 +4101,16 @@ class KubectlLock:
             pass
 
 
+VIEW = ("view", "--raw", "-o", "json")
+
+
+def view_files(setting: Invocation, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What kubectl reads in each of these files, which are not copied; an absent one is empty. Raises Problem."""
+    import json
+
+    return {path: dict(json.loads(kubectl_config(setting, [path], *VIEW))) for path in paths}
+
+
 def named(config: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
     """The clusters, contexts or users of a kubeconfig by name."""
     return {item["name"]: item for item in config.get(kind) or ()}
@@ -4106,7 +4134,8 @@ def remove_entries(setting: Invocation, names: Iterable[str]) -> None:
         paths = kubeconfig_paths(setting, "")
         if not any(PROGRAM.encode() in (read_kubeconfig(path) or b"") for path in paths):
             return
-        edit(setting, paths, change)
+        if users_of(view_files(setting, paths), wanted):
+            edit(setting, paths, change)
     except Problem as problem:
         warn(f"the identity's kubeconfig entries are left: {problem.message}")
     for user in gone:
@@ -4115,13 +4144,8 @@ def remove_entries(setting: Invocation, names: Iterable[str]) -> None:
 
 def remove_from(draft: Draft, names: set[str]) -> list[str]:
     """Have kubectl delete the identities' entries from each file; returns the users that are gone."""
-    files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
-    users = {
-        user
-        for config in files.values()
-        for user, item in named(config, "users").items()
-        if entry_identity(item.get("user") or {}) in names
-    }
+    files = {path: draft.view(path) for path in draft.paths}
+    users = users_of(files, names)
     contexts = [
         (path, name, item.get("context") or {})
         for path, config in files.items()
@@ -4140,6 +4164,16 @@ def remove_from(draft: Draft, names: set[str]) -> list[str]:
         for cluster in clusters & named(config, "clusters").keys():
             draft.config("delete-cluster", "--", cluster, only=path)
     return sorted(users)
+
+
+def users_of(files: Mapping[str, dict[str, Any]], names: set[str]) -> set[str]:
+    """The users of these kubeconfigs that are one of these identities."""
+    return {
+        user
+        for config in files.values()
+        for user, item in named(config, "users").items()
+        if entry_identity(item.get("user") or {}) in names
+    }
 
 
 def entry_identity(user: Mapping[str, Any]) -> str:
@@ -4225,8 +4259,7 @@ def kubeconfigs(setting: Invocation) -> dict[str, dict[str, Any]]:
     atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
     if os.path.isabs(atmos) and os.path.exists(atmos) and atmos not in paths:
         paths.append(atmos)
-    with Draft(setting, paths) as draft:
-        return {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
+    return view_files(setting, paths)
 
 
 def exec_users(setting: Invocation) -> list[ExecUser]:
@@ -4274,8 +4307,7 @@ def adopt_command(setting: Invocation, options: Any) -> int:
         raise usage("which entries?", "name contexts with --context NAME, or say --all")
     if options.all and options.context:
         raise usage("--all and --context exclude each other")
-    with Draft(setting, paths) as draft:
-        found = find_entries(draft, setting, options.context)
+    found = find_entries(view_files(setting, paths), setting, options.context)
     chosen = [one for one in found if not one.refusal and is_chosen(one, setting, options)]
     for one in found:
         if one.refusal:
@@ -4301,18 +4333,17 @@ def adopt_command(setting: Invocation, options: Any) -> int:
     return 1 if refused else 0
 
 
-def find_entries(draft: Draft, setting: Invocation, contexts: Sequence[str]) -> list[Found]:
+def find_entries(files: Mapping[str, dict[str, Any]], setting: Invocation, contexts: Sequence[str]) -> list[Found]:
     """Other plugins' entries in the files, of these contexts or of all. Raises Problem for a context not there."""
-    files = {path: draft.view(path) for path in draft.paths if draft.read(path) is not None}
-    users_of: dict[str, set[str]] = {}
+    used: dict[str, set[str]] = {}
     for config in files.values():
         for name, item in named(config, "contexts").items():
-            users_of.setdefault(name, set()).add((item.get("context") or {}).get("user", ""))
+            used.setdefault(name, set()).add((item.get("context") or {}).get("user", ""))
     for name in contexts:
-        if name not in users_of:
-            close = nearest(name, users_of)
+        if name not in used:
+            close = nearest(name, used)
             raise Problem(f"no context is named {name!r}", f"did you mean {close}?" if close else "")
-    wanted = {user for name in contexts for user in users_of[name]}
+    wanted = {user for name in contexts for user in used[name]}
     found = []
     for path, config in files.items():
         for user, item in named(config, "users").items():

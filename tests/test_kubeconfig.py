@@ -590,6 +590,80 @@ def test_a_file_that_does_not_fit_stays_as_it_was(tmp_path: Path, monkeypatch: p
     assert path.read_bytes() == b"old content"
 
 
+# --- secrets ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(laptop: Sandbox) -> Path:
+    """What was in the temporary directory whenever kubectl ran, with the calls of kubectl; a "$ " begins each call."""
+    log, kubectl = laptop.root / "watched", laptop.root / "bin/kubectl"
+    real = kubectl.resolve()
+    kubectl.unlink()
+    look = f'{{ echo "$ $*"; find "$TMPDIR" -type f -exec cat {{}} +; }} >>{log}'
+    kubectl.write_text(f'#!/bin/sh\n{look}\nexec {real} "$@"\n')
+    kubectl.chmod(0o755)
+    return log
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        pytest.param(["doctor"], "context aws", id="doctor"),
+        pytest.param(["completion", "fish", "", "adopt", "--context", ""], "aws", id="completion of contexts"),
+        pytest.param(["completion", "fish", "", "--cluster-name", ""], "demo", id="completion of clusters"),
+        pytest.param(["adopt", "--all", "--dry-run"], "+ eks-token", id="a dry run of adopt"),
+        pytest.param(["adopt"], "adopt it?", id="adopt until a person agrees"),
+        pytest.param(["logout", "--all"], "forgot every identity", id="logout of nobody's"),
+    ],
+)
+def test_what_only_reads_copies_no_kubeconfig(
+    words: list[str], offered: str, laptop: Sandbox, watched: Path, keyring_daemon: KeyringDaemon
+) -> None:
+    text = OTHERS.replace("users:\n", "users:\n" + AWS_USER).replace("contexts:\n", "contexts:\n" + AWS_CONTEXT)
+    laptop.write(".kube/config", f"# not of eks-token\n{text}")
+    before = tree(laptop)
+    done = laptop.run_pty(*words, steps=[("adopt it? ", "n\n")] if words == ["adopt"] else [])
+    assert offered in done.stdout + done.stderr
+    seen = watched.read_text().splitlines()
+    assert any("config view" in line for line in seen)
+    assert [line for line in seen if not line.startswith("$ ")] == []
+    assert tree(laptop) == before
+
+
+AWS_USER = """\
+- name: aws
+  user:
+    exec:
+      apiVersion: client.authentication.k8s.io/v1beta1
+      command: aws
+      args: [--region, us-east-1, eks, get-token, --cluster-name, demo]
+"""
+AWS_CONTEXT = "- {name: aws, context: {cluster: up, user: aws}}\n"
+
+
+def test_the_copy_for_a_dry_run_has_no_secret(laptop: Sandbox, watched: Path) -> None:
+    laptop.write(".kube/config", OTHERS)
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--dry-run")
+    assert "up.example.com" in watched.read_text() and "a-token-of-others" not in watched.read_text()
+
+
+@pytest.mark.parametrize(
+    ("users", "reason"),
+    [
+        pytest.param("[{name: a, user: {token: a-token}}, {name: a, user: {}}]", "duplicate name", id="one name twice"),
+        pytest.param("[{name: a, user: {token: *a-token}}]", "yaml: unknown anchor", id="an asterisk before it"),
+        pytest.param("[{name: a, user: {token: !!int a-token}}]", "yaml: cannot decode !!str", id="of another type"),
+    ],
+)
+def test_what_kubectl_quotes_of_a_broken_file_is_not_shown(users: str, reason: str, laptop: Sandbox) -> None:
+    path = laptop.write(".kube/config", f"users: {users}\n")
+    for words in (["adopt", "--all"], ["kubeconfig", *DEMO, "-i", "dev"], ["doctor"]):
+        done = laptop.run(*words)
+        assert done.returncode == 1
+        shown = done.stdout + done.stderr
+        assert f'error loading config file "{path}": ' in shown and reason in shown and "a-token" not in shown
+
+
 # --- kubectl ------------------------------------------------------------------------------------------------
 
 
