@@ -303,15 +303,16 @@ def choose(prompt: str, choices: Sequence[str]) -> int:
 
 # -- 1. command line --------------------------------------------------------------------------------------------------
 #
-# Three programs' kubeconfig entries work with nothing but `command:` changed. Each has a `Grammar`, a table of the
-# options that it takes, and its own rules for what is used where no option says it. argparse reads the commands that
-# are this program's own; it cannot read cobra's options whose value must be joined on, or words among options.
+# Kubeconfig entries written for three other programs work after only their `command:` is changed. Each program has a
+# `Grammar`, which is a table of the options it takes, and its own rules for what applies if an option is not given.
+# argparse parses our own commands. It cannot parse the other programs' command lines: it does not support cobra's
+# options that take a value only after an equals sign, or command words between options.
 
 CLIENT_AUTHENTICATION = "client.authentication.k8s.io/"
 API_VERSIONS = ("v1beta1", "v1", "v1alpha1")
 
-# What kubectl 1.20 and later pass in KUBERNETES_EXEC_INFO, to the byte (client-go, plugin/pkg/client/auth/exec), unless
-# the entry asks for cluster information. Knowing these saves the import of json, 6 ms.
+# Exactly what kubectl 1.20 and later pass in KUBERNETES_EXEC_INFO (client-go, plugin/pkg/client/auth/exec), unless the
+# entry asks for cluster information. Comparing with these saves importing json, which takes 6 ms.
 KUBECTL_EXEC_INFO = {
     f'{{"kind":"ExecCredential","apiVersion":"{CLIENT_AUTHENTICATION}{version}"'
     f',"spec":{{"interactive":{interactive}}}}}\n': (version, interactive == "true")
@@ -321,16 +322,16 @@ KUBECTL_EXEC_INFO = {
 
 
 class ExecInfo(NamedTuple):
-    """What the Kubernetes client says in KUBERNETES_EXEC_INFO."""
+    """What the Kubernetes client passes in KUBERNETES_EXEC_INFO."""
 
     version: str  # of the client authentication API: v1beta1, v1 or v1alpha1
-    interactive: bool  # false: no person can answer
+    interactive: bool  # false: nobody can answer a prompt
 
 
 def exec_info(raw: str) -> ExecInfo:
     """Read KUBERNETES_EXEC_INFO ("Kubernetes API reference, Client Authentication").
 
-    Raises Problem for an API version that is not one of API_VERSIONS.
+    Raises Problem if the API version is not one of API_VERSIONS.
     """
     if not raw:
         return ExecInfo("v1beta1", True)
@@ -343,7 +344,7 @@ def exec_info(raw: str) -> ExecInfo:
     except (ValueError, RecursionError):
         info = None
     if not isinstance(info, dict):
-        warn("KUBERNETES_EXEC_INFO is no JSON object; answering in v1beta1")
+        warn("KUBERNETES_EXEC_INFO is not a JSON object; answering in v1beta1")
         return ExecInfo("v1beta1", True)
     spec = info.get("spec")
     interactive = not (isinstance(spec, dict) and spec.get("interactive") is False)
@@ -353,22 +354,22 @@ def exec_info(raw: str) -> ExecInfo:
     version = named.removeprefix(CLIENT_AUTHENTICATION) if isinstance(named, str) else ""
     if version not in API_VERSIONS or named != CLIENT_AUTHENTICATION + version:
         raise Problem(
-            f"KUBERNETES_EXEC_INFO asks for the API version {json.dumps(named)}, which is not known",
-            f"set apiVersion: {CLIENT_AUTHENTICATION}v1 in the user's exec entry of the kubeconfig",
+            f"KUBERNETES_EXEC_INFO asks for API version {json.dumps(named)}, which is not supported",
+            f"in the kubeconfig, set apiVersion: {CLIENT_AUTHENTICATION}v1 in the user's exec section",
         )
     if version == "v1alpha1":
-        warn(f"the kubeconfig asks for the deprecated {named}: write v1beta1 or v1 there")
+        warn(f"the kubeconfig asks for the deprecated {named}: change it to v1beta1 or v1")
     return ExecInfo(version, interactive)
 
 
 class Grammar(NamedTuple):
-    """How one program's token command is written: option -> the field it fills, "" where it is ignored."""
+    """How one program's token command is written. Each option maps to the field it sets, or to "" if it is ignored."""
 
     name: str
     words: tuple[str, ...]
     values: Mapping[str, str]
     flags: Mapping[str, str]
-    joined: frozenset[str] = frozenset()  # the value, if any, is joined on with an equals sign
+    joined: frozenset[str] = frozenset()  # take a value only after an equals sign
 
 
 def ignored(options: str) -> dict[str, str]:
@@ -433,13 +434,13 @@ GRAMMARS = (ATMOS, AWS, AWS._replace(words=("aws", *AWS.words)), AUTHENTICATOR, 
 
 
 class Request(NamedTuple):
-    """One token, as asked for. An empty string stands for what was not said."""
+    """A request for one token. An empty string means that the value was not given."""
 
     grammar: str  # eks-token, atmos, aws or aws-iam-authenticator
-    cluster: str  # the cluster's name or id: the value of the signed header
+    cluster: str  # the cluster's name or ID: the value of the signed header
     region: str
-    identity: str  # named by an option, so that no environment variable overrides it
-    role_arn: str = ""  # assumed on top of the identity
+    identity: str  # given by an option, so no environment variable overrides it
+    role_arn: str = ""  # a role that the identity also assumes
     external_id: str = ""
     session_name: str = ""
     forward_session_name: bool = False
@@ -453,10 +454,10 @@ class Request(NamedTuple):
 
 
 class Words(NamedTuple):
-    """A command line, taken apart by one grammar."""
+    """A command line, parsed by one grammar."""
 
     words: tuple[str, ...]
-    options: dict[str, str]  # field -> value; a flag's is "true" or "false"
+    options: dict[str, str]  # field -> value; for a flag, "true" or "false"
     unknown: tuple[str, ...]
     broken: str  # the first thing wrong with an option's value, or ""
 
@@ -477,8 +478,8 @@ def take_apart(grammar: Grammar, argv: Sequence[str]) -> Words:
             name, equals, value = argument[:2], "=", argument[2:]
         if name in grammar.values:
             if not equals:
-                # Nothing that looks like an option is taken for a value. The cache depends on it: an argument
-                # --region always names a region.
+                # A word that looks like an option is never taken as a value. The cache relies on this: if --region
+                # is given, a region follows.
                 if not arguments or arguments[0].startswith("-"):
                     broken = broken or f"{name} expects a value"
                     continue
@@ -486,7 +487,7 @@ def take_apart(grammar: Grammar, argv: Sequence[str]) -> Words:
             options[grammar.values[name]] = value
         elif name in grammar.flags:
             if equals and (value not in ("true", "false") or name in OUR_FLAGS):
-                broken = broken or f"{name} takes no value"
+                broken = broken or f"{name} does not take a value"
             options[grammar.flags[name]] = value or "true"
         elif name not in grammar.joined:
             unknown.append(name)
@@ -494,28 +495,28 @@ def take_apart(grammar: Grammar, argv: Sequence[str]) -> Words:
 
 
 def choose_grammar(argv: Sequence[str]) -> tuple[Grammar, Words]:
-    """The grammar whose words these are, and what it reads in them. Raises Problem where none fits."""
+    """The grammar that matches the arguments, and how it parses them. Raises Problem if none matches."""
     words = take_apart(BARE, argv).words
     phrase = " ".join(words)
     for grammar in GRAMMARS:
         if words != grammar.words and sorted(words) == sorted(grammar.words):
-            raise usage(f"{phrase!r} is no command", f"did you mean {' '.join(grammar.words)!r}?")
+            raise usage(f"{phrase!r} is not a command", f"did you mean {' '.join(grammar.words)!r}?")
     for grammar in GRAMMARS:
         taken = take_apart(grammar, argv)
         if taken.words[: len(grammar.words)] == grammar.words and (grammar.words or not taken.words):
             return grammar, taken
-    if argv[0].startswith("-"):  # the first word may be the value of a misspelt option
+    if argv[0].startswith("-"):  # the first word may be the value of a misspelled option
         for grammar in GRAMMARS:
             taken = take_apart(grammar, argv)
             if taken.unknown and set(grammar.words) <= set(taken.words):
                 return grammar, taken
     phrases = [" ".join(grammar.words) for grammar in (*GRAMMARS, UPDATE_KUBECONFIG) if grammar.words]
     close = nearest(words[0], COMMANDS) or nearest(phrase, phrases)
-    raise usage(f"{phrase!r} is no command", f"did you mean {close!r}?" if close else f"see {PROGRAM} --help")
+    raise usage(f"{phrase!r} is not a command", f"did you mean {close!r}?" if close else f"see {PROGRAM} --help")
 
 
 def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str) -> Request:
-    """The request that the arguments make, in whichever grammar. Raises Problem, status 2."""
+    """Parse the arguments by the grammar that matches them. Raises Problem with status 2."""
     grammar, taken = choose_grammar(argv)
     if taken.broken:
         raise usage(taken.broken)
@@ -529,10 +530,9 @@ def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str)
         raise usage(f"unexpected argument {taken.words[len(grammar.words)]!r}")
     options = taken.options
     if "profile" in options:
-        raise usage(
-            "--profile is not an AWS profile in this grammar", "name the identity or AWS profile with --identity"
-        )
-    # An empty value is, in Go's programs, as good as none. Of a region it is not: the cache takes --region for named.
+        raise usage("--profile does not select an AWS profile here", "use --identity with the name of the AWS profile")
+    # Go programs treat an empty value as not given. We do not for the region: if the cache sees --region, it assumes
+    # that a region was given.
     may_be_empty = {"", "identity"}
     if grammar.name == "aws-iam-authenticator":
         may_be_empty |= {"role_arn", "external_id", "session_name"}
@@ -550,25 +550,26 @@ def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str)
 
 
 def named_cluster(options: Mapping[str, str]) -> str:
-    """The one of --cluster-name and --cluster-id that is given."""
+    """The value of --cluster-name or --cluster-id. Raises Problem unless exactly one of them is given."""
     name, identifier = options.get("cluster_name", ""), options.get("cluster_id", "")
     if name and identifier:
-        raise usage("--cluster-name and --cluster-id exclude each other")
+        raise usage("--cluster-name and --cluster-id cannot be used together")
     if not name and not identifier:
-        raise usage("no cluster is named", "name it with --cluster-name")
+        raise usage("no cluster given", "pass --cluster-name")
     if name and not (name.isascii() and name[0].isalnum() and name.replace("-", "").replace("_", "").isalnum()):
         raise usage(
-            f"{name!r} is no EKS cluster name", "a name has letters, digits, - and _ and begins with a letter or digit"
+            f"{name!r} is not an EKS cluster name",
+            "a name has only letters, digits, - and _, and starts with a letter or digit",
         )
     if len(name) > 100:
-        raise usage(f"an EKS cluster name has at most 100 characters, {name[:20]}… has {len(name)}")
+        raise usage(f"an EKS cluster name has at most 100 characters; {name[:20]}… has {len(name)}")
     return name or identifier
 
 
 def bare_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
     cluster = named_cluster(options)
     if not options.get("region"):
-        raise usage("--region is missing", "name the cluster's AWS region, such as --region us-east-2")
+        raise usage("--region is missing", "pass the cluster's AWS region, for example --region us-east-2")
     return Request(
         "",
         cluster,
@@ -583,10 +584,10 @@ def bare_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Requ
 def aws_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
     output = options.get("output", "json")
     if output not in ("json", "text"):
-        raise usage(f"--output {output} is not supported", "json and text are")
+        raise usage(f"--output {output} is not supported", "use json or text")
     for field, name in (("connect_timeout", "--cli-connect-timeout"), ("read_timeout", "--cli-read-timeout")):
         if not options.get(field, "0").isdecimal():
-            raise usage(f"{name} expects a number of seconds, not {options[field]!r}")
+            raise usage(f"{name} must be a whole number of seconds, not {options[field]!r}")
     return Request(
         "",
         named_cluster(options),
@@ -605,10 +606,10 @@ def aws_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Reque
 def authenticator_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
     cluster = options.get("cluster_id") or environ.get("KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID", "")
     if not cluster:
-        raise usage("no cluster is named", "name it with -i or KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID")
+        raise usage("no cluster given", "pass -i, or set KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID")
     forward = options.get("forward_session_name") == "true"
     if forward and options.get("session_name"):
-        raise usage("--forward-session-name and --session-name exclude each other")
+        raise usage("--forward-session-name and --session-name cannot be used together")
     return Request(
         "",
         cluster,
@@ -627,13 +628,13 @@ def region_variable(environ: Mapping[str, str]) -> str:
 
 
 def check_request(request: Request) -> None:
-    """Refuse what no cluster or no API would take, before anything is asked of anybody."""
+    """Reject what no cluster or API would accept, before anyone is asked for anything. Raises Problem."""
     if not request.cluster.isprintable() or request.cluster != request.cluster.strip():
-        raise usage(f"{request.cluster!r} cannot be a cluster's id")
+        raise usage(f"{request.cluster!r} cannot be a cluster ID")
     if request.role_arn:
         check_role_arn(request.role_arn)
     elif request.external_id or (request.session_name and request.grammar != "aws-iam-authenticator"):
-        raise usage("--external-id and --session-name go with a role to assume")
+        raise usage("--external-id and --session-name require a role to assume")
 
 
 def check_role_arn(role_arn: str) -> None:
@@ -647,7 +648,7 @@ def check_role_arn(role_arn: str) -> None:
         or not (len(account) == 12 and account.isdecimal())
         or not (parts[5].startswith("role/") and parts[5] > "role/")
     ):
-        raise usage(f"{role_arn!r} is no role ARN", "one looks like arn:aws:iam::111122223333:role/NAME")
+        raise usage(f"{role_arn!r} is not a role ARN", "a role ARN looks like arn:aws:iam::111122223333:role/NAME")
 
 
 # `aws eks update-kubeconfig` ("AWS CLI Command Reference", eks update-kubeconfig).
@@ -686,115 +687,127 @@ class Command(NamedTuple):
 
 def login_arguments(parser: Any) -> None:
     parser.add_argument(
-        "name", nargs="?", default="", metavar="NAME", help="the identity; else the default or only one"
+        "name", nargs="?", default="", metavar="NAME", help="the identity (default: the default or only one)"
     )
     keys = parser.add_argument_group("an access key")
-    keys.add_argument("--stdin", action="store_true", help="read the keys as JSON, as a credential_process prints them")
-    keys.add_argument("--new-keys", action="store_true", help="ask for keys, also where some are stored")
-    keys.add_argument("--import-profile", default="", metavar="PROFILE", help="take the keys of an AWS profile")
+    keys.add_argument(
+        "--stdin", action="store_true", help="read the keys from stdin, in the JSON format of credential_process"
+    )
+    keys.add_argument("--new-keys", action="store_true", help="ask for keys even if some are stored")
+    keys.add_argument("--import-profile", default="", metavar="PROFILE", help="import the keys of an AWS profile")
     mfa = parser.add_argument_group("multi-factor authentication")
-    mfa.add_argument("--mfa-serial", default="", metavar="ARN", help="the MFA device of the keys or of the role")
-    mfa.add_argument("--mfa-code-stdin", action="store_true", help="read the code from stdin, after the JSON if any")
+    mfa.add_argument("--mfa-serial", default="", metavar="ARN", help="the MFA device for the keys or the role")
+    mfa.add_argument("--mfa-code-stdin", action="store_true", help="read the MFA code from stdin, after any JSON")
     role = parser.add_argument_group("a role")
-    role.add_argument("--role-arn", default="", metavar="ARN", help="the role")
+    role.add_argument("--role-arn", default="", metavar="ARN", help="the role to assume")
     role.add_argument("--source", default="", metavar="NAME", help="the identity or AWS profile that assumes it")
-    role.add_argument("--external-id", default="", metavar="ID", help="what the role's trust policy asks for")
-    role.add_argument("--role-session-name", default="", metavar="NAME", help="how the session is called")
-    role.add_argument("--duration-seconds", default="", metavar="N", help="of its, or the MFA, session")
+    role.add_argument(
+        "--external-id", default="", metavar="ID", help="the external ID that the role's trust policy requires"
+    )
+    role.add_argument("--role-session-name", default="", metavar="NAME", help="the name of the role session")
+    role.add_argument("--duration-seconds", default="", metavar="N", help="how long the role or MFA session lasts")
     sso = parser.add_argument_group("AWS SSO (IAM Identity Center)")
-    sso.add_argument("--sso-start-url", default="", metavar="URL", help="where to sign in")
+    sso.add_argument("--sso-start-url", default="", metavar="URL", help="the URL to sign in at")
     sso.add_argument("--sso-region", default="", metavar="REGION", help="the AWS region of the start URL")
-    sso.add_argument("--sso-session", default="", metavar="NAME", help="an sso-session of AWS config, instead of both")
-    sso.add_argument("--sso-account-id", default="", metavar="ID", help="the account; else you choose")
-    sso.add_argument("--sso-role-name", default="", metavar="NAME", help="the role there; else you choose")
-    sso.add_argument("--no-browser", action="store_true", help="open no browser, show the link alone")
+    sso.add_argument(
+        "--sso-session", default="", metavar="NAME", help="an sso-session in the AWS config file, instead of both"
+    )
+    sso.add_argument("--sso-account-id", default="", metavar="ID", help="the account (default: you choose)")
+    sso.add_argument(
+        "--sso-role-name", default="", metavar="NAME", help="the role in that account (default: you choose)"
+    )
+    sso.add_argument("--no-browser", action="store_true", help="only show the link, do not open a browser")
     cluster = parser.add_argument_group("a cluster")
-    cluster.add_argument("--cluster-name", default="", metavar="NAME", help="write its kubeconfig entry as well")
-    parser.add_argument("--default", action="store_true", help="use this identity where none is named")
+    cluster.add_argument(
+        "--cluster-name", default="", metavar="NAME", help="also write a kubeconfig entry for this cluster"
+    )
+    parser.add_argument("--default", action="store_true", help="use this identity if none is given")
     parser.add_argument("--region", default="", help="the identity's AWS region")
-    parser.add_argument("--no-verify", action="store_true", help="do not ask AWS whose credentials these are")
+    parser.add_argument("--no-verify", action="store_true", help="do not check the credentials with AWS")
     parser.set_defaults(mfa_code=None)
 
 
 def logout_arguments(parser: Any) -> None:
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the identity")
     parser.add_argument("--all", action="store_true", help="every identity, session and SSO token")
-    parser.add_argument("--keep-kubeconfig", action="store_true", help="leave its entries in the kubeconfig")
+    parser.add_argument("--keep-kubeconfig", action="store_true", help="keep the identity's kubeconfig entries")
 
 
 def identities_arguments(parser: Any) -> None:
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="text or json")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="the output format")
 
 
 def whoami_arguments(parser: Any) -> None:
     identities_arguments(parser)
-    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
-    parser.add_argument("--region", default="", help="where to ask STS")
+    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity (default: as for a token)")
+    parser.add_argument("--region", default="", help="the AWS region of the STS endpoint to ask")
 
 
 def kubeconfig_arguments(parser: Any) -> None:
     parser.add_argument("--cluster-name", default="", metavar="NAME", help="the EKS cluster")
-    parser.add_argument("--all", action="store_true", help="every cluster of the region; the current context stays")
-    parser.add_argument("--region", required=True, help="its AWS region")
-    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity; else as for a token")
-    parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry assumes on top")
-    parser.add_argument("--alias", default="", metavar="NAME", help="the context's name, else the cluster's ARN")
-    parser.add_argument("--user-alias", default="", metavar="NAME", help="the user's name")
-    parser.add_argument("--kubeconfig", default="", metavar="PATH", help="the file, instead of KUBECONFIG's")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be in it, and write nothing")
-    parser.add_argument("--no-set-current", action="store_true", help="leave the current context as it is")
+    parser.add_argument("--all", action="store_true", help="every cluster in the region; keeps the current context")
+    parser.add_argument("--region", required=True, help="the cluster's AWS region")
+    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity (default: as for a token)")
+    parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry also assumes")
+    parser.add_argument("--alias", default="", metavar="NAME", help="the context's name (default: the cluster's ARN)")
+    parser.add_argument("--user-alias", default="", metavar="NAME", help="the kubeconfig user's name")
+    parser.add_argument("--kubeconfig", default="", metavar="PATH", help="the file to write (default: as for kubectl)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be written, without writing it")
+    parser.add_argument("--no-set-current", action="store_true", help="do not change the current context")
 
 
 def adopt_arguments(parser: Any) -> None:
-    parser.add_argument("--context", nargs="+", action="extend", default=[], metavar="NAME", help="of these contexts")
-    parser.add_argument("--all", action="store_true", help="every entry; else you are asked for each")
     parser.add_argument(
-        "--kubeconfig", default="", metavar="PATH", help="the file, instead of KUBECONFIG's and Atmos's"
+        "--context", nargs="+", action="extend", default=[], metavar="NAME", help="adopt the entries of these contexts"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and write nothing")
-    parser.add_argument("--undo", action="store_true", help="bring back what was in the files before")
+    parser.add_argument("--all", action="store_true", help="adopt every entry (default: you are asked for each)")
+    parser.add_argument(
+        "--kubeconfig", default="", metavar="PATH", help="the file (default: as for kubectl, and Atmos's own)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would change, without changing it")
+    parser.add_argument("--undo", action="store_true", help="restore the files as they were before")
 
 
 def doctor_arguments(parser: Any) -> None:
     identities_arguments(parser)
-    parser.add_argument("--online", action="store_true", help="compare this machine's clock with that of STS as well")
+    parser.add_argument("--online", action="store_true", help="also compare this machine's clock with AWS's")
 
 
 def completion_arguments(parser: Any) -> None:
     import argparse
 
-    parser.add_argument("shell", choices=SHELLS, help="which one's script to print")
+    parser.add_argument("shell", choices=SHELLS, help="the shell to print the script for")
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
 COMMANDS = {
     "login": Command(
-        "sign in: store an identity, or take the one that is there",
+        "sign in: store an identity, or use a stored one",
         login_arguments,
         f"""\
-  {PROGRAM} login dev                               asks what dev is to be, or signs in again
-  {PROGRAM} login dev --stdin < keys.json           keys, as a credential_process prints them
+  {PROGRAM} login dev                               asks how dev signs in, or signs in again
+  {PROGRAM} login dev --stdin < keys.json           keys in the JSON format of credential_process
   {PROGRAM} login dev --mfa-serial arn:aws:iam::111122223333:mfa/me
   {PROGRAM} login admin --role-arn arn:aws:iam::111122223333:role/Admin --source dev
   {PROGRAM} login work --sso-start-url https://example.awsapps.com/start --sso-region us-east-1
-  {PROGRAM} login dev --import-profile dev          the keys of ~/.aws/credentials, kept in the keyring""",
+  {PROGRAM} login dev --import-profile dev          copies the profile's keys to the keyring""",
     ),
     "logout": Command(
-        "forget an identity, and all that was kept for it",
+        "remove an identity and everything stored for it",
         logout_arguments,
         f"""\
-  {PROGRAM} logout dev      its keys, sessions, SSO token and kubeconfig entries
-  {PROGRAM} logout --all    everything""",
+  {PROGRAM} logout dev      removes its keys, sessions, SSO token and kubeconfig entries
+  {PROGRAM} logout --all    removes everything""",
     ),
     "identities": Command(
         "list identities and AWS profiles",
         identities_arguments,
         f"""\
-  {PROGRAM} identities              opens no keyring
-  {PROGRAM} identities -o json      name, kind, from, key, end of the session""",
+  {PROGRAM} identities              does not open the keyring
+  {PROGRAM} identities -o json      the same list as JSON""",
     ),
     "whoami": Command(
-        "ask AWS whose credentials an identity has",
+        "ask AWS who an identity is",
         whoami_arguments,
         f"""\
   {PROGRAM} whoami -i dev
@@ -809,7 +822,7 @@ COMMANDS = {
   {PROGRAM} kubeconfig --all --region us-east-2""",
     ),
     "adopt": Command(
-        "take over kubeconfig entries of other plugins",
+        "switch other plugins' kubeconfig entries to eks-token",
         adopt_arguments,
         f"""\
   {PROGRAM} adopt --all --dry-run
@@ -817,15 +830,15 @@ COMMANDS = {
   {PROGRAM} adopt --undo""",
     ),
     "doctor": Command(
-        "look for what keeps kubectl from getting a token",
+        "find what keeps kubectl from getting a token",
         doctor_arguments,
         f"""\
-  {PROGRAM} doctor              1 is the exit status where a check fails
-  {PROGRAM} doctor --online     compares this machine's clock with AWS's
-  {PROGRAM} doctor -o json      a list of check, status, found and hint""",
+  {PROGRAM} doctor              exits with status 1 if a check fails
+  {PROGRAM} doctor --online     also compares this machine's clock with AWS's
+  {PROGRAM} doctor -o json      a list with check, status, found and hint""",
     ),
     "completion": Command(
-        "print a script that lets a shell complete all of this",
+        "print a shell completion script",
         completion_arguments,
         f"""\
   eval "$({PROGRAM} completion bash)"        in ~/.bashrc
@@ -836,7 +849,7 @@ COMMANDS = {
 
 
 def command_parser(name: str) -> Any:
-    """The argparse parser of one of our own commands."""
+    """The argparse parser for one of our own commands."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -854,7 +867,7 @@ def command_parser(name: str) -> Any:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--debug", action="store_true", help="say on stderr what is done")
+    parser.add_argument("--debug", action="store_true", help="show on stderr what is done")
     command.arguments(parser)
     return parser
 
@@ -3588,7 +3601,7 @@ class Provision(NamedTuple):
 def kubeconfig_command(setting: Invocation, options: Any) -> int:
     """Write the entries of a cluster, or of all clusters of a region."""
     if options.cluster_name and options.all:
-        raise usage("--cluster-name and --all exclude each other")
+        raise usage("--cluster-name and --all cannot be used together")
     if not options.cluster_name and not options.all:
         raise usage("name a cluster with --cluster-name, or say --all")
     if options.all and (options.alias or options.user_alias):
@@ -3629,7 +3642,7 @@ def update_kubeconfig_command(setting: Invocation) -> int:
         if field and options.get(field) == "":
             raise usage(f"{name} expects a value")
     if not options.get("cluster_name"):
-        raise usage("no cluster is named", "name it with --name")
+        raise usage("no cluster given", "pass --name")
     if role_arn := options.get("role_arn", ""):
         check_role_arn(role_arn)
     general = {field: value for field, value in options.items() if field not in ("role_arn", "output", "query")}
@@ -3709,7 +3722,7 @@ def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]
     credentials = wallet.credentials(request)
     region = request.region or wallet.region()
     if not region:
-        raise usage("--region is missing", "name the cluster's AWS region, such as --region us-east-2")
+        raise usage("--region is missing", "pass the cluster's AWS region, for example --region us-east-2")
     identity = effective_identity(wallet, request)
     choice = Choice(identity, named=bool(identity), environment=not identity)
     session = wallet.open_session(choice, request._replace(region=region))
@@ -4306,7 +4319,7 @@ def adopt_command(setting: Invocation, options: Any) -> int:
     if not (options.all or options.context or setting.terminal):
         raise usage("which entries?", "name contexts with --context NAME, or say --all")
     if options.all and options.context:
-        raise usage("--all and --context exclude each other")
+        raise usage("--all and --context cannot be used together")
     found = find_entries(view_files(setting, paths), setting, options.context)
     chosen = [one for one in found if not one.refusal and is_chosen(one, setting, options)]
     for one in found:

@@ -411,7 +411,7 @@ def test_a_person_is_asked_for_each_entry(laptop: Sandbox, all_forms: Path) -> N
     ("args", "status", "said"),
     [
         pytest.param([], 2, "hint: name contexts with --context NAME, or say --all", id="nobody to ask"),
-        pytest.param(["--all", "--context", "0"], 2, "exclude each other", id="all and some"),
+        pytest.param(["--all", "--context", "0"], 2, "cannot be used together", id="all and some"),
         pytest.param(["--context", "none"], 1, "no context is named 'none'", id="an unknown context"),
         pytest.param(["--undo"], 1, "there is nothing to undo", id="nothing to undo"),
     ],

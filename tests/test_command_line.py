@@ -330,7 +330,7 @@ def test_the_authenticators_arguments_and_variables_are_read_as_it_reads_them(
 
 def test_a_session_name_is_given_or_forwarded_and_not_both() -> None:
     problem = refused(f"token -i demo -r {ROLE} -s me --forward-session-name")
-    assert "--forward-session-name and --session-name exclude each other" in problem.message
+    assert "--forward-session-name and --session-name cannot be used together" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -374,13 +374,13 @@ def test_the_region_is_looked_for_in_this_order(words: str, line: str, environ: 
         pytest.param("frobnicate", "frobnicate", "--help", id="a word like no other"),
         pytest.param(f"eks get-token now {NAMED}", "now", "", id="a word too many"),
         pytest.param(f"{NAMED} dev", "dev", "", id="a stray word"),
-        pytest.param("--region us-east-2", "no cluster", "--cluster-name", id="no cluster, bare"),
-        pytest.param("eks get-token", "no cluster", "--cluster-name", id="no cluster, AWS CLI"),
-        pytest.param("token", "no cluster", "-i", id="no cluster, authenticator"),
-        pytest.param(f"{NAMED} --cluster-id x", "exclude each other", "", id="name and id, bare"),
-        pytest.param(f"eks get-token {NAMED} --cluster-id x", "exclude each other", "", id="name and id, AWS CLI"),
-        pytest.param(f"{NAMED} --external-id x", "go with a role", "", id="an external id for no role"),
-        pytest.param(f"{NAMED} --session-name x", "go with a role", "", id="a session name for no role"),
+        pytest.param("--region us-east-2", "no cluster given", "--cluster-name", id="no cluster, bare"),
+        pytest.param("eks get-token", "no cluster given", "--cluster-name", id="no cluster, AWS CLI"),
+        pytest.param("token", "no cluster given", "-i", id="no cluster, authenticator"),
+        pytest.param(f"{NAMED} --cluster-id x", "cannot be used together", "", id="name and id, bare"),
+        pytest.param(f"eks get-token {NAMED} --cluster-id x", "cannot be used together", "", id="name and id, AWS CLI"),
+        pytest.param(f"{NAMED} --external-id x", "require a role", "", id="an external id for no role"),
+        pytest.param(f"{NAMED} --session-name x", "require a role", "", id="a session name for no role"),
         pytest.param(f"{NAMED} --refresh=true", "--refresh", "", id="a value for our flag"),
         pytest.param(f"{NAMED} --mask=maybe", "--mask", "", id="a flag that is neither true nor false"),
     ],
@@ -438,7 +438,7 @@ def test_every_name_that_eks_allows_is_taken(name: str) -> None:
 @pytest.mark.parametrize("identifier", ["a\nb", " a", "a\r", "\x1b[31m"], ids=ascii)
 @pytest.mark.parametrize("words", [["--region", "us-east-2"], ["eks", "get-token"], ["token"]], ids=lambda w: w[-1])
 def test_a_cluster_id_that_no_header_can_carry_is_refused(words: list[str], identifier: str) -> None:
-    assert "cluster's id" in refused([*words, "--cluster-id", identifier]).message
+    assert "cluster ID" in refused([*words, "--cluster-id", identifier]).message
 
 
 @pytest.mark.parametrize(
@@ -499,12 +499,12 @@ def assert_fails(done: Completed, status: int, error: str, hint: str = "") -> No
     ("line", "status", "error", "hint"),
     [
         pytest.param(["--cluster-name", "demo"], 2, "--region is missing", "--region us-east-2", id="no region"),
-        pytest.param(["--region", "us-east-2"], 2, "no cluster is named", "--cluster-name", id="no cluster"),
+        pytest.param(["--region", "us-east-2"], 2, "no cluster given", "--cluster-name", id="no cluster"),
         pytest.param([*NAMED.split(), "--identiy", "x"], 2, "unknown option --identiy", "--identity?", id="misspelt"),
-        pytest.param(["--cluster-name", "a b", "--region", "x"], 2, "'a b' is no EKS", "a name", id="name"),
+        pytest.param(["--cluster-name", "a b", "--region", "x"], 2, "'a b' is not an EKS", "a name", id="name"),
         pytest.param(["--cluster-name", "a\n\x1b[31m", "--region", "x"], 2, r"'a\n\x1b[31m'", "name", id="escapes"),
         pytest.param(["eks", "get-token", *NAMED.split(), "--output", "yaml"], 2, "--output yaml", "json", id="output"),
-        pytest.param(["get-token", "eks"], 2, "'get-token eks' is no command", "'eks get-token'", id="word order"),
+        pytest.param(["get-token", "eks"], 2, "'get-token eks' is not a command", "'eks get-token'", id="word order"),
         pytest.param(["--cluster-name=demo", "--region=mars-1"], 2, "'mars-1' is no AWS", "-1?", id="region"),
         pytest.param([*NAMED.split(), "-i", "nobody"], 1, "named 'nobody'", "login nobody", id="unknown identity"),
         pytest.param(["login", "--no-such"], 2, "--no-such", "login --help", id="login has no such option"),
@@ -528,7 +528,7 @@ def test_a_broken_exec_info_is_a_warning_and_the_token_is_printed(shell: Sandbox
     assert done.returncode == 0
     assert json.loads(done.stdout)["apiVersion"] == V1BETA1
     assert done.stderr.splitlines() == [
-        "eks-token: warning: KUBERNETES_EXEC_INFO is no JSON object; answering in v1beta1"
+        "eks-token: warning: KUBERNETES_EXEC_INFO is not a JSON object; answering in v1beta1"
     ]
 
 

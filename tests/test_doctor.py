@@ -429,7 +429,7 @@ ALPHA = "client.authentication.k8s.io/v1alpha1"
         pytest.param(
             {"args": ["--cluster-name", "demo"]},
             "--region is missing",
-            "name the cluster's AWS region, such as --region us-east-2",
+            "pass the cluster's AWS region, for example --region us-east-2",
             id="arguments that are wrong",
         ),
         pytest.param(
