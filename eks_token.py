@@ -1325,32 +1325,34 @@ def open_cache(setting: Invocation) -> Cache | None:
 
 # -- 3. keyring -------------------------------------------------------------------------------------------------------
 #
-# What is secret lies in the OS keyring and nowhere else. `Vault` is all that the other sections see of it;
-# `choose_backend` says which keyring that is; `SecretService` speaks to the Linux and BSD ones over D-Bus.
+# Secrets are stored in the OS keyring and nowhere else. The other sections use only `Vault`. `choose_backend` picks the
+# keyring, and `SecretService` talks to the ones on Linux and the BSDs over D-Bus.
 
 VAULT_SERVICE = "eks-token"
-BUS_SECONDS = 10.0  # for one keyring operation, a person's answers not counted
-PROMPT_SECONDS = 60.0  # for a person to answer the keyring's own dialog
+BUS_SECONDS = 10.0  # for one keyring operation, not counting the time a person takes to answer
+PROMPT_SECONDS = 60.0  # for a person to answer the keyring's dialog
 
-# CredWrite takes CRED_MAX_CREDENTIAL_BLOB_SIZE = 5 * 512 bytes (CREDENTIALW, Microsoft Learn), and keyring's
-# backend writes UTF-16 without a terminator: so the limit is in code units, not in characters.
+# CredWrite accepts up to CRED_MAX_CREDENTIAL_BLOB_SIZE = 5 * 512 bytes (CREDENTIALW, Microsoft Learn), and keyring's
+# backend writes UTF-16 without a terminator. So the limit is in code units, not in characters.
 WINDOWS_LIMIT = 1280
-PARTS_MARK = "eks-token-parts"  # how the head item of a split value begins
-PARTS_GENERATIONS = ("a", "b")  # two, so that the leftovers of a torn write can be found by name
+PARTS_MARK = "eks-token-parts"  # how the first item of a split value starts
+PARTS_GENERATIONS = ("a", "b")  # two, so that what an interrupted write left can be found by name
 NATIVE_BACKENDS = {
     "darwin": "keyring.backends.macOS.Keyring",
     "win32": "keyring.backends.Windows.WinVaultKeyring",
 }
 SECRET_SERVICE_NAMES = ("keyring.backends.SecretService.Keyring", "keyring.backends.libsecret.Keyring")
 REFUSED_BACKENDS = {
-    "keyring.backends.null.Keyring": "it keeps nothing",
-    "keyring.backends.fail.Keyring": "it keeps nothing",
-    "keyring.backends.chainer.ChainerBackend": "it tries every backend it finds; name the one that is meant",
+    "keyring.backends.null.Keyring": "it stores nothing",
+    "keyring.backends.fail.Keyring": "it stores nothing",
+    "keyring.backends.chainer.ChainerBackend": "it tries every backend that it finds; name one of them",
 }
-UNREACHABLE_HINT = "environment keys and AWS profiles need no keyring; PYTHON_KEYRING_BACKEND names another"
-LOCKED_HINT = "unlock it in the desktop session, or use what needs no keyring: environment keys, AWS profiles"
-WINDOWS_NO_LOGON = 1312  # ERROR_NO_SUCH_LOGON_SESSION: over ssh and in services there is no credential store
-MACOS_NO_DIALOG = "-25308"  # errSecInteractionNotAllowed: locked, and over ssh no dialog can be shown
+UNREACHABLE_HINT = (
+    "environment keys and AWS profiles work without a keyring; PYTHON_KEYRING_BACKEND selects another one"
+)
+LOCKED_HINT = "unlock it in the desktop session; environment keys and AWS profiles work without a keyring"
+WINDOWS_NO_LOGON = 1312  # ERROR_NO_SUCH_LOGON_SESSION: there is no credential store over ssh or in a service
+MACOS_NO_DIALOG = "-25308"  # errSecInteractionNotAllowed: it is locked, and ssh cannot show a dialog
 DBUS = "org.freedesktop.DBus"
 SECRETS_BUS = "org.freedesktop.secrets"
 SECRETS_ROOT = "/org/freedesktop/secrets"
@@ -1361,20 +1363,20 @@ NOTHING = "/"  # the path that means no collection, or no prompt
 
 
 class KeyringUnavailable(Problem):
-    """The keyring cannot be reached or opened at all: no service, no answer, locked, refused."""
+    """The keyring cannot be reached or opened: there is no service or no answer, or it is locked or refused."""
 
 
 class DamagedEntry(Problem):
-    """The keyring answered, but what it holds under this name is not what was stored."""
+    """The keyring answered, but its entry with this name is not what was stored."""
 
 
 class Vault:
-    """The OS keyring: a string, or a JSON object, for each user of one service.
+    """The OS keyring: one string or JSON object for each user of a service.
 
-    Nothing is opened before the first use. A keyring that could not be reached is not asked again: a mute bus
-    or a dismissed dialog costs its wait once. Writers hold `lock/vault`; readers need no lock.
+    Nothing is opened before it is first used. After a keyring could not be reached, it is not asked again, so a
+    silent bus or a dismissed dialog makes us wait only once. Writers hold `lock/vault`; readers do not need a lock.
 
-    Every method raises KeyringUnavailable, DamagedEntry or Problem; no message shows a stored value.
+    Every method may raise KeyringUnavailable, DamagedEntry or Problem. Messages never show a stored value.
     """
 
     def __init__(
@@ -1394,7 +1396,7 @@ class Vault:
         self._limit = WINDOWS_LIMIT if platform == "win32" else None
 
     def get(self, user: str) -> str | None:
-        for _ in range(3):  # a writer may change generations between the head and its parts
+        for _ in range(3):  # a writer may switch generations after we read the head and before we read its parts
             head = self._read(user)
             if head is None or not head.startswith(PARTS_MARK):
                 return head
@@ -1404,7 +1406,7 @@ class Vault:
         raise damaged(user, "incomplete")
 
     def set(self, user: str, value: str) -> None:
-        """Store `value`; until all of it is stored, the old value is what `get` returns."""
+        """Store `value`. `get` returns the old value until the new one is stored completely."""
         if self._limit is None:
             self._write(user, value)
             return
@@ -1425,10 +1427,10 @@ class Vault:
             for generation in stale:
                 self._drop_parts(user, generation)
         except Problem:
-            pass  # the new value stands; the next write of this user finds what is left
+            pass  # the new value is stored; the user's next write cleans up
 
     def delete(self, user: str) -> bool:
-        """Remove the user's value; false if there was none."""
+        """Remove the user's value. Returns False if there was none."""
         found = self._remove(user)
         if self._limit is not None:
             for generation in PARTS_GENERATIONS:
@@ -1436,7 +1438,7 @@ class Vault:
         return found
 
     def users(self) -> list[str] | None:
-        """The users that have a value; None where the keyring cannot list them (macOS, Windows)."""
+        """The users that have a value, or None if the keyring cannot list them (macOS, Windows)."""
 
         def listed(backend: KeyringBackend) -> list[str] | None:
             users = getattr(backend, "users", None)
@@ -1464,12 +1466,11 @@ class Vault:
         self.set(user, json.dumps(value, separators=(",", ":")))
 
     def get_foreign(self, service: str, user: str) -> str | None:
-        """What another program stored (Atmos: service `atmos_NAME`, user `atmos-auth`), as it is."""
+        """What another program stored, unchanged (Atmos: service `atmos_NAME`, user `atmos-auth`)."""
         if self._platform != "win32":
             return self._ask(f"read {service}", lambda backend: backend.get_password(service, user))
-        # Go programs name the credential SERVICE:USER and write UTF-8 (zalando/go-keyring,
-        # keyring_windows.go); keyring takes an even number of bytes for UTF-16, and ASCII text so read
-        # begins beyond U+2000.
+        # Go programs name the credential SERVICE:USER and write UTF-8 (zalando/go-keyring, keyring_windows.go).
+        # keyring decodes an even number of bytes as UTF-16, so ASCII text starts with a character beyond U+2000.
         text = self._ask(f"read {service}", lambda backend: backend.get_password(f"{service}:{user}", ""))
         if text and text[0] >= "\u2000":
             try:
@@ -1479,7 +1480,7 @@ class Vault:
         return text
 
     def _joined(self, user: str, head: str) -> str | None:
-        """The value whose head item is `head`; None if its parts are not, or no longer, all there."""
+        """The value whose head item is `head`, or None if some of its parts are missing."""
         try:
             generation, count, digest = head.removeprefix(PARTS_MARK).split()
             numbers = range(1, int(count) + 1)
@@ -1490,7 +1491,7 @@ class Vault:
         return value if sha256(value) == digest else None
 
     def _drop_parts(self, user: str, generation: str) -> None:
-        """Remove a generation's parts, last one first, so that an interruption leaves what can be counted."""
+        """Remove a generation's parts, last one first, so that what an interruption leaves can still be counted."""
         count = 0
         while self._read(part_of(user, generation, count + 1)) is not None:
             count += 1
@@ -1513,7 +1514,7 @@ class Vault:
         def removed(backend: KeyringBackend) -> bool:
             try:
                 backend.delete_password(self.service, name)
-            except PasswordDeleteError:  # which backends raise for an absent one, and for any failure too
+            except PasswordDeleteError:  # backends raise it if there is none, but also for any failure
                 if backend.get_password(self.service, name) is not None:
                     raise
                 return False
@@ -1522,13 +1523,13 @@ class Vault:
         return self._ask(f"remove {user}", removed)
 
     def _name(self, user: str) -> str:
-        """The user as stored. Windows compares names without case, but `Dev` must not answer for `dev`."""
+        """The user as it is stored. Windows ignores the case of names, but `Dev` must not return the value of `dev`."""
         if self._platform != "win32":
             return user
         return "".join(f"%{ord(char):x};" if char != char.lower() or char == "%" else char for char in user)
 
     def _ask(self, doing: str, question: Callable[[KeyringBackend], T]) -> T:
-        """The backend's answer to one question; its failures, of whatever kind, become Problems."""
+        """The backend's answer to one question. Any failure becomes a Problem."""
         if self._unavailable is not None:
             raise self._unavailable
         try:
@@ -1552,7 +1553,7 @@ def part_of(user: str, generation: str, number: int) -> str:
 
 
 def utf16_length(value: str) -> int:
-    """The length in UTF-16 code units, as Windows counts."""
+    """The length in UTF-16 code units, which is how Windows counts."""
     return len(value) + sum(char > "\uffff" for char in value)
 
 
@@ -1573,14 +1574,14 @@ def damaged(user: str, how: str) -> DamagedEntry:
     name = name if kind == "identity" and name else "NAME"
     return DamagedEntry(
         f"the keyring's entry {user} is {how}",
-        f"`eks-token login {name}` stores it anew, `eks-token logout {name}` removes it",
+        f"`eks-token login {name}` stores it again, `eks-token logout {name}` removes it",
     )
 
 
 def keyring_problem(error: Exception, doing: str, backend: KeyringBackend | None) -> Problem:
-    """Say in one line what a backend's exception means.
+    """Turn a backend's exception into one line that explains it.
 
-    Only the words of backends we know are shown: a third party's may quote the secret.
+    Only the text of backends we know is shown. A third party's may quote the secret.
     """
     from keyring.errors import InitError, KeyringError, KeyringLocked, NoKeyringError
 
@@ -1595,13 +1596,13 @@ def keyring_problem(error: Exception, doing: str, backend: KeyringBackend | None
 
 
 def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool) -> KeyringBackend:
-    """The backend that PYTHON_KEYRING_BACKEND or keyringrc.cfg names, else the platform's.
+    """The backend set by PYTHON_KEYRING_BACKEND or keyringrc.cfg, or the platform's.
 
-    It is chosen by name; keyring's own way, to try all backends, costs more than the rest of a mint.
+    It is loaded by name. keyring itself tries all backends, which takes longer than everything else a new token needs.
     """
     import logging
 
-    logging.getLogger("keyring").addHandler(logging.NullHandler())  # its warnings are not our stderr
+    logging.getLogger("keyring").addHandler(logging.NullHandler())  # keep its warnings off our stderr
     configured, search_path = configured_backend()
     name = environ.get("PYTHON_KEYRING_BACKEND") or configured or NATIVE_BACKENDS.get(platform, "")
     refuse_unsafe(name, name)
@@ -1611,7 +1612,7 @@ def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool)
 
 
 def configured_backend() -> tuple[str, str]:
-    """`default-keyring` and `keyring-path` of keyring's own configuration file, each empty if not set."""
+    """`default-keyring` and `keyring-path` from keyring's own configuration file; each is empty if not set."""
     import configparser
 
     from keyring.util import platform_
@@ -1621,8 +1622,8 @@ def configured_backend() -> tuple[str, str]:
         path = platform_.config_root() / "keyringrc.cfg"
         config.read(path, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
-        raise KeyringUnavailable(f"{path} is no configuration file", UNREACHABLE_HINT) from error
-    except (OSError, RuntimeError):  # a file of someone else's; no home directory
+        raise KeyringUnavailable(f"{path} is not a configuration file", UNREACHABLE_HINT) from error
+    except (OSError, RuntimeError):  # not allowed to read the file, or no home directory
         return "", ""
     return (
         config.get("backend", "default-keyring", fallback="").strip(),
@@ -1633,27 +1634,27 @@ def configured_backend() -> tuple[str, str]:
 def refuse_unsafe(class_name: str, name: str) -> None:
     why = REFUSED_BACKENDS.get(class_name)
     if why is None and "plaintext" in class_name.rpartition(".")[2].lower():
-        why = "it keeps secrets in plain text"
+        why = "it stores secrets in plain text"
     if why is not None:
         raise KeyringUnavailable(f"the keyring backend {name} is refused: {why}", UNREACHABLE_HINT)
 
 
 def load_backend(name: str, search_path: str) -> KeyringBackend:
-    """An instance of the backend class `name`, a third party's if need be from `search_path`."""
+    """An instance of the backend class `name`. Third-party backends may be in `search_path`."""
     import importlib
 
     from keyring.backend import KeyringBackend
 
     if search_path and not name.startswith("keyring.backends."):
-        sys.path.append(os.path.expanduser(search_path))  # last, lest its modules replace the bundled ones
+        sys.path.append(os.path.expanduser(search_path))  # last, so that its modules do not replace the bundled ones
     module, _, attribute = name.rpartition(".")
     try:
         backend_class = getattr(importlib.import_module(module), attribute)
         for base in backend_class.__mro__:
             refuse_unsafe(f"{base.__module__}.{base.__qualname__}", name)
         if not issubclass(backend_class, KeyringBackend):
-            raise TypeError("it is no KeyringBackend")
-        _ = backend_class.priority  # keyring's rule: raises RuntimeError where the backend cannot work
+            raise TypeError("it is not a KeyringBackend")
+        _ = backend_class.priority  # by keyring's rules this raises RuntimeError if the backend cannot work
         backend: KeyringBackend = backend_class()
     except Problem:
         raise
@@ -1665,10 +1666,10 @@ def load_backend(name: str, search_path: str) -> KeyringBackend:
 
 
 class SecretService:
-    """A client of the Secret Service (freedesktop.org, "Secret Service API Draft" 0.2) in one collection.
+    """A Secret Service client for one collection (freedesktop.org, "Secret Service API Draft" 0.2).
 
-    The connection is opened at the first operation and kept. Secrets cross the user's own bus in a session of
-    algorithm `plain`. Operations run inside `perform`, which raises keyring's exceptions.
+    The first operation opens the connection, and the others reuse it. Secrets travel over the user's own bus in a
+    session with the algorithm `plain`. Operations run inside `perform`, which raises keyring's exceptions.
     """
 
     def __init__(self, environ: Mapping[str, str], interactive: bool, collection: str = "") -> None:
@@ -1682,12 +1683,12 @@ class SecretService:
         self.deadline = 0.0
 
     def perform(self, operation: Callable[[], T]) -> T:
-        """Run one operation within BUS_SECONDS, unlocking what it finds locked."""
+        """Run one operation within BUS_SECONDS, and unlock what is locked."""
         self.deadline = time.monotonic() + BUS_SECONDS
         try:
             return self.attempt(operation)
         except BaseException as error:
-            self.close()  # whatever its state: the next operation starts anew
+            self.close()  # whatever state it is in: the next operation connects again
             failure = bus_failure(error)
             if failure is None:
                 raise
@@ -1702,7 +1703,7 @@ class SecretService:
         except DBusErrorResponse as error:
             if error.name == SECRETS_LOCKED:
                 self.unlock()
-            elif error.name == SECRETS_NO_SESSION:  # the service was restarted since the last operation
+            elif error.name == SECRETS_NO_SESSION:  # the service has restarted since the last operation
                 self.open_session()
             else:
                 raise
@@ -1718,7 +1719,7 @@ class SecretService:
         service = self
 
         class Connection(DBusConnection):  # type: ignore[misc]
-            """Every call ends with the operation's time; jeepney's own first, Hello, would wait for ever."""
+            """Every call ends when the operation's time is up. jeepney's own first call, Hello, would wait forever."""
 
             def send_and_get_reply(self, message: Any, *, timeout: float | None = None) -> Any:
                 return super().send_and_get_reply(message, timeout=service.seconds_left())
@@ -1727,7 +1728,7 @@ class SecretService:
         for address in session_bus_addresses(self.environ):
             try:
                 socket = prep_socket(address, timeout=self.seconds_left())
-                socket.settimeout(BUS_SECONDS)  # for sending; receiving waits in a selector
+                socket.settimeout(BUS_SECONDS)  # for sending; a selector waits for replies
             except TimeoutError:
                 raise
             except (OSError, AuthenticationError) as error:
@@ -1742,14 +1743,14 @@ class SecretService:
         raise InitError(f"the session bus cannot be reached ({reason})") from failure
 
     def introduce(self) -> None:
-        """Make this connection known to the service, and find the collection.
+        """Register this connection with the service, and find the collection.
 
-        GNOME Keyring notes a new client in an idle handler, and aborts if its main loop comes to the client's
-        first message before that (basecamp/hey-cli 352; measured: two processes at once suffice). So the
-        first message is one that its main loop answers without looking at the client.
+        GNOME Keyring registers a new client in an idle handler. It aborts if its main loop gets to the client's
+        first message before that (basecamp/hey-cli 352; measured: two processes at once are enough). So our first
+        message is one that the main loop answers without looking up the client.
 
-        An alias in a message's path it looks up in another thread, and when busy it reads freed memory there
-        (measured: an item that exists was not found). So the alias is asked for once, and paths are real.
+        If a message's path has an alias, GNOME Keyring looks it up in another thread, and under load it reads freed
+        memory there (measured: an existing item was not found). So we resolve the alias once and use real paths.
         """
         self.get_property(SECRETS_ROOT, "Service", "Collections")
         self.collection = self.preferred or self.default_collection()
@@ -1774,7 +1775,7 @@ class SecretService:
         return self.call_bus(SECRETS_BUS, path, SECRETS_API + interface, method, signature, *body)
 
     def call_bus(self, name: str, path: str, interface: str, method: str, signature: str, *body: Any) -> Any:
-        """The reply's values; raises jeepney's DBusErrorResponse for an error reply."""
+        """The values of the reply. Raises jeepney's DBusErrorResponse if the reply is an error."""
         from jeepney import DBusAddress, new_method_call
         from jeepney.wrappers import unwrap_msg
 
@@ -1787,11 +1788,11 @@ class SecretService:
         return value
 
     def search(self, attributes: dict[str, str]) -> list[str]:
-        """The paths of the matching items, last modified first: that is where an unfinished update wrote."""
+        """The paths of the matching items, last modified first, since that is where an unfinished update wrote."""
         if self.collection == NOTHING:
             return []
         items = self.search_once(attributes)
-        # Some services show no items of a locked collection (KeePassXC); that is not "there are none".
+        # Some services do not list the items of a locked collection (KeePassXC). That does not mean there are none.
         if not items and self.is_locked():
             self.unlock()
             items = self.search_once(attributes)
@@ -1830,7 +1831,7 @@ class SecretService:
         }
         arguments = (properties, (self.session, b"", value, "text/plain"), True)
         _, prompt = self.call(self.collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
-        self.prompt(prompt, "to store in it")
+        self.prompt(prompt, "to store an entry in it")
 
     def create_default_collection(self) -> None:
         from keyring.errors import InitError
@@ -1842,15 +1843,15 @@ class SecretService:
 
     def delete_item(self, item: str) -> None:
         (prompt,) = self.call(item, "Item", "Delete")
-        self.prompt(prompt, "to remove from it")
+        self.prompt(prompt, "to remove an entry from it")
 
     def unlock(self) -> None:
-        # the items too: KeePassXC can ask for each of them
+        # the items too: KeePassXC can ask about each of them
         _, prompt = self.call(SECRETS_ROOT, "Service", "Unlock", "ao", [self.collection, *self.found])
         self.prompt(prompt, "to unlock it")
 
     def prompt(self, path: str, purpose: str, refusal: type[Exception] | None = None) -> None:
-        """Let the service show its dialog, if it wants to, and wait for a person."""
+        """Let the service show its dialog, if it wants to, and wait for a person to answer it."""
         if path == NOTHING:
             return
         from jeepney import MatchRule
@@ -1858,32 +1859,32 @@ class SecretService:
 
         refusal = refusal or KeyringLocked
         if not self.can_prompt:
-            raise refusal(f"nobody can be asked {purpose}")
+            raise refusal(f"cannot ask anyone {purpose}")
         interface = SECRETS_API + "Prompt"
         completed = MatchRule(type="signal", path=path, interface=interface, member="Completed")
-        # GNOME Keyring sends the signal to the caller alone, other services to whoever listens.
+        # GNOME Keyring sends the signal only to the caller, other services to everyone who listens.
         self.call_bus(DBUS, "/org/freedesktop/DBus", DBUS, "AddMatch", "s", completed.serialise())
         with self.connection.filter(completed) as signals:
             self.call(path, "Prompt", "Prompt", "s", "")
             try:
                 dismissed, _ = self.connection.recv_until_filtered(signals, timeout=PROMPT_SECONDS).body
             except TimeoutError as error:
-                raise refusal(f"asked {purpose}, nobody answered in {PROMPT_SECONDS:.0f} s") from error
+                raise refusal(f"nobody answered the request {purpose} within {PROMPT_SECONDS:.0f} s") from error
         if dismissed:
             raise refusal(f"the request {purpose} was dismissed or could not be shown")
         self.deadline = time.monotonic() + BUS_SECONDS
 
 
 def bus_failure(error: BaseException) -> Exception | None:
-    """keyring's exception for a failure of the bus or the service, None for any other.
+    """keyring's exception for a failure of the bus or the service, or None for any other error.
 
-    A D-Bus error's own text stays out; it may quote anything.
+    The text of a D-Bus error is left out, because it may quote anything.
     """
     from jeepney import DBusErrorResponse
     from keyring.errors import InitError, KeyringError, KeyringLocked
 
     if isinstance(error, TimeoutError):
-        return InitError(f"the session bus or its keyring service gave no answer in {BUS_SECONDS:.0f} s")
+        return InitError(f"the session bus or its keyring service did not answer within {BUS_SECONDS:.0f} s")
     if isinstance(error, OSError):
         return InitError(f"the connection to the session bus failed ({error.strerror})")
     if not isinstance(error, DBusErrorResponse):
@@ -1892,19 +1893,20 @@ def bus_failure(error: BaseException) -> Exception | None:
     if short == SECRETS_LOCKED:
         return KeyringLocked("the service did not unlock it")
     if short in ("ServiceUnknown", "NameHasNoOwner") or short.startswith("Spawn."):
-        return InitError(f"no keyring service ({SECRETS_BUS}) runs on the session bus")
+        return InitError(f"no keyring service ({SECRETS_BUS}) is running on the session bus")
     if short == "LimitsExceeded":
-        return InitError("the session bus takes no more connections")
+        return InitError("the session bus does not accept more connections")
     if short in ("NoReply", "Timeout", "TimedOut", "Disconnected"):
         return InitError("the keyring service went away")
     return KeyringError(f"the keyring service reported {short}")
 
 
 def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
-    """Where the session bus may listen, as addresses for a Unix socket, in the order to try.
+    """Addresses of Unix sockets where the session bus may listen, in the order to try them.
 
-    All of DBUS_SESSION_BUS_ADDRESS ("D-Bus Specification", Server Addresses: percent-encoded bytes, `;`
-    between alternatives; jeepney looks at the first only), else the well-known path of systemd's user bus.
+    They come from DBUS_SESSION_BUS_ADDRESS ("D-Bus Specification", Server Addresses: percent-encoded bytes, with `;`
+    between alternatives, of which jeepney only uses the first). If it is not set, this is the well-known path of
+    systemd's user bus.
     """
     from urllib.parse import unquote_to_bytes
 
@@ -1928,7 +1930,7 @@ def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
         elif keys.get("runtime") == "yes":
             addresses.append(os.fsencode(f"{runtime}/bus"))
     if not addresses:
-        raise InitError("DBUS_SESSION_BUS_ADDRESS names no Unix socket")
+        raise InitError("DBUS_SESSION_BUS_ADDRESS is not the address of a Unix socket")
     return addresses
 
 
@@ -1936,9 +1938,9 @@ _secret_service_backend: Callable[[Mapping[str, str], bool], KeyringBackend] | N
 
 
 def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBackend]:
-    """The class of our Secret Service backend, made once: at the top of the module keyring is not imported.
+    """Our Secret Service backend class. It is made once, here, because the module does not import keyring at the top.
 
-    It reads and writes the items that keyring's own backend (keyring.backends.SecretService) does.
+    It reads and writes the same items as keyring's own backend (keyring.backends.SecretService).
     """
     global _secret_service_backend
     if _secret_service_backend is not None:
@@ -1950,7 +1952,7 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
     class SecretServiceKeyring(SchemeSelectable, KeyringBackend):
         priority = 5.0
         appid = "Python keyring library"
-        preferred_collection = ""  # the default one; KEYRING_PROPERTY_PREFERRED_COLLECTION names another
+        preferred_collection = ""  # the default one, unless KEYRING_PROPERTY_PREFERRED_COLLECTION names another
 
         def __init__(self, environ: Mapping[str, str], interactive: bool) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
@@ -1965,10 +1967,10 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
             try:
                 return None if value is None else value.decode()
             except UnicodeDecodeError:
-                raise KeyringError("what is stored there is no text") from None
+                raise KeyringError("what is stored there is not text") from None
 
         def set_password(self, service: str, username: str, password: str) -> None:
-            # Without `application` keyring would not find the item, make a second one, and read the first.
+            # Without `application`, keyring would not find the item. It would make a second one, but read the first.
             attributes = self._query(service, username, application=self.appid)
 
             def write() -> None:
@@ -1998,7 +2000,7 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
 
             def listed() -> set[str]:
                 items = self.secrets.search(self._query(service))
-                if items and self.secrets.is_locked():  # GNOME Keyring finds them, without their attributes
+                if items and self.secrets.is_locked():  # GNOME Keyring finds them but does not show their attributes
                     self.secrets.unlock()
                 return {self.secrets.get_attributes(item).get(key, "") for item in items} - {""}
 

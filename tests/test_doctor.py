@@ -289,7 +289,7 @@ def test_a_keyring_that_nobody_needs_may_be_missing(home: Sandbox) -> None:
     report = doctor(home)
     assert report.checks["keyring"].status == "warn"
     assert "the session bus cannot be reached" in report.checks["keyring"].found
-    assert "AWS profiles need no keyring" in report.checks["keyring"].hint
+    assert "AWS profiles work without a keyring" in report.checks["keyring"].hint
 
 
 def test_a_damaged_identities_file(laptop: Sandbox) -> None:

@@ -366,7 +366,7 @@ def test_bytes_that_are_no_text_are_an_error_and_can_be_deleted(desktop):
     (item,) = desktop.items(service="eks-token")
     secrets = eks_token.SecretService(desktop.environ, False)
     secrets.perform(lambda: secrets.set_secret(item, b"\xff\xfe", {}))
-    with pytest.raises(eks_token.Problem, match="no text"):
+    with pytest.raises(eks_token.Problem, match="not text"):
         desktop.vault().get("identity:dev")
     assert desktop.vault().delete("identity:dev") is True
 
@@ -481,7 +481,7 @@ def never_unlocked_desktop():
 )
 def test_a_locked_keyring_is_refused_at_once(request, kind, question, interactive, display):
     vault = request.getfixturevalue(kind).vault(interactive, **display)
-    with refused("the keyring is locked: nobody can be asked to unlock it"):
+    with refused("the keyring is locked: cannot ask anyone to unlock it"):
         question(vault)
 
 
@@ -503,7 +503,7 @@ def test_a_keyring_without_a_collection_is_empty_and_takes_nothing(own_desktop):
     assert own_desktop.vault().get("identity:dev") is None
     assert own_desktop.vault().users() == []
     assert own_desktop.vault().delete("identity:dev") is False
-    with refused("no keyring: nobody can be asked to create one"):
+    with refused("no keyring: cannot ask anyone to create one"):
         own_desktop.vault().set("identity:dev", "TOPSECRET")
 
 
@@ -628,7 +628,7 @@ def test_a_dismissed_dialog_is_shown_once(scripted, shows_locked):
 def test_a_dialog_that_nobody_answers_is_given_up(scripted, monkeypatch):
     monkeypatch.setattr(eks_token, "PROMPT_SECONDS", 0.2)
     _, vault = scripted("nobody")
-    with refused("the keyring is locked: asked to unlock it, nobody answered"):
+    with refused("the keyring is locked: nobody answered the request to unlock it"):
         vault.get("identity:dev")
 
 
@@ -659,7 +659,7 @@ def test_a_service_that_never_answers_is_given_up(scripted, monkeypatch):
     monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.3)
     service, vault = scripted("unlock")
     monkeypatch.setattr(service, "reply", lambda method, body: None)
-    with refused("no keyring: .* gave no answer"):
+    with refused("no keyring: .* did not answer"):
         vault.get("identity:dev")
 
 
@@ -676,9 +676,11 @@ def test_a_bus_without_a_keyring_service_is_said(own_desktop):
     ("address", "message"),
     [
         pytest.param("unix:path=/nonexistent/bus", "cannot be reached", id="no such socket"),
-        pytest.param("tcp:host=localhost,port=1", "names no Unix socket", id="a transport we do not speak"),
-        pytest.param("nonsense", "names no Unix socket", id="no address"),
-        pytest.param(";;", "names no Unix socket", id="nothing but separators"),
+        pytest.param(
+            "tcp:host=localhost,port=1", "is not the address of a Unix socket", id="a transport we do not speak"
+        ),
+        pytest.param("nonsense", "is not the address of a Unix socket", id="no address"),
+        pytest.param(";;", "is not the address of a Unix socket", id="nothing but separators"),
     ],
 )
 def test_a_bus_that_cannot_be_reached_is_said(address, message):
@@ -735,9 +737,9 @@ def test_a_mute_bus_is_given_up_once_for_all_questions(replies, monkeypatch):
     with tempfile.TemporaryDirectory(prefix="ekt") as directory:
         bus = DumbBus(f"{directory}/bus", replies)
         vault = Vault({"DBUS_SESSION_BUS_ADDRESS": f"unix:path={directory}/bus;unix:path={directory}/bus"})
-        with refused("gave no answer", 1.0):
+        with refused("did not answer", 1.0):
             vault.get("identity:dev")
-        with refused("gave no answer", 0.1):
+        with refused("did not answer", 0.1):
             vault.set("identity:dev", "TOPSECRET")
         bus.close()
 
@@ -1157,23 +1159,25 @@ def test_a_configuration_that_names_no_backend_changes_nothing(configuration, te
 @pytest.mark.parametrize("content", [b"default-keyring=x\n", b"\xff\xfe\n", b"[backend]\n[backend]\n"])
 def test_a_broken_configuration_is_one_line(configuration, content):
     configuration.write_bytes(content)
-    with refused("keyringrc.cfg is no configuration file"):
+    with refused("keyringrc.cfg is not a configuration file"):
         Vault({}).get("identity:dev")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        pytest.param("keyring.backends.null.Keyring", "is refused: it keeps nothing", id="null"),
-        pytest.param("keyring.backends.fail.Keyring", "is refused: it keeps nothing", id="fail"),
-        pytest.param("keyrings.alt.file.PlaintextKeyring", "is refused: it keeps secrets in plain text", id="plain"),
+        pytest.param("keyring.backends.null.Keyring", "is refused: it stores nothing", id="null"),
+        pytest.param("keyring.backends.fail.Keyring", "is refused: it stores nothing", id="fail"),
+        pytest.param("keyrings.alt.file.PlaintextKeyring", "is refused: it stores secrets in plain text", id="plain"),
         pytest.param("third_party_backend.HidesPlaintext", "plain text", id="plain text in the name"),
         pytest.param("third_party_backend.Blank", "plain text", id="an alias of a subclass of a plain one"),
-        pytest.param("keyring.backends.chainer.ChainerBackend", "name the one that is meant", id="chainer"),
+        pytest.param("keyring.backends.chainer.ChainerBackend", "name one of them", id="chainer"),
         pytest.param("nonexistent_module.Keyring", "cannot be loaded: No module named", id="no such module"),
         pytest.param("third_party_backend.Missing", "cannot be loaded: .*no attribute", id="no such class"),
         pytest.param("third_party_backend.Broken", "cannot be loaded: no device attached", id="fails to start"),
-        pytest.param("third_party_backend.NoBackend", "cannot be loaded: it is no KeyringBackend", id="another class"),
+        pytest.param(
+            "third_party_backend.NoBackend", "cannot be loaded: it is not a KeyringBackend", id="another class"
+        ),
         pytest.param("third_party_backend.Function", "cannot be loaded", id="no class"),
         pytest.param("Keyring", "cannot be loaded", id="no module named"),
         pytest.param("..", "cannot be loaded", id="nonsense"),
