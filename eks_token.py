@@ -5871,7 +5871,7 @@ def bash_quoted(value: str, quote: str) -> str:
 
 # -- 13. main ---------------------------------------------------------------------------------------------------------
 #
-# The table of commands, help, and the edge where errors become two lines on stderr.
+# The table of commands, the help, and the one place that turns errors into two lines on stderr.
 
 ACTS: Mapping[str, Callable[[Invocation, Any], int]] = {
     "login": login_command,
@@ -5883,87 +5883,94 @@ ACTS: Mapping[str, Callable[[Invocation, Any], int]] = {
     "doctor": doctor_command,
     "completion": completion_command,
 }
-HELP = f"""\
-{PROGRAM} prints the bearer token with which kubectl enters an EKS cluster.
-Credentials lie in the OS keyring; a token is kept for 13 minutes, and printed
-from there in a few milliseconds.
-
-Examples
-  {PROGRAM} login dev
-      store an access key, a role or an SSO sign-in under the name dev
-  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 -i dev
-      write a context for the cluster main; from now on kubectl asks by itself
-  {PROGRAM} adopt --all
-      let contexts that were made for the AWS CLI, aws-iam-authenticator or
-      Atmos use {PROGRAM}
-  {PROGRAM} --cluster-name main --region us-east-2 -i dev
-      print a token, as kubectl has it done
-  {PROGRAM} --cluster-name main --region us-east-2 -i dev \\
-      --role-arn arn:aws:iam::111122223333:role/Admin
-      the same, for a role that dev assumes
-  {PROGRAM} doctor
-      something does not work: what is it?
-
+USAGE = f"""\
 Usage
   {PROGRAM} --cluster-name NAME --region REGION [OPTION...]
   {PROGRAM} COMMAND [OPTION...]
   {PROGRAM} COMMAND --help
 
 Commands
-{"".join(f"  {name:11} {command.summary}" + chr(10) for name, command in COMMANDS.items())}
-Options of a token
+{"".join(f"  {name:11} {command.summary}" + chr(10) for name, command in COMMANDS.items())}"""
+HELP = f"""\
+{PROGRAM} prints the bearer token that kubectl needs to access an EKS cluster.
+Credentials are stored in the OS keyring. A token is cached for 13 minutes and
+printed from the cache in a few milliseconds.
+
+Examples
+  {PROGRAM} login dev
+      store an access key, a role or an SSO sign-in as dev
+  {PROGRAM} kubeconfig --cluster-name main --region us-east-2 -i dev
+      write a context for the cluster main; kubectl then gets its own tokens
+  {PROGRAM} adopt --all
+      switch contexts made for the AWS CLI, aws-iam-authenticator or Atmos to
+      {PROGRAM}
+  {PROGRAM} --cluster-name main --region us-east-2 -i dev
+      print a token, exactly as for kubectl
+  {PROGRAM} --cluster-name main --region us-east-2 -i dev \\
+      --role-arn arn:aws:iam::111122223333:role/Admin
+      the same, for a role that dev assumes
+  {PROGRAM} doctor
+      find out why something does not work
+
+{USAGE}
+Options for a token
   --cluster-name NAME   the EKS cluster
-  --cluster-id ID       instead, for a local cluster on Outposts
+  --cluster-id ID       for a local cluster on Outposts, instead of the name
   --region REGION       the cluster's AWS region
-  -i, --identity NAME   whose token: a stored identity or an AWS profile
-  --role-arn ARN        a role to assume on top of that
-  --external-id ID      what that role's trust policy asks for
-  --session-name NAME   of that role's session; else EKSGetTokenAuth
-  --refresh             sign a new token even if one is kept
-  --debug               say on stderr what is done; no secret is shown
-  --version, --help     do what they say
+  -i, --identity NAME   a stored identity or an AWS profile
+  --role-arn ARN        also assumes a role
+  --external-id ID      the external ID that the role's trust policy requires
+  --session-name NAME   the name of the role session (default: EKSGetTokenAuth)
+  --refresh             always signs a new token
+  --debug               shows on stderr what is done, without any secrets
+  --version             prints the version
+  -h, --help            prints this help
 
-  Without --identity it is, in this order: ATMOS_IDENTITY, the keys in the
-  environment, AWS_PROFILE, AWS_DEFAULT_PROFILE, the identity that was stored
-  with `login --default` or is the only one, and what the AWS SDKs fall back on.
+  Without --identity, the token is for the first of these: ATMOS_IDENTITY, the
+  keys in the environment, AWS_PROFILE, AWS_DEFAULT_PROFILE, the identity that
+  was stored with `login --default` or is the only one, and what the AWS SDKs
+  fall back on.
 
-Other programs' words
-  A kubeconfig that was written for one of these works with its `command:`
-  changed to {PROGRAM} and nothing else, for the same identity as before:
+Commands of other programs
+  A kubeconfig written for one of these programs works, for the same identity
+  as before, after you change only its `command:` to {PROGRAM}:
     aws eks get-token --cluster-name NAME [--region R] [--profile P] ...
     aws-iam-authenticator token -i NAME [-r ARN] ...
     atmos aws eks token --cluster-name NAME --region R --identity I ...
-  They are taken with or without the word aws, and without the names of the
-  other two. `{PROGRAM} adopt` makes that change, and can undo it.
+  On a command line, `aws` before `eks get-token` is optional; leave out the
+  names of the other two. `{PROGRAM} adopt` makes the change, and can undo it.
 
 Environment
   AWS_PROFILE, AWS_REGION, AWS_CONFIG_FILE, AWS_ENDPOINT_URL, ...
-                        as in the AWS SDKs
-  ATMOS_IDENTITY        the identity, where no option names one
+                        the same as in the AWS SDKs
+  ATMOS_IDENTITY        the identity, if no option gives one
   EKS_TOKEN_PYTHON      the Python to run: 3.11 or newer
-  EKS_TOKEN_DEBUG=1     as --debug
+  EKS_TOKEN_DEBUG=1     the same as --debug
   KUBERNETES_EXEC_INFO  set by kubectl: the API version, and whether a person
                         can be asked
   PYTHON_KEYRING_BACKEND
-                        another keyring than the system's own
+                        a keyring other than the system's own
   XDG_CACHE_HOME, XDG_DATA_HOME
-                        where the files below lie
+                        where the files below are stored
 
-Files (macOS has them in ~/Library/Caches and ~/Library/Application Support)
-  ~/.cache/eks-token/   tokens and the unpacked program; can be deleted
+Files (on macOS in ~/Library/Caches and ~/Library/Application Support)
+  ~/.cache/eks-token/   tokens and the unpacked program; safe to delete
   ~/.local/share/eks-token/identities.json
-                        what is no secret of the stored identities
+                        the stored identities, without their secrets
   ~/.aws/config, ~/.aws/credentials
-                        AWS profiles; read, and never written
+                        AWS profiles; only read, never written
 
 Exit status
-  0  done            1  it could not be done: stderr says why, in one line
-  2  wrong options   130  interrupted
+  0  success         1  failure: stderr says why, in one line
+  2  wrong usage     130  interrupted
 
 More
-  `{PROGRAM} COMMAND --help` has each command's options and examples.
-  Completion: `{PROGRAM} completion bash` (or zsh, fish) prints a script.
+  `{PROGRAM} COMMAND --help` shows each command's options and examples.
+  `{PROGRAM} completion bash` (or zsh, fish) prints a completion script.
 """
+SHORT_HELP = f"""\
+{USAGE}
+See `{PROGRAM} --help` for the options, examples and files."""
 
 
 def run(setting: Invocation) -> int:
@@ -5971,7 +5978,10 @@ def run(setting: Invocation) -> int:
     if command in COMMANDS:
         return ACTS[command](setting, command_parser(command).parse_args(setting.argv[1:]))
     if not setting.argv:
-        raise usage("nothing was asked for", f"see {PROGRAM} --help")
+        say(f"{PROGRAM}: error: no command or option given")
+        for line in SHORT_HELP.splitlines():
+            say(line)
+        return 2
     if "--help" in setting.argv or "-h" in setting.argv:
         show(HELP, end="")
         return 0
@@ -5984,17 +5994,17 @@ def run(setting: Invocation) -> int:
 
 
 def clear_empty_variables() -> None:
-    """An empty variable counts as unset. botocore, which reads the environment itself, would take it for a value."""
+    """Treat empty variables as unset. botocore reads the environment itself and would take an empty one as a value."""
     for name in [name for name, value in os.environ.items() if not value and name.startswith("AWS_")]:
         del os.environ[name]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, the process's own if none is given, and return the exit status."""
+    """Run a command line and return the exit status. The default is the process's own command line."""
     import gc
 
     global _debugging
-    gc.disable()  # a short life: collecting while modules are imported costs 5 ms of a mint
+    gc.disable()  # the process is short-lived, and collecting garbage during imports costs a new token 5 ms
     arguments = tuple(sys.argv[1:] if argv is None else argv)
     clear_empty_variables()
     os.umask(0o077)
@@ -6016,7 +6026,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write("\n")  # after the prompt and ^C
         say(f"{PROGRAM}: error: interrupted")
         return 130
-    except Exception as error:  # a bug: one line for the user, the whole story for who mends it
+    except Exception as error:  # a bug: one line for the user, and a traceback with --debug for whoever fixes it
         if _debugging:
             import traceback
 
@@ -6024,9 +6034,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(line)
         start = sys.modules.get("start")
         if start is not None and hasattr(start, "unpack_next_time"):
-            start.unpack_next_time()  # or a file of the program was damaged since it was unpacked
+            start.unpack_next_time()  # the cause may be a damaged file of the unpacked program
         say(f"{PROGRAM}: error: unexpected {type(error).__name__}, which is a bug in {PROGRAM}")
-        say("hint: run the same again with --debug, and report what it says")
+        say("hint: run it again with --debug, and report what it shows")
         return 1
 
 

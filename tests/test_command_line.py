@@ -539,3 +539,11 @@ def test_help_and_version_go_to_stdout(shell: Sandbox) -> None:
         done = shell.run(*line)
         assert (done.returncode, done.stderr) == (0, "")
         assert "eks-token" in done.stdout
+
+
+def test_without_a_command_or_option_the_short_help_goes_to_stderr(shell: Sandbox) -> None:
+    done = shell.run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("eks-token: error: no command or option given\nUsage\n")
+    assert set(eks_token.SHORT_HELP.splitlines()) <= set(done.stderr.splitlines())
+    assert len(eks_token.SHORT_HELP.splitlines()) < 20 and "--help" in eks_token.SHORT_HELP
