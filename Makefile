@@ -1,12 +1,12 @@
-# build    dist/eks-token, the executable
-# run      build, then mint a token for a made-up cluster, with the example keys of AWS's documentation
-# test     build, then all tests; as root on a system with apt, what they need is installed first
-# lint     ruff, mypy, shellcheck
-# bench    how long answers take
+# build    build dist/eks-token, the executable
+# run      build, then print a token for a made-up cluster, with the example keys from the AWS documentation
+# test     build, then run all tests; as root on a system with apt, this first installs what they need
+# lint     run ruff, mypy and shellcheck
+# bench    build, then measure how long answers take
 # install  build, then copy the executable to PREFIX/bin
-# clean    remove what the others made here
+# clean    remove everything that the other targets made here
 #
-# PYTHON is the interpreter below .venv, 3.11 or newer; PYTEST has more arguments for pytest.
+# PYTHON is the interpreter for .venv, 3.11 or newer. PYTEST is extra arguments for pytest.
 
 PYTHON ?= python3
 PREFIX ?= $(HOME)/.local
@@ -16,7 +16,7 @@ SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py la
 FLAGS := --quiet --disable-pip-version-check
 PINNED_SHIV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["build"])
 
-# Debian's package and the command in it, for the tests that use real keyrings and shells.
+# Debian packages, and a command that each provides, for the tests that use real keyrings and shells.
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
 	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck
 
@@ -28,7 +28,7 @@ build: dist/eks-token
 dist/eks-token: $(SOURCES) .venv/build.done
 	.venv/bin/python build/package.py $@
 
-# No variable of the caller's is let in, AWS's are many; the secret key is nobody's.
+# The environment is cleared, because many variables change what AWS libraries do. The secret key belongs to nobody.
 run: build
 	@echo '$$ dist/eks-token --cluster-name sample --region us-east-2' >&2
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
@@ -50,7 +50,7 @@ lint: .venv/dev.done
 bench: build .venv/dev.done
 	.venv/bin/python tests/bench.py
 
-# A rename, since the file that is there may be in use. The tilde of PREFIX=~/.local is not expanded by every shell.
+# Rename the file into place, because the old one may be in use. Not every shell expands the tilde of PREFIX=~/.local.
 install: build
 	@bin="$(subst ~/,$(HOME)/,$(PREFIX))/bin" && mkdir -p "$$bin" && \
 	cp dist/eks-token "$$bin/.eks-token.new" && chmod 755 "$$bin/.eks-token.new" && \
@@ -62,10 +62,10 @@ clean:
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	{ echo "make: $(PYTHON) is no Python 3.11 or newer; name one: make PYTHON=python3.13" >&2; exit 1; }
+	{ echo "make: $(PYTHON) is not Python 3.11 or newer; choose another: make PYTHON=python3.13" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# The build needs one package and not the project's own dependencies, which are large.
+# The build needs one package. It does not need the project's own dependencies, which are large.
 .venv/build.done: pyproject.toml | .venv/bin/python
 	.venv/bin/pip install $(FLAGS) "$$(.venv/bin/python -c '$(PINNED_SHIV)')"
 	@touch $@
@@ -83,6 +83,6 @@ system:
 		echo "make: installing$$missing"; log=$$(mktemp); \
 		{ apt-get -qq update && \
 			DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; \
-		} >"$$log" 2>&1 || { tail -n 5 "$$log"; echo "make: that failed; the tests that need them are skipped"; } >&2; \
+		} >"$$log" 2>&1 || { tail -n 5 "$$log"; echo "make: that failed; tests that need these packages are skipped"; } >&2; \
 		rm -f "$$log"; \
-	else echo "make: the tests that need these packages are skipped:$$missing" >&2; fi
+	else echo "make: these packages are missing, and the tests that need them are skipped:$$missing" >&2; fi

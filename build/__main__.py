@@ -20,15 +20,15 @@ except Exception:
     os.execv(sys.executable, [sys.executable, "-I", "-S"] + sys.argv[1:])
 main()
 
-# What Python runs first, in the archive and in the directory that the archive was unpacked to. The path of either is
-# what stands before "/__main__.py" in __file__; isolated, Python looks for modules in the archive only. The umask is
-# for what this process writes, Python's bytecode included: it is the user's alone.
+# Python runs this file first, from the archive or from the directory that the archive is unpacked to. The path of that
+# is the part of __file__ before "/__main__.py". We put it on sys.path, because an isolated Python does so only for an
+# archive. The umask makes everything that this process writes private to the user, including Python's bytecode.
 #
-# An old Python, 2.7 too, has to be able to read the lines above, and nothing else: it compiles this file, and comes to
-# no other. All that can be is in start.py, since Python keeps the bytecode of modules and not of this.
+# An old Python, even 2.7, must be able to read the lines above, and only those: it compiles this file and never gets to
+# another one. Everything else is in start.py, because Python caches the bytecode of modules but not of this file.
 #
-# In the directory, start.py sees whether files were lost or cut short, and has them replaced from the archive, whose
-# path is the first argument there. Where start.py itself is the one, or its bytecode (which no list of files has), the
-# archive is run from here, and unpacks everything: without its manifest no directory is taken to be whole. Should this
-# file be cut short in turn, by a crash or a full disk, that is well as long as only these words are hit. For that they
-# stand at the end.
+# In the directory, start.py checks whether files are missing or cut short, and replaces them from the archive, whose
+# path is the first argument there. If start.py itself is damaged, or its bytecode (which is not in the list of files),
+# we run the archive from here, and it unpacks everything again: a directory without its manifest never counts as
+# complete. This file may be cut short too, by a crash or a full disk. That does no harm if only this comment is lost,
+# so the comment is at the end.

@@ -1,16 +1,16 @@
-"""Makes dist/eks-token, the whole program in one file: resolve, prune, shiv, re-pack, prepend the launcher.
+"""Builds dist/eks-token, the whole program in one file: resolve, prune, call shiv, repack, prepend the launcher.
 
     python build/package.py [FILE]
 
-The file is the launcher's text and after it a zip archive, which Python finds from its end:
+The file is the launcher script followed by a zip archive, which Python finds from the end of the file:
 
-    __main__.py, start.py      the start, from this directory
-    _bootstrap/                shiv's bootstrap, which the start calls; environment.json is its settings
-    site-packages/             eks_token.py and what it imports; only this and the start are ever unpacked
-    LICENSES                   the licences of all that is in here
+    __main__.py, start.py      the startup code, from this directory
+    _bootstrap/                shiv's bootstrap, which start.py calls; environment.json has its settings
+    site-packages/             eks_token.py and what it imports; only these and the startup code are ever unpacked
+    LICENSES                   the licences of everything in the archive
 
-Two builds from one commit are the same to the byte where zlib is the same, and their members are where it is
-not: nothing in the file comes from the machine, the clock, the umask, the locale or the order of a directory.
+Two builds of one commit with the same zlib are identical byte for byte. With another zlib their members still are.
+Nothing in the file depends on the machine, the clock, the umask, the locale or the order of a directory.
 """
 
 import argparse
@@ -42,10 +42,10 @@ ROOT = HERE.parent
 PROGRAM = ROOT / "eks_token.py"
 
 SIZE_LIMIT = 1_500_000  # bytes
-DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip archive can express
+DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can express
 MODE = stat.S_IFREG | 0o644
 
-# Patterns of fnmatch, in which * crosses slashes. What is dropped, in the order of the wheels:
+# What is dropped, in the order of the wheels. These are fnmatch patterns, in which * also matches slashes.
 DROPPED = (
     "bin/*",
     "*.pyc",
@@ -53,21 +53,21 @@ DROPPED = (
     "*/py.typed",
     "*/__main__.py",
     "*/tests/*",
-    # Metadata: nothing here asks for versions or entry points (keyring would, for backends that eks_token
-    # chooses itself); the licences are gathered first.
+    # Metadata. Nothing here reads versions or entry points. (keyring would, to find backends, but eks_token chooses
+    # the backend itself.) The licences are gathered before this is dropped.
     "*.dist-info/*",
-    # 400 services, of which KEPT has those that are called.
+    # 400 services. KEPT has the ones we call.
     "botocore/data/*/*",
-    # The time zones of systems that have none; AWS's times are UTC.
+    # Time zones for systems without their own. AWS's times are in UTC.
     "dateutil/zoneinfo/*.tar.gz",
     "dateutil/zoneinfo/rebuild.py",
     "dateutil/easter.py",
-    # Other ways to speak D-Bus than jeepney.io.blocking.
+    # D-Bus connections other than jeepney.io.blocking.
     "jeepney/bindgen.py",
     "jeepney/io/asyncio.py",
     "jeepney/io/threading.py",
     "jeepney/io/trio.py",
-    # keyring's own command line, and the backend that eks_token has its own for.
+    # keyring's own command line, and the backend that eks_token replaces.
     "keyring/backend_complete.*",
     "keyring/backends/SecretService.py",
     "keyring/cli.py",
@@ -77,13 +77,13 @@ DROPPED = (
     "keyring/testing/*",
     "platformdirs/pytest_plugin.py",
     "platformdirs/testing.py",
-    # Python in a browser.
+    # For Python in a browser.
     "urllib3/contrib/emscripten/*",
-    # pywin32-ctypes takes ctypes where there is no cffi, which is compiled.
+    # pywin32-ctypes uses ctypes if there is no cffi, which is compiled.
     "win32ctypes/core/cffi/*",
 )
 
-# Kept in spite of that.
+# What is kept although a pattern above matches it.
 KEPT = tuple(
     f"botocore/data/{service}/*/{name}"
     for service in ("eks", "sso", "sso-oidc", "sts")
@@ -96,7 +96,7 @@ COMPILED_NAME = re.compile(r"\.(so(\.\d+)*|pyd|dylib|dll|exe|a|o|lib|obj|node|wa
 COMPILED_START = (
     b"\x7fELF",
     b"MZ",
-    b"\xca\xfe\xba\xbe",  # Mach-O, for several processors or one
+    b"\xca\xfe\xba\xbe",  # Mach-O, for several processors or for one
     b"\xcf\xfa\xed\xfe",
     b"\xce\xfa\xed\xfe",
     b"!<arch>",
@@ -105,11 +105,11 @@ COMPILED_START = (
 
 
 class BuildError(Exception):
-    """What keeps the file from being made: one line."""
+    """Why the file cannot be built, in one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Makes the executable.")
+    parser = argparse.ArgumentParser(description="Builds the executable.")
     parser.add_argument("file", nargs="?", type=Path, default=ROOT / "dist" / "eks-token")
     try:
         build(parser.parse_args(argv).file)
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(target: Path) -> None:
-    """Makes target. Raises BuildError."""
+    """Builds target. Raises BuildError."""
     begun = time.time()
     with tempfile.TemporaryDirectory() as name:
         packages = Path(name, "site-packages")
@@ -132,12 +132,12 @@ def build(target: Path) -> None:
         call_shiv(packages, archive)
         target.parent.mkdir(parents=True, exist_ok=True)
         repack(archive, target, {"LICENSES": licences})
-    os.utime(target, (begun, begun))  # whatever is saved while it is made is newer, and make sees it
+    os.utime(target, (begun, begun))  # a source saved during the build is then newer, so make builds again
     print(f"{target}: {target.stat().st_size:,} bytes")
 
 
 def resolve(target: Path) -> None:
-    """Installs into target the wheels that requirements.txt pins, the same ones whatever builds them."""
+    """Installs the wheels pinned in requirements.txt into target: the same ones on every machine."""
     options = (
         "--quiet --disable-pip-version-check --no-compile --no-deps --require-hashes "
         "--only-binary :all: --platform any --abi none --implementation py --python-version 3.11"
@@ -145,14 +145,14 @@ def resolve(target: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", *options.split()]
     command += ["--target", str(target), "--requirement", str(HERE / "requirements.txt")]
     if subprocess.run(command, check=False).returncode != 0:
-        raise BuildError("pip could not get the wheels of build/requirements.txt")
+        raise BuildError("pip could not install the wheels of build/requirements.txt")
 
 
 def gather_licences(packages: Path) -> bytes:
-    """The text of every licence, with the names and versions of what it is for: ours, shiv's, the wheels'.
+    """The text of every licence (ours, shiv's and the wheels') with the names and versions of what it covers.
 
-    They are due to whoever is given a copy. One member of the archive holds them, so that they cost little room
-    and no start looks at them. Raises BuildError where one is missing.
+    Everyone who gets a copy of the program must get them too. They are one member of the archive, which takes little
+    space and is not read when the program starts. Raises BuildError if one is missing.
     """
     shiv = metadata.distribution("shiv")
     owners = {
@@ -166,7 +166,7 @@ def gather_licences(packages: Path) -> bytes:
     for name, paths in sorted(owners.items()):
         texts = [path.read_text(encoding="utf-8").strip("\n") for path in paths if LICENCE.fullmatch(path.name)]
         if not texts:
-            raise BuildError(f"{name} comes without its licence")
+            raise BuildError(f"{name} has no licence file")
         for text in texts:
             names_by_text.setdefault(text, []).append(name)
     rule = "=" * 80
@@ -179,7 +179,7 @@ def files(directory: Path) -> Iterator[Path]:
 
 
 def prune(packages: Path) -> None:
-    """Removes from packages what no command needs, and the directories that this leaves empty."""
+    """Removes what no command needs from packages, and the directories that are empty afterwards."""
     for path in list(files(packages)):
         name = path.relative_to(packages).as_posix()
         if matches(name, DROPPED) and not matches(name, KEPT):
@@ -194,7 +194,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def call_shiv(packages: Path, archive: Path) -> None:
-    """Makes shiv's archive of packages. Its settings name eks_token.main, and no time."""
+    """Has shiv make an archive of packages, with eks_token.main as the entry point and no time of the build."""
     environment = Environment(
         built_at="1980-01-01 00:00:00",
         shiv_version=metadata.version("shiv"),
@@ -207,15 +207,14 @@ def call_shiv(packages: Path, archive: Path) -> None:
 
 
 def repack(archive: Path, target: Path, added: dict[str, bytes]) -> None:
-    """Writes target, mode 0755: the launcher, then the members of shiv's archive, our start, and added.
+    """Writes target with mode 0755: the launcher, then the members of shiv's archive, our startup code, and added.
 
-    The build's id is a hash of all of that. It stands in the launcher, the start and shiv's settings, which are
-    hashed as they are before it is put in. Raises BuildError if the result is not for every machine, or is too
-    large.
+    The build ID is a hash of all of that. It appears in the launcher, in start.py and in shiv's settings, which are
+    hashed before it is filled in. Raises BuildError if the result does not run on every machine or is too large.
     """
     with zipfile.ZipFile(archive) as made:
         members = {name: made.read(name) for name in made.namelist()}
-    # shiv writes its settings in the order of an object's attributes.
+    # shiv writes its settings in the order of an object's attributes, so sort them.
     members["environment.json"] = json.dumps(json.loads(members["environment.json"]), sort_keys=True).encode()
     members |= {name: (HERE / name).read_bytes() for name in ("__main__.py", "start.py")} | added
     refuse_compiled(members)
@@ -231,26 +230,26 @@ def repack(archive: Path, target: Path, added: dict[str, bytes]) -> None:
         with zipfile.ZipFile(file, "w") as packed:
             for name, content in sorted(members.items()):
                 member = zipfile.ZipInfo(name, DATE)
-                member.create_system = 3  # Unix, whose modes follow
+                member.create_system = 3  # Unix, so that external_attr is a Unix mode
                 member.external_attr = MODE << 16
                 packed.writestr(member, content, zipfile.ZIP_DEFLATED, 9)
     beside.chmod(0o755)
     size = beside.stat().st_size
     if size > SIZE_LIMIT:
         beside.unlink()
-        raise BuildError(f"the file would have {size:,} bytes; the limit is {SIZE_LIMIT:,}")
+        raise BuildError(f"the file would be {size:,} bytes; the limit is {SIZE_LIMIT:,}")
     beside.replace(target)
 
 
 def refuse_compiled(members: Mapping[str, bytes]) -> None:
-    """Raises BuildError for a member that only one kind of machine can run, by its name or how it begins."""
+    """Raises BuildError if a member only runs on one kind of machine, judging by its name or its first bytes."""
     for name, content in members.items():
         if COMPILED_NAME.search(name) or content.startswith(COMPILED_START):
-            raise BuildError(f"{name} is compiled: the file is for every platform")
+            raise BuildError(f"{name} is compiled, but the file must run on every platform")
 
 
 def build_id(members: Mapping[str, bytes], launcher: bytes) -> bytes:
-    """16 hexadecimal digits. Each length is hashed before what has it, so that no two bundles read alike."""
+    """16 hexadecimal digits. Each part is hashed after its length, so that no two bundles hash the same bytes."""
     digest = hashlib.sha256()
     for part in [launcher, *(part for name in sorted(members) for part in (name.encode(), members[name]))]:
         digest.update(b"%d:" % len(part) + part)

@@ -114,7 +114,7 @@ def normalized(name: str) -> str:
 
 def test_a_wheel_without_a_licence_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"six-1.0.dist-info/METADATA": b""})
-    with pytest.raises(package.BuildError, match=r"six 1\.0 comes without its licence"):
+    with pytest.raises(package.BuildError, match=r"six 1\.0 has no licence file"):
         package.gather_licences(tmp_path)
 
 
@@ -259,7 +259,7 @@ def test_a_build_that_cannot_be_is_one_line(
     (tmp_path / "requirements.txt").write_text("six==1.17.0 --hash=sha256:" + "0" * 64)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert package.main([str(tmp_path / "eks-token")]) == 1
-    assert capfd.readouterr().err.splitlines()[-1].startswith("package.py: pip could not get the wheels")
+    assert capfd.readouterr().err.splitlines()[-1].startswith("package.py: pip could not install the wheels")
 
 
 def test_pruning_leaves_what_is_needed_and_no_empty_directory(tmp_path: Path) -> None:
