@@ -77,12 +77,24 @@ def usage(message: str, hint: str = "") -> Problem:
 
 
 class Invocation(NamedTuple):
-    """What the process was started with, read in one place (`main`) and passed on."""
+    """What the process was started with, found out in one place (`main`) and passed on."""
 
     argv: tuple[str, ...]
     environ: Mapping[str, str]
     platform: str  # as sys.platform
     terminal: bool  # whether stdin and stderr are a terminal, so that a person may be there
+    file: str  # the program's own, absolute
+    build: str  # the id of the executable's build; "" where it is no executable, but an installed package
+    cache: str | None  # the cache directory, seen to be the user's own; None where nothing can be kept
+
+
+class Started(NamedTuple):
+    """What the executable has found out before this module is there: the last three of an `Invocation`."""
+
+    file: str
+    build: str
+    cache: str | None
+    unpack_again: Callable[[], None]  # for a mistake that may be a file of the program that was damaged
 
 
 _secrets: set[str] = set()
@@ -162,15 +174,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
-
-
-def own_file() -> str:
-    return os.path.abspath(sys.argv[0])
-
-
-def own_build() -> str:
-    """The id of the build that this is; "" where it is no executable, but an installed package."""
-    return str(getattr(sys.modules.get("start"), "BUILD", ""))
 
 
 # kubectl, and the files
@@ -994,36 +997,82 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
     return Key(line, f"%{sha256(line)}")
 
 
-def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
-    """The cache directory; None where there is no home to keep it in.
+# What follows, up to `data_home`, is in build/start.py too: build/package.py puts its text there. So it uses nothing of
+# this module but os and PROGRAM.
 
-    As platformdirs.user_cache_path has it, whose import would double the time of a cached answer (13 ms); but a home
-    that is not named is not looked for in the passwd file: launcher.sh cannot do that.
+
+class Refused(Exception):
+    """A cache directory that it is not safe to use: one line that says why."""
+
+
+def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
+    """The cache directory's path; None where there is no home to keep it in. The launcher has the same rule.
+
+    It is platformdirs.user_cache_path, whose import would double the time of a cached answer (13 ms); but a home that
+    is not named is not looked for in the passwd file: sh cannot do that.
     """
     if platform == "win32":
-        import platformdirs
-
-        return platformdirs.user_cache_dir(PROGRAM)
-    return posix_home(environ, "XDG_CACHE_HOME", "Library/Caches" if platform == "darwin" else ".cache")
-
-
-def data_home(environ: Mapping[str, str], platform: str) -> str | None:
-    """Where identities.json lies: platformdirs.user_data_path, by the same reasoning as `cache_home`."""
-    if platform == "win32":
-        import platformdirs
-
-        return platformdirs.user_data_dir(PROGRAM)
-    native = "Library/Application Support" if platform == "darwin" else ".local/share"
-    return posix_home(environ, "XDG_DATA_HOME", native)
-
-
-def posix_home(environ: Mapping[str, str], variable: str, native: str) -> str | None:
+        local = environ.get("LOCALAPPDATA", "")
+        return os.path.join(local, PROGRAM, PROGRAM, "Cache") if local else None
     home = environ.get("HOME", "")
     if not home.startswith("/"):
         return None
-    # "XDG Base Directory Specification": a relative path in these variables is invalid and to be ignored
-    base = environ.get(variable, "")
-    return os.path.join(base if base.startswith("/") else os.path.join(home, native), PROGRAM)
+    # "XDG Base Directory Specification": a relative path in this variable is invalid and to be ignored
+    base = environ.get("XDG_CACHE_HOME", "")
+    if not base.startswith("/"):
+        base = os.path.join(home, "Library/Caches" if platform == "darwin" else ".cache")
+    return os.path.join(base, PROGRAM)
+
+
+def make_trusted(directory: str, environ: Mapping[str, str]) -> None:
+    """Make a directory if it is missing. Raises Refused if it is not safe to use, OSError if it cannot be made."""
+    check_root(environ)
+    os.makedirs(directory, 0o700, exist_ok=True)
+    make_private(directory)
+
+
+def check_root(environ: Mapping[str, str]) -> None:
+    """Raise Refused for root in another user's HOME or XDG_CACHE_HOME (sudo may keep them).
+
+    That user could not remove what root leaves there, and root would run what that user leaves there.
+    """
+    if os.name != "posix" or os.geteuid() != 0:
+        return
+    for path in (environ.get("HOME", ""), environ.get("XDG_CACHE_HOME", "")):
+        if path.startswith("/") and os.path.exists(path) and os.stat(path).st_uid != 0:
+            raise Refused(f"{path} belongs to another user")
+
+
+def make_private(directory: str) -> None:
+    """Take from others the permission to read a directory.
+
+    Raises Refused if they can do or could have done more, OSError if it is missing or its mode stays as it is.
+    Windows gives nobody else access to %LOCALAPPDATA%.
+    """
+    import stat
+
+    if os.name != "posix":
+        return
+    found = os.lstat(directory)
+    if stat.S_ISLNK(found.st_mode):
+        raise Refused(f"{directory} is a symbolic link")
+    if not stat.S_ISDIR(found.st_mode):
+        raise Refused(f"{directory} is not a directory")
+    if found.st_uid != os.geteuid():
+        raise Refused(f"{directory} belongs to another user")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Refused(f"others can write to {directory}")
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        os.chmod(directory, 0o700)
+
+
+def data_home(environ: Mapping[str, str], platform: str) -> str | None:
+    """The directory of identities.json; None where there is no home, as for `cache_home`."""
+    if platform != "win32" and not environ.get("HOME", "").startswith("/"):
+        return None
+    import platformdirs
+
+    return platformdirs.user_data_dir(PROGRAM)
 
 
 Watched = tuple[str, int]  # a file and its modification time in nanoseconds; -1 where it is absent
@@ -1280,47 +1329,8 @@ class Cache:
             raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
 
 
-def untrusted(directory: str, environ: Mapping[str, str], platform: str) -> str:
-    """Why this directory is not to be used, or "". What others may read in it is closed to them."""
-    import stat
-
-    state = os.lstat(directory)
-    if platform == "win32":
-        return "" if stat.S_ISDIR(state.st_mode) else "it is no directory"
-    if not stat.S_ISDIR(state.st_mode):
-        return "it is a link" if stat.S_ISLNK(state.st_mode) else "it is no directory"
-    if state.st_uid != os.geteuid():
-        return "it belongs to another user"
-    if state.st_mode & 0o022:
-        return "others can write to it"
-    if os.geteuid() == 0:
-        # sudo may keep either: that user could not remove what root leaves there. build/start.py has the same rule.
-        for path in (environ.get("HOME", ""), environ.get("XDG_CACHE_HOME", "")):
-            if path.startswith("/") and os.path.exists(path) and os.stat(path).st_uid != 0:
-                return f"{path} belongs to another user"
-    if state.st_mode & 0o077:
-        os.chmod(directory, 0o700)
-    return ""
-
-
 def open_cache(setting: Invocation) -> Cache | None:
-    """The cache, or None where there is none to be trusted or written, with a warning where that is unexpected."""
-    start = sys.modules.get("start")
-    if start is not None and hasattr(start, "BUILD"):  # build/start.py has looked already, and said what it found
-        return Cache(start.cache) if start.cache else None
-    directory = cache_home(setting.environ, setting.platform)
-    if directory is None:
-        warn("HOME names no absolute path: nothing is cached")
-        return None
-    try:
-        os.makedirs(directory, 0o700, exist_ok=True)
-        reason = untrusted(directory, setting.environ, setting.platform)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-    if reason:
-        warn(f"nothing is cached, {directory} is not used: {reason}")
-        return None
-    return Cache(directory)
+    return Cache(setting.cache) if setting.cache else None
 
 
 # -- 3. keyring -------------------------------------------------------------------------------------------------------
@@ -3695,7 +3705,7 @@ def write_entries(setting: Invocation, wanted: Provision) -> int:
 
     def change(draft: Draft) -> None:
         for entry in entries:
-            write_entry(draft, entry, wanted, exec_command(setting.platform))
+            write_entry(draft, entry, wanted, exec_command(setting))
         if wanted.set_current and entries and draft.view().get("current-context") != entries[-1].context:
             draft.config("use-context", "--", entries[-1].context)
 
@@ -3848,11 +3858,10 @@ def listed(option: str, value: str) -> str:
     return f"{option}={value}"
 
 
-def exec_command(platform: str) -> list[str]:
+def exec_command(setting: Invocation) -> list[str]:
     """How kubectl starts this program. On Windows it cannot start a shell script: there Python is given the file."""
-    start = sys.modules.get("start")
-    if platform == "win32" and start is not None and hasattr(start, "BUILD"):
-        return [sys.executable, "-I", "-S", os.path.abspath(sys.argv[0])]
+    if setting.platform == "win32" and setting.build:
+        return [sys.executable, "-I", "-S", setting.file]
     return [PROGRAM]
 
 
@@ -4338,7 +4347,7 @@ def adopt_command(setting: Invocation, options: Any) -> int:
     elif options.dry_run:
         say("nothing was written: this is a dry run")
     else:
-        changed = edit(setting, paths, lambda draft: swap_in(draft, chosen, setting.platform), backup=True)
+        changed = edit(setting, paths, lambda draft: swap_in(draft, chosen, exec_command(setting)), backup=True)
         where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
         say(
             f"adopted {len(chosen)} in {', '.join(changed)}; `{PROGRAM} adopt --undo{where}` brings back what was there"
@@ -4400,7 +4409,7 @@ def refusal(user: Mapping[str, Any], setting: Invocation) -> str:
 def is_chosen(one: Found, setting: Invocation, options: Any) -> bool:
     """Show an entry before and after; where it was not chosen beforehand, a person decides."""
     say(f"{one.path}: user {one.user}")
-    for sign, entry in (("-", one.entry), ("+", adopted(one.entry, setting.platform))):
+    for sign, entry in (("-", one.entry), ("+", adopted(one.entry, exec_command(setting)))):
         version = entry["apiVersion"].removeprefix(CLIENT_AUTHENTICATION)
         say(f"  {sign} {' '.join([entry['command'], *(entry.get('args') or [])])}  ({version})")
     if options.all or options.context or options.dry_run:
@@ -4408,18 +4417,18 @@ def is_chosen(one: Found, setting: Invocation, options: Any) -> bool:
     return ask("  adopt it? [y/N] ").lower() in ("y", "yes")
 
 
-def adopted(entry: Mapping[str, Any], platform: str) -> dict[str, Any]:
-    command, *arguments = exec_command(platform)
+def adopted(entry: Mapping[str, Any], ours: Sequence[str]) -> dict[str, Any]:
+    command, *arguments = ours
     version = entry["apiVersion"].replace("v1alpha1", "v1beta1")  # the two are alike, and kubectl 1.24 dropped v1alpha1
     return {**entry, "command": command, "args": [*arguments, *(entry.get("args") or [])], "apiVersion": version}
 
 
-def swap_in(draft: Draft, chosen: Sequence[Found], platform: str) -> None:
+def swap_in(draft: Draft, chosen: Sequence[Found], ours: Sequence[str]) -> None:
     """Have kubectl write the adopted entries; what was changed since it was shown is an error."""
     for one in chosen:
         if exec_entry(draft, one) != one.entry:
             raise Problem(f"{one.path}: the user {one.user} was changed meanwhile", "try again")
-        new = adopted(one.entry, platform)
+        new = adopted(one.entry, ours)
         draft.config(
             "set-credentials",
             f"--exec-command={new['command']}",
@@ -5065,9 +5074,8 @@ def doctor_command(setting: Invocation, options: Any) -> int:
 def diagnoses(setting: Invocation, online: bool) -> Iterable[Check]:
     yield check_python(setting)
     yield check_executable(setting)
-    cache = open_cache(setting)
-    yield check_cache(setting, cache)
-    if cache:
+    yield check_cache(setting)
+    if cache := open_cache(setting):
         yield check_locks(cache)
         yield check_file_times(cache)
         yield from check_launcher(setting, cache)
@@ -5097,10 +5105,10 @@ def check_python(setting: Invocation) -> Check:
     """Which Python this is, and whether the executable finds one when kubectl starts it."""
     version = ".".join(map(str, sys.version_info[:3]))
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    if setting.platform == "win32" or not own_build():
+    if setting.platform == "win32" or not setting.build:
         return Check("python", "ok", f"{version}, {python}")
     try:
-        _, took = ask_program([own_file(), "--version"], setting.environ)
+        _, took = ask_program([setting.file, "--version"], setting.environ)
     except Problem as problem:
         return Check("python", "fail", f"the executable starts none: {problem.message}", problem.hint)
     return Check("python", "ok", f"{version}, {python}; the program starts in {milliseconds(took)}")
@@ -5111,12 +5119,12 @@ def check_executable(setting: Invocation) -> Check:
     import filecmp
     import zipfile
 
-    file, build = own_file(), own_build()
-    if not build:
+    file = setting.file
+    if not setting.build:
         return Check(
             "executable", "warn", f"{file} belongs to an installed package, {__version__}, which starts slowly"
         )
-    found = f"{file}, {__version__}, build {build}"
+    found = f"{file}, {__version__}, build {setting.build}"
     try:
         with zipfile.ZipFile(file) as archive:
             damaged_member = archive.testzip()
@@ -5138,27 +5146,27 @@ def check_executable(setting: Invocation) -> Check:
     return Check("executable", "ok", found)
 
 
-def check_cache(setting: Invocation, cache: Cache | None) -> Check:
+def check_cache(setting: Invocation) -> Check:
     """Owner, mode and room of the cache directory."""
     import shutil
     import stat
 
-    directory = cache.root if cache else cache_home(setting.environ, setting.platform)
+    directory = cache_home(setting.environ, setting.platform)
     if directory is None:
         return Check("cache", "fail", "there is none: HOME names no absolute path", "set HOME")
     repair = f"every call signs a new token until {directory} is a directory of your own, mode 0700"
     try:
-        os.makedirs(directory, 0o700, exist_ok=True)
-        reason = untrusted(directory, setting.environ, setting.platform)
-        if not reason:
-            probe = os.path.join(directory, "doctor")
-            write_file(probe, "room?")
-            os.unlink(probe)
+        make_trusted(directory, setting.environ)
+        probe = os.path.join(directory, "doctor")
+        write_file(probe, "room?")
+        os.unlink(probe)
         mode, room = stat.S_IMODE(os.stat(directory).st_mode), shutil.disk_usage(directory).free
+    except Refused as refused:
+        return Check("cache", "fail", f"not used: {refused}", repair)
     except OSError as error:
         return Check("cache", "fail", f"{directory}: {error.strerror or type(error).__name__}", repair)
-    if reason or cache is None:
-        return Check("cache", "fail", f"{directory} is not used: {reason or 'it could not be when this began'}", repair)
+    if setting.cache is None:
+        return Check("cache", "fail", f"{directory} is not used: it could not be when this began", repair)
     found = f"{directory}, yours, mode {mode:04o}, {room / 1e6:,.0f} MB free"
     return Check("cache", "warn" if room < LITTLE_ROOM else "ok", found, "make room" if room < LITTLE_ROOM else "")
 
@@ -5196,7 +5204,7 @@ def check_launcher(setting: Invocation, cache: Cache) -> Iterable[Check]:
 
     It is an answer to words that are no request, left in the cache for a moment; no credentials are needed for it.
     """
-    if setting.platform == "win32" or not own_build():
+    if setting.platform == "win32" or not setting.build:
         return
     words = ("no-command", "--cluster-name", "a-cluster-name", "--region", "us-east-2", "--identity", "somebody")
     key = request_key("v1beta1", words, setting.environ, setting.platform)
@@ -5212,26 +5220,26 @@ def check_launcher(setting: Invocation, cache: Cache) -> Iterable[Check]:
             yield Check("launcher", "fail", "an answer that was just cached is not found again", "see the checks above")
             return
         # With no Python to be found whoever answers is the launcher.
-        took = answer_time(words, answer, environ | {"EKS_TOKEN_PYTHON": os.devnull})
+        took = answer_time([setting.file, *words], answer, environ | {"EKS_TOKEN_PYTHON": os.devnull})
         if took is not None:
             yield Check("launcher", "ok", f"prints a cached answer in {milliseconds(took)}, run by {shell}")
             return
-        took = answer_time(words, answer, environ)
+        took = answer_time([setting.file, *words], answer, environ)
     finally:
         cache.remove_expired(os.path.join(cache.root, "tokens"), key.directory, float("inf"))
     reason = why_not_launcher(setting.environ) or f"{shell}, which is /bin/sh, cannot"
     if took is None:
-        yield Check("launcher", "fail", "a cached answer is not printed", f"{own_file()} --debug may show why")
+        yield Check("launcher", "fail", "a cached answer is not printed", f"{setting.file} --debug may show why")
     else:
         yield Check("launcher", "warn", f"Python prints cached answers, in {milliseconds(took)}: {reason}")
 
 
-def answer_time(words: Sequence[str], answer: str, environ: Mapping[str, str]) -> float | None:
+def answer_time(command: Sequence[str], answer: str, environ: Mapping[str, str]) -> float | None:
     """The seconds, by median, until the executable has printed the answer; None if it prints something else."""
     times = []
     for _ in range(LAUNCHER_RUNS):
         try:
-            output, took = ask_program([own_file(), *words], environ)
+            output, took = ask_program(command, environ)
         except Problem:
             return None
         if output != answer + "\n":
@@ -5784,9 +5792,8 @@ def cached_requests(setting: Invocation) -> Iterable[list[str]]:
     """The arguments of the requests that the cache has answers to."""
     from urllib.parse import unquote
 
-    home = cache_home(setting.environ, setting.platform)
     left = COMPLETION_ANSWERS
-    for directory, _, names in os.walk(os.path.join(home, "tokens")) if home else ():
+    for directory, _, names in os.walk(os.path.join(setting.cache, "tokens")) if setting.cache else ():
         if "%request" not in names:
             continue
         left -= 1
@@ -5999,7 +6006,19 @@ def clear_empty_variables() -> None:
         del os.environ[name]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def installed() -> Started:
+    """What an installed package finds out by itself; for the executable, build/start.py has done so."""
+    directory = cache_home(os.environ, sys.platform)
+    try:
+        if directory:
+            make_trusted(directory, os.environ)
+    except (OSError, Refused) as error:
+        warn(f"nothing is cached: {getattr(error, 'strerror', '') or error}")
+        directory = None
+    return Started(os.path.abspath(sys.argv[0]), "", directory, lambda: None)
+
+
+def main(argv: Sequence[str] | None = None, started: Started | None = None) -> int:
     """Run a command line and return the exit status. The default is the process's own command line."""
     import gc
 
@@ -6011,9 +6030,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _debugging = "--debug" in arguments or bool(os.environ.get("EKS_TOKEN_DEBUG"))
     for name in variables_of("secret"):
         keep_secret(os.environ.get(name))
+    terminal = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
+    file, build, cache, unpack_again = started or installed()
     try:
-        terminal = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
-        return run(Invocation(arguments, os.environ, sys.platform, terminal))
+        return run(Invocation(arguments, os.environ, sys.platform, terminal, file, build, cache))
     except Problem as problem:
         say(f"{PROGRAM}: error: {problem.message}")
         if problem.hint:
@@ -6032,9 +6052,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             for line in traceback.format_exc().splitlines():
                 say(line)
-        start = sys.modules.get("start")
-        if start is not None and hasattr(start, "unpack_next_time"):
-            start.unpack_next_time()  # the cause may be a damaged file of the unpacked program
+        unpack_again()  # the cause may be a damaged file of the unpacked program
         say(f"{PROGRAM}: error: unexpected {type(error).__name__}, which is a bug in {PROGRAM}")
         say("hint: run it again with --debug, and report what it shows")
         return 1

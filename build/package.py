@@ -194,12 +194,12 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def call_shiv(packages: Path, archive: Path) -> None:
-    """Has shiv make an archive of packages, with eks_token.main as the entry point and no time of the build."""
+    """Has shiv make an archive of packages, with start.py as the entry point and no time of the build."""
     environment = Environment(
         built_at="1980-01-01 00:00:00",
         shiv_version=metadata.version("shiv"),
         build_id="@BUILD@",
-        entry_point=f"{PROGRAM.stem}:main",
+        entry_point="start:run",
         compile_pyc=False,
         reproducible=True,
     )
@@ -216,7 +216,7 @@ def repack(archive: Path, target: Path, added: dict[str, bytes]) -> None:
         members = {name: made.read(name) for name in made.namelist()}
     # shiv writes its settings in the order of an object's attributes, so sort them.
     members["environment.json"] = json.dumps(json.loads(members["environment.json"]), sort_keys=True).encode()
-    members |= {name: (HERE / name).read_bytes() for name in ("__main__.py", "start.py")} | added
+    members |= {"__main__.py": (HERE / "__main__.py").read_bytes(), "start.py": start_text().encode()} | added
     refuse_compiled(members)
 
     launcher = launcher_text().encode()
@@ -277,6 +277,16 @@ def launcher_text() -> str:
     }
     text = (HERE / "launcher.sh").read_text(encoding="utf-8")
     return re.sub("@[A-Z]+@", lambda found: values.get(found[0], found[0]), text)
+
+
+def start_text() -> str:
+    """start.py with the text of what it imports from eks_token.py, which it runs before that is there."""
+
+    def texts(found: re.Match[str]) -> str:
+        return "\n\n\n".join(source_of(name) for name in found[1].split(", "))
+
+    text = (HERE / "start.py").read_text(encoding="utf-8")
+    return re.sub(f"(?m)^from {PROGRAM.stem} import (.+)$", texts, text)
 
 
 def wrapped(names: Sequence[str], separator: str) -> str:

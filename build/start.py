@@ -8,24 +8,25 @@ It is run in one of two places:
   to the archive;
 - in the archive: before the first unpacking, after damage, where no cache directory can be used, and always on
   Windows. It makes the place, unpacks, and calls shiv's bootstrap.
-
-eks_token, which finds this module in sys.modules, uses `cache` and `unpack_next_time`.
 """
 
+from __future__ import annotations
+
 import os
-import stat
 import sys
 import time
 
+# build/package.py puts the text of these here, since eks_token cannot be imported before it is unpacked.
+from eks_token import PROGRAM, Refused, cache_home, check_root, make_private, make_trusted
+
 TYPE_CHECKING = False  # typing itself takes longer to import than all of this to run
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import NoReturn
 
 BUILD = "@BUILD@"
 VERSION = "@VERSION@"
 
-# The cache directory, seen to be the user's own; None while there is none to use. eks_token.main finds it decided.
+# The cache directory, seen to be the user's own; None while there is none to use.
 cache: str | None = None
 
 MANIFEST = "manifest"
@@ -43,12 +44,8 @@ class Failure(Exception):
         self.hint = hint
 
 
-class Refused(Exception):
-    """A cache directory that it is not safe to use: one line that says why."""
-
-
-def unpack_next_time() -> None:
-    """Has the program unpacked anew at the next start, without the bytecode of this one.
+def unpack_again() -> None:
+    """Has the program unpacked again at the next start, without the bytecode of this one.
 
     For a failure that nothing explains: a mistake, or bytecode that lost its end in a crash, which Python does not
     compile again by itself.
@@ -68,7 +65,7 @@ def say(text: str) -> None:
 # The start in the directory
 
 
-def from_directory(app: str, archive: str, arguments: list[str]) -> "NoReturn":
+def from_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
     """Runs the program that was unpacked to app, or archive where that is not to be trusted or not whole."""
     global cache
     apps = os.path.dirname(app)
@@ -88,11 +85,18 @@ def from_directory(app: str, archive: str, arguments: list[str]) -> "NoReturn":
     sys.argv = [os.path.abspath(archive), *arguments]
     sys.path[0] = os.path.join(app, "site-packages")
     try:
-        import eks_token
+        import eks_token  # noqa: F401 - it may be damaged
     except Exception:
-        unpack_next_time()
+        unpack_again()
         run_again(archive, arguments)
-    sys.exit(eks_token.main())
+    sys.exit(run())
+
+
+def run() -> int:
+    """Runs the program, which is on sys.path now, and returns its status. This is shiv's entry point too."""
+    import eks_token
+
+    return eks_token.main(started=eks_token.Started(sys.argv[0], BUILD, cache, unpack_again))
 
 
 def is_whole(app: str) -> bool:
@@ -112,7 +116,7 @@ def is_whole(app: str) -> bool:
     return True
 
 
-def run_again(archive: str, arguments: list[str]) -> "NoReturn":
+def run_again(archive: str, arguments: list[str]) -> NoReturn:
     """Starts Python anew, on archive, isolated from PYTHON* variables and from what is installed there."""
     import zipimport
 
@@ -169,70 +173,6 @@ def remember_python(directory: str) -> None:
         remove(beside)
 
 
-# The cache directory
-
-
-def cache_home(environ: "Mapping[str, str]", platform: str) -> str | None:
-    """The cache directory's path, or None, by the rule that the launcher and eks_token.py have as well.
-
-    It is the rule of platformdirs but for an unset HOME: platformdirs takes the passwd entry's, and sh cannot.
-    """
-    if platform == "win32":
-        local = environ.get("LOCALAPPDATA", "")
-        return os.path.join(local, "eks-token", "eks-token", "Cache") if local else None
-    home = environ.get("HOME", "")
-    if not home.startswith("/"):
-        return None
-    base = environ.get("XDG_CACHE_HOME", "")
-    if not base.startswith("/"):
-        base = os.path.join(home, "Library/Caches" if platform == "darwin" else ".cache")
-    return os.path.join(base, "eks-token")
-
-
-def made_cache(environ: "Mapping[str, str]") -> str | None:
-    """The cache directory, made if it was missing, or None where it has no path. Raises Refused, OSError."""
-    directory = cache_home(environ, sys.platform)
-    if directory is not None:
-        check_root(environ)
-        for path in (directory, os.path.join(directory, "app")):
-            os.makedirs(path, 0o700, exist_ok=True)
-            make_private(path)
-    return directory
-
-
-def check_root(environ: "Mapping[str, str]") -> None:
-    """Raises Refused for root in another user's HOME (sudo may keep it).
-
-    That user could not remove what root leaves there, and root would run what that user leaves there.
-    """
-    if os.name != "posix" or os.geteuid() != 0:
-        return
-    for path in (environ.get("HOME", ""), environ.get("XDG_CACHE_HOME", "")):
-        if path.startswith("/") and os.path.exists(path) and os.stat(path).st_uid != 0:
-            raise Refused(f"{path} belongs to another user")
-
-
-def make_private(directory: str) -> None:
-    """Takes from others the permission to read directory.
-
-    Raises Refused where they can do or could have done more, OSError where it is missing or its mode stays as
-    it is. Windows gives nobody else access to %LOCALAPPDATA%.
-    """
-    if os.name != "posix":
-        return
-    found = os.lstat(directory)
-    if stat.S_ISLNK(found.st_mode):
-        raise Refused(f"{directory} is a symbolic link")
-    if not stat.S_ISDIR(found.st_mode):
-        raise Refused(f"{directory} is not a directory")
-    if found.st_uid != os.geteuid():
-        raise Refused(f"{directory} belongs to another user")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Refused(f"others can write to {directory}")
-    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        os.chmod(directory, 0o700)
-
-
 # The start in the archive
 
 
@@ -248,13 +188,17 @@ def from_archive(archive: str, arguments: list[str]) -> None:
     sys.argv = [archive, *arguments]
 
     try:
-        cache = made_cache(os.environ)
-        if cache is not None:
-            app = unpacked(archive, os.path.join(cache, "app"))
+        directory = cache_home(os.environ, sys.platform)
+        if directory is not None:
+            apps = os.path.join(directory, "app")
+            make_trusted(directory, os.environ)
+            make_trusted(apps, os.environ)
+            cache = directory
+            app = unpacked(archive, apps)
             note_use(app)
-            remember_python(cache)
+            remember_python(directory)
     except Refused as refused:
-        say(f"eks-token: warning: nothing is cached: {refused}")
+        say(f"{PROGRAM}: warning: nothing is cached: {refused}")
         cache = None
     except OSError:  # read-only, or full: not worth a line at every call
         cache = None
@@ -286,7 +230,7 @@ def from_temporary(archive: str) -> None:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        app = tempfile.mkdtemp(prefix="eks-token-")
+        app = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
     except OSError as error:
         raise no_room("a temporary directory", error) from None
     try:
@@ -326,7 +270,7 @@ def unpacked(archive: str, apps: str) -> str:
         if is_whole(app):  # another process was faster
             return app
         if sys.stderr is not None and sys.stderr.isatty():
-            say(f"eks-token: unpacking {VERSION}, once")
+            say(f"{PROGRAM}: unpacking {VERSION}, once")
         fresh = tempfile.mkdtemp(prefix=f".{BUILD}.", dir=apps)
         try:
             write_program(archive, fresh)
@@ -469,13 +413,13 @@ def main() -> None:
         else:
             from_archive(os.path.abspath(sys.argv[0]), sys.argv[1:])
     except Failure as failure:
-        say(f"eks-token: error: {failure}\nhint: {failure.hint}")
+        say(f"{PROGRAM}: error: {failure}\nhint: {failure.hint}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        unpack_next_time()
+        unpack_again()
         if os.environ.get("EKS_TOKEN_DEBUG"):
             raise
-        say(f"eks-token: error: {type(error).__name__}: {error}\nhint: EKS_TOKEN_DEBUG=1 shows where")
+        say(f"{PROGRAM}: error: {type(error).__name__}: {error}\nhint: EKS_TOKEN_DEBUG=1 shows where")
         sys.exit(1)

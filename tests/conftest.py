@@ -25,6 +25,8 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from servers import ApiServer, Keys, MotoServer, RecordingProxy, SsoOidcServer, wait_for
 
+from eks_token import Invocation
+
 ROOT = Path(__file__).resolve().parent.parent
 # What is ignored where the tests are started (a run in the background, nohup) would be ignored by all that they start.
 for _signal in (signal.SIGINT, signal.SIGHUP):
@@ -400,6 +402,18 @@ def disguises(data: bytes) -> Iterator[bytes]:
                 decoded = base64.b64decode(whole + b"=" * (-len(whole) % 4))
                 yield decoded
                 yield unquote_to_bytes(decoded)
+
+
+def invocation(
+    *argv: str,
+    environ: Mapping[str, str] = os.environ,
+    platform: str = sys.platform,
+    file: str = "/usr/bin/eks-token",
+    build: str = "",
+    cache: str | None = None,
+) -> Invocation:
+    """What a command in this process is told, without a terminal."""
+    return Invocation(argv, environ, platform, False, file, build, cache)
 
 
 @pytest.fixture

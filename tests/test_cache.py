@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import package
 import platformdirs
 import pytest
-from conftest import ROOT, KeyringDaemon, Sandbox
+from conftest import ROOT, KeyringDaemon, Sandbox, invocation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from platformdirs import windows
@@ -235,15 +236,21 @@ def test_the_variables_stand_in_the_order_of_the_request_line() -> None:
 # --- the directories ----------------------------------------------------------------------------------------
 
 
-def start_module() -> Any:
-    """build/start.py under another name: called start, it would tell eks_token that it runs in the executable."""
-    import importlib.util
+def homes(environ: Mapping[str, str], platform: str) -> set[str | None]:
+    """The cache directory as the module has it, the start (which has the module's rule once it is built), and sh."""
+    start: dict[str, Any] = {"__name__": "start"}
+    exec(package.start_text(), start)
+    found = {eks_token.cache_home(environ, platform), start["cache_home"](environ, platform)}
+    return found if platform == "win32" else found | {launchers_home(environ, platform)}
 
-    spec = importlib.util.spec_from_file_location("start_for_cache", ROOT / "build/start.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+def launchers_home(environ: Mapping[str, str], platform: str) -> str | None:
+    """The launcher's rule alone: the directory need not be there, and the system is the one that is named."""
+    rule = package.launcher_text().partition("# et_plain")[0]
+    rule = re.sub(r"\tif ! \[ -O.*?\tfi\n", "", rule, flags=re.DOTALL)
+    rule = rule.replace("/System/Library/CoreServices", "/" if platform == "darwin" else "/nonexistent")
+    command = ["/bin/sh", "-c", f"{rule}printf '%s' \"$et_cache\""]
+    return subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=True).stdout or None
 
 
 HOMES = [
@@ -265,10 +272,10 @@ def test_directories_are_those_of_platformdirs(
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(platformdirs, "PlatformDirs", reference)
     wanted = reference("eks-token")
-    assert eks_token.cache_home(environ, platform) == wanted.user_cache_dir
+    assert homes(environ, platform) == {wanted.user_cache_dir}
     assert eks_token.data_home(environ, platform) == wanted.user_data_dir
-    assert start_module().cache_home(environ, platform) == wanted.user_cache_dir
 
 
 def test_directories_on_windows_are_those_of_platformdirs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,18 +285,16 @@ def test_directories_on_windows_are_those_of_platformdirs(monkeypatch: pytest.Mo
     monkeypatch.setattr(platformdirs, "PlatformDirs", Windows)
     monkeypatch.setattr(windows, "get_win_folder", windows.get_win_folder_from_env_vars)  # the registry is not here
     wanted = Windows("eks-token")
-    assert eks_token.cache_home(environ, "win32") == wanted.user_cache_dir
+    assert homes(environ, "win32") == {wanted.user_cache_dir}
     assert eks_token.data_home(environ, "win32") == wanted.user_data_dir
-    assert start_module().cache_home(environ, "win32") == wanted.user_cache_dir
 
 
 @pytest.mark.parametrize("environ", [{}, {"HOME": ""}, {"HOME": "relative"}, {"XDG_CACHE_HOME": "/x"}])
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_without_an_absolute_home_there_is_no_cache(environ: Mapping[str, str], platform: str) -> None:
     """platformdirs asks the passwd file then, which the launcher cannot."""
-    assert eks_token.cache_home(environ, platform) is None
+    assert homes(environ, platform) == {None}
     assert eks_token.data_home(environ, platform) is None
-    assert start_module().cache_home(environ, platform) is None
 
 
 # --- answers ------------------------------------------------------------------------------------------------
@@ -514,7 +519,7 @@ def test_an_identity_that_changes_during_a_mint_never_leaves_its_former_token(
         return stored
 
     monkeypatch.setattr(eks_token, "read_identities", slow)
-    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    assert eks_token.token_command(asked_here(*TOKEN)) == 0
     assert capsys.readouterr().out
     assert answers_in(Cache(str(home.cache))) == []
 
@@ -850,15 +855,14 @@ def test_a_cache_that_stays_locked_costs_its_answer_and_no_token(
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, home: Sandbox, **more: str) -> None:
     """This process's environment, which botocore reads: the sandbox's, with keys."""
-    monkeypatch.delitem(sys.modules, "start", raising=False)
     for name in list(os.environ):
         monkeypatch.delenv(name)
     for name, value in {**home.env, **KEYS, **more}.items():
         monkeypatch.setenv(name, value)
 
 
-def setting_of(home: Sandbox, *argv: str) -> Invocation:
-    return Invocation(argv, os.environ, sys.platform, False)
+def asked_here(*argv: str) -> Invocation:
+    return invocation(*argv, cache=eks_token.installed().cache)
 
 
 def token_of(output: str) -> str:
@@ -869,17 +873,17 @@ def test_a_token_is_minted_once_and_then_looked_up(
     home: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_environment(monkeypatch, home)
-    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    assert eks_token.token_command(asked_here(*TOKEN)) == 0
     first = capsys.readouterr()
 
     def forbidden(*_: object) -> Minted:
         raise AssertionError("minted again")
 
     monkeypatch.setattr(eks_token, "mint", forbidden)
-    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    assert eks_token.token_command(asked_here(*TOKEN)) == 0
     assert capsys.readouterr() == first
     with pytest.raises(AssertionError, match="minted again"):
-        eks_token.token_command(setting_of(home, *TOKEN, "--refresh"))
+        eks_token.token_command(asked_here(*TOKEN, "--refresh"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
@@ -891,7 +895,7 @@ def test_where_locks_do_not_work_the_token_is_minted_uncached(
 
     set_environment(monkeypatch, home)
     monkeypatch.setattr(eks_token, "lock_file", broken)
-    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    assert eks_token.token_command(asked_here(*TOKEN)) == 0
     shown = capsys.readouterr()
     assert token_of(shown.out) and shown.err == ""
     assert answers_in(Cache(str(home.cache))) == []
@@ -906,7 +910,7 @@ def test_what_cannot_be_written_leaves_the_token_uncached(
 
     set_environment(monkeypatch, home)
     monkeypatch.setattr(eks_token, "write_file", broken)
-    assert eks_token.token_command(setting_of(home, *TOKEN)) == 0
+    assert eks_token.token_command(asked_here(*TOKEN)) == 0
     shown = capsys.readouterr()
     assert token_of(shown.out) and shown.err == ""
     assert answers_in(Cache(str(home.cache))) == []
@@ -931,16 +935,17 @@ def test_an_interrupted_mint_lets_its_lock_go(home: Sandbox, monkeypatch: pytest
     set_environment(monkeypatch, home)
     monkeypatch.setattr(eks_token, "mint", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        eks_token.token_command(setting_of(home, *TOKEN))
+        eks_token.token_command(asked_here(*TOKEN))
     assert list((home.cache / "lock").iterdir()) == []
 
 
 # --- whose directory ----------------------------------------------------------------------------------------
 
 
-def opened(home: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Cache | None:
-    monkeypatch.delitem(sys.modules, "start", raising=False)
-    return eks_token.open_cache(Invocation((), home.env, sys.platform, False))
+def opened(home: Sandbox, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """The cache directory of an installed package."""
+    set_environment(monkeypatch, home)
+    return eks_token.installed().cache
 
 
 @posix

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import KeyringDaemon, Sandbox, kubectls, missing, need
+from conftest import KeyringDaemon, Sandbox, invocation, kubectls, missing, need
 
 import eks_token
-from eks_token import Cache, Invocation
+from eks_token import Cache
 
 KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 ARGS = ["--cluster-name", "demo", "--region", "eu-west-1", "--identity", "dev"]
@@ -189,7 +189,7 @@ def test_a_cache_directory_that_others_can_write(laptop: Sandbox) -> None:
     laptop.cache.chmod(0o777)
     report = doctor(laptop)
     assert (report.status, report.checks["cache"].status) == (1, "fail")
-    assert report.checks["cache"].found == f"{laptop.cache} is not used: others can write to it"
+    assert report.checks["cache"].found == f"not used: others can write to {laptop.cache}"
     assert "launcher" not in report.checks
 
 
@@ -197,7 +197,7 @@ def test_a_cache_directory_that_is_a_link(laptop: Sandbox) -> None:
     shutil.rmtree(laptop.cache)
     (laptop.home / "elsewhere").mkdir()
     laptop.cache.symlink_to(laptop.home / "elsewhere")
-    assert "it is a link" in doctor(laptop).checks["cache"].found
+    assert "is a symbolic link" in doctor(laptop).checks["cache"].found
 
 
 def test_no_home(laptop: Sandbox) -> None:
@@ -205,14 +205,9 @@ def test_no_home(laptop: Sandbox) -> None:
     assert check == eks_token.Check("cache", "fail", "there is none: HOME names no absolute path", "set HOME")
 
 
-def setting(environ: Mapping[str, str] = os.environ) -> Invocation:
-    return Invocation((), environ, "linux", False)
-
-
 def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o700)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    check = eks_token.check_cache(setting({"HOME": str(tmp_path)}), Cache(str(tmp_path)))
+    check = eks_token.check_cache(invocation(environ={"HOME": str(tmp_path)}, cache=str(tmp_path)))
     assert (check.status, check.hint) == ("warn", "make room")
     assert "1 MB free" in check.found
 
@@ -221,9 +216,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    tmp_path.chmod(0o700)
     monkeypatch.setattr(eks_token, "write_file", full)
-    check = eks_token.check_cache(setting({"HOME": str(tmp_path)}), Cache(str(tmp_path)))
+    check = eks_token.check_cache(invocation(environ={"HOME": str(tmp_path)}, cache=str(tmp_path)))
     assert check.status == "fail"
     assert "No space left on device" in check.found
 
@@ -268,10 +262,9 @@ def test_what_keeps_the_launcher_from_answering(env: dict[str, str], says: str, 
 
 
 def test_an_answer_that_is_not_found_again(tmp_path: Path, executable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eks_token, "own_build", lambda: "0123456789abcdef")
-    monkeypatch.setattr(eks_token, "own_file", lambda: str(executable))
     monkeypatch.setattr(Cache, "lookup", lambda *_: None)
-    (check,) = eks_token.check_launcher(setting({"HOME": str(tmp_path)}), Cache(str(tmp_path)))
+    started = invocation(environ={"HOME": str(tmp_path)}, file=str(executable), build="0123456789abcdef")
+    (check,) = eks_token.check_launcher(started, Cache(str(tmp_path)))
     assert check.status == "fail"
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Completed, KeyringDaemon, Sandbox, kubectls, missing
+from conftest import Completed, KeyringDaemon, Sandbox, invocation, kubectls, missing
 from servers import ACCOUNT, AccessKey, ApiServer, RecordingProxy
 
 import eks_token
@@ -808,15 +809,11 @@ def test_an_unknown_cluster_is_aws_own_words(laptop: Sandbox, moto: RecordingPro
     assert done.stderr.startswith("eks-token: error: dev: AWS refused DescribeCluster: ResourceNotFoundException: ")
 
 
-def test_on_windows_kubectl_starts_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Start:
-        BUILD = "x"
-
-    monkeypatch.setitem(eks_token.sys.modules, "start", Start)  # type: ignore[arg-type]
-    monkeypatch.setattr(eks_token.sys, "argv", ["/tools/eks-token", "kubeconfig"])
-    command = eks_token.exec_command("win32")
-    assert command == [eks_token.sys.executable, "-I", "-S", "/tools/eks-token"]
+def test_on_windows_kubectl_starts_python() -> None:
+    command = eks_token.exec_command(invocation(platform="win32", file="/tools/eks-token", build="x"))
+    assert command == [sys.executable, "-I", "-S", "/tools/eks-token"]
     entry = {"command": r"C:\Python\python.exe", "args": ["-I", "-S", r"C:\Tools\eks-token", *DEMO, "--identity=dev"]}
     assert eks_token.our_arguments(entry) == [*DEMO, "--identity=dev"]
     assert eks_token.entry_identity({"exec": entry}) == "dev"
-    assert eks_token.exec_command("linux") == ["eks-token"]
+    assert eks_token.exec_command(invocation(platform="linux", build="x")) == ["eks-token"]
+    assert eks_token.exec_command(invocation(platform="win32")) == ["eks-token"]

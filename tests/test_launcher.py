@@ -601,11 +601,10 @@ def replaced_by_directory(path: Path) -> None:
 def test_a_change_of_a_file_that_was_read_ends_the_answer(
     desk: Desk, shells: list[Shell], which: int, change: Callable[[Path], object]
 ) -> None:
-    data = Path(str(eks_token.data_home(desk.environ, sys.platform)))
     watched = [
         old_file(desk.home / ".aws/config"),
         old_file(desk.home / ".aws/credentials"),
-        old_file(data / "identities.json"),
+        old_file(desk.home / ".local/share/eks-token/identities.json"),
     ]
     answer = desk.store(watched=watched)
     assert set(desk.answers(shells).values()) == {answer}

@@ -1,5 +1,7 @@
 """How the executable is made (build/package.py), and what is in it."""
 
+import ast
+import inspect
 import json
 import os
 import re
@@ -126,6 +128,13 @@ def test_launcher_start_and_shivs_settings_name_one_build(executable: Path, memb
     assert b"et_build=%s\n" % build[1] in launcher
     assert b"@BUILD@" not in launcher
     assert b"@VERSION@" not in launcher + members["start.py"]
+
+
+def test_the_start_has_the_modules_rules_and_no_need_of_the_module(members: dict[str, bytes]) -> None:
+    text = members["start.py"].decode()
+    for rule in (eks_token.cache_home, eks_token.make_trusted, eks_token.check_root, eks_token.make_private):
+        assert inspect.getsource(rule) in text
+    assert [node for node in ast.parse(text).body if getattr(node, "module", "") == "eks_token"] == []
 
 
 def test_the_version_is_the_modules() -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import test_login
-from conftest import Completed
+from conftest import Completed, invocation
 from servers import ACCOUNT, RecordingProxy, mfa_serial
 from test_keyring import LimitedBackend
 from test_login import (
@@ -434,7 +434,7 @@ def test_a_keyring_with_the_limit_of_windows_keeps_long_sessions(
 
     def run(*args: str, stdin: str = "", **_: object) -> Completed:
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        status = eks_token.run(eks_token.Invocation(args, os.environ, "win32", terminal=False))
+        status = eks_token.run(invocation(*args, platform="win32", cache=eks_token.installed().cache))
         return Completed(args, status, *capsys.readouterr())
 
     for name in list(os.environ):

@@ -545,34 +545,3 @@ def test_a_module_in_the_working_directory_is_not_imported(home: Sandbox) -> Non
         home.write(f"{module}.py", "raise SystemExit('not ours')\n")
     for command in ([home.executable], [home.env["EKS_TOKEN_PYTHON"], home.executable]):
         assert home.run("--version", command=command).stdout == VERSION
-
-
-# The rule for the directory
-
-
-@pytest.mark.parametrize("platform", ["linux", "darwin", "freebsd14"])
-@pytest.mark.parametrize(
-    "environ",
-    [
-        pytest.param({"HOME": "/home/kim"}, id="plain"),
-        pytest.param({"HOME": "/home/kim", "XDG_CACHE_HOME": "/var/tmp/kim"}, id="chosen"),
-        pytest.param({"HOME": "/home/kim", "XDG_CACHE_HOME": "relative"}, id="chosen badly"),
-        pytest.param({"HOME": "/home/kim", "XDG_CACHE_HOME": ""}, id="empty"),
-        pytest.param({"XDG_CACHE_HOME": "/var/tmp/kim"}, id="no HOME"),
-        pytest.param({"HOME": "kim"}, id="a relative HOME"),
-        pytest.param({}, id="nothing"),
-    ],
-)
-def test_start_and_program_keep_one_directory(environ: dict[str, str], platform: str) -> None:
-    assert start.cache_home(environ, platform) == eks_token.cache_home(environ, platform)
-
-
-def test_the_directory_is_the_one_that_platformdirs_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    import platformdirs
-
-    assert start.cache_home(os.environ, sys.platform) == platformdirs.user_cache_dir("eks-token")
-    from platformdirs import windows
-
-    monkeypatch.setattr(windows, "get_win_folder", lambda name: {"CSIDL_LOCAL_APPDATA": "/Users/kim/Local"}[name])
-    expected = windows.Windows("eks-token").user_cache_dir
-    assert start.cache_home({"LOCALAPPDATA": "/Users/kim/Local"}, "win32") == expected
