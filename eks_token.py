@@ -3014,7 +3014,7 @@ class plain_errors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        if isinstance(error, (BotoCoreError, ClientError, OSError, ValueError, KeyError, RuntimeError)):
+        if isinstance(error, (BotoCoreError, ClientError, OSError, ValueError, RuntimeError)):
             raise credential_problem(error, self.name) from error
 
 
@@ -3033,14 +3033,49 @@ def credential_problem(error: Exception, name: str) -> Problem:
         )
     if isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)):
         return sign_in_problem(name or "NAME", f"the SSO session has ended or was never begun ({first_line(error)})")
-    if isinstance(error, KeyError):
-        return Problem(f"{whose}the credentials lack {error}")
     if isinstance(error, RuntimeError) and "still expired" in str(error):
         return Problem(f"{whose}the credentials have expired", "obtain new ones")
     if isinstance(error, exceptions.ParamValidationError):  # several lines, the first of them a heading
         return Problem(f"{whose}{first_line(' '.join(str(error).split()))}")
     words = first_line(error)
     return Problem(f"{whose}{words} it failed without a word" if words.endswith(":") else f"{whose}{words}")
+
+
+# What is read of the services' answers: members, and the fields of a member or of each one in its list.
+STS_SESSION = {"Credentials": ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")}
+CONTAINER_SESSION = {"AccessKeyId": (), "SecretAccessKey": (), "Token": (), "Expiration": ()}
+ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "AssumeRole": STS_SESSION,
+    "AssumeRoleWithWebIdentity": STS_SESSION,
+    "GetSessionToken": STS_SESSION,
+    "GetCallerIdentity": {"Arn": (), "Account": (), "UserId": ()},
+    "RegisterClient": {"clientId": (), "clientSecret": (), "clientSecretExpiresAt": ()},
+    "StartDeviceAuthorization": {"deviceCode": (), "userCode": (), "verificationUri": (), "expiresIn": ()},
+    "CreateToken": {"accessToken": (), "expiresIn": ()},
+    "ListAccounts": {"accountList": ("accountId",)},
+    "ListAccountRoles": {"roleList": ("roleName",)},
+    "GetRoleCredentials": {"roleCredentials": ("accessKeyId", "secretAccessKey", "sessionToken", "expiration")},
+    "DescribeCluster": {"cluster": ()},
+    "ListClusters": {"clusters": ()},
+}
+
+
+def check_answer(service: str, answer: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> None:
+    """Raise Problem for an answer that lacks something of what will be read of it."""
+    for name, fields in wanted.items():
+        member = answer.get(name)
+        lacking = [name] if member is None else []
+        for part in member if isinstance(member, list) else [member or {}]:
+            lacking += [field for field in fields if part.get(field) is None]
+        if lacking:
+            raise Problem(f"the {service} service's answer lacks {lacking[0]!r}")
+
+
+def check_botocores_answer(http_response: Any, parsed: Any, model: Any, **context: Any) -> None:
+    """What botocore calls after each call of a service ("after-call"), before it looks for an error in the answer."""
+    service = str(model.service_model.service_name)
+    if http_response.status_code < 300:
+        check_answer("SSO" if service.startswith("sso") else service.upper(), parsed, ANSWERS.get(model.name, {}))
 
 
 def client_config(request: Request) -> Any:
@@ -3074,6 +3109,7 @@ def session_class() -> Any:
             super().__init__(session_vars={"profile": (None, None, None, None)}, profile=profile)
             self._laid_over: Any = None
             self._wallet = wallet
+            self.register("after-call", check_botocores_answer)
 
         @property
         def full_config(self) -> Any:
@@ -3117,6 +3153,7 @@ def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[A
         ProfileProviderBuilder,
         SharedCredentialProvider,
     )
+    from botocore.utils import ContainerMetadataFetcher
 
     class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
         """A profile's providers; the keys of what is laid over come from the vault and from no file."""
@@ -3132,9 +3169,15 @@ def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[A
             providers = [provider for provider in providers if not isinstance(provider, files)]
             return [*providers, keys_provider(wallet, profile_name, profile_name, keys)]
 
+    class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
+        def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
+            answer = super().retrieve_full_uri(full_url, headers)
+            check_answer("container's credential", answer if isinstance(answer, dict) else {}, CONTAINER_SESSION)
+            return answer
+
     profile = choice.profile or "default"
     cache = wallet.session_cache(profile, choice.environment)
-    environment, container = EnvProvider(), ContainerProvider()
+    environment, container = EnvProvider(), ContainerProvider(fetcher=CheckedFetcher())
     metadata = InstanceMetadataProvider(metadata_fetcher(session))
     builder = LaidOverProviders(
         session, cache=cache, sso_token_cache=SsoTokens(wallet, session.full_config["sso_sessions"])
@@ -3229,7 +3272,7 @@ def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Map
                 try:
                     return sts.get_session_token(SerialNumber=serial, TokenCode=code, DurationSeconds=duration)
                 except ClientError as error:
-                    wrong_code = "MultiFactorAuthentication" in error.response["Error"].get("Message", "")
+                    wrong_code = "MultiFactorAuthentication" in error.response.get("Error", {}).get("Message", "")
                     if attempt == 3 or not wrong_code:
                         raise
                     say("AWS did not accept this code")

@@ -191,6 +191,7 @@ SHAPES = {
         "guest", env={"CONTAINER": "guest", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "Basic container"}
     ),
     "a container that fails": Shape(None, env={"CONTAINER": "nobody"}),
+    "a container that does not say when its credentials end": Shape(None, env={"CONTAINER": "endless"}),
     "a process": Shape("alice", f"[profile p]\n{process(**GIVEN)}\n", profile="p"),
     "a process with a session": Shape(
         "guest",
@@ -279,7 +280,7 @@ SHAPES = {
 class Container(HttpServer):
     """What answers at AWS_CONTAINER_CREDENTIALS_FULL_URI in ECS and EKS Pod Identity."""
 
-    def __init__(self, answers: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, answers: Mapping[str, Mapping[str, str | None]]) -> None:
         super().__init__()
         self.answers = answers
 
@@ -369,7 +370,7 @@ class World:
     def container(self) -> Container:
         key_id, secret, token = self.users["guest"]
         answer = {"AccessKeyId": key_id, "SecretAccessKey": secret, "Token": str(token), "Expiration": utc(3600)}
-        return Container({"guest": answer})
+        return Container({"guest": answer, "endless": {**answer, "Expiration": None}})
 
     def principal(self, arn: str) -> str:
         """The name by which shapes expect it; with the session's name, if that was chosen."""

@@ -18,7 +18,7 @@ from conftest import Completed, KeyringDaemon, Sandbox
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy
 from verifier import Identity, verify
 
-from eks_token import Vault, rfc3339
+from eks_token import Vault, plain_errors, rfc3339
 
 ALICE = AccessKey(
     "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", f"arn:aws:iam::{ACCOUNT}:user/alice"
@@ -366,6 +366,11 @@ def test_a_credential_process_is_run_once_a_mint(place: Sandbox, keys: Keys) -> 
 def test_a_credential_process_that_fails_is_one_line(answer: str, place: Sandbox) -> None:
     process_profile(place, answer)
     assert_fails(place.run(*LINE, "-i", "tool"), "tool")
+
+
+def test_a_key_error_of_our_own_is_not_turned_into_a_users_mistake() -> None:
+    with pytest.raises(KeyError), plain_errors("dev"):
+        raise KeyError("userCode")
 
 
 def test_a_web_identity_becomes_its_role(place: Sandbox, moto: RecordingProxy, keys: Keys) -> None:

@@ -725,6 +725,28 @@ def test_a_request_that_comes_to_nothing_leaves_nothing(answer: str, words: str,
     assert (scene.records(), scene.kept()) == (None, [])
 
 
+@pytest.mark.parametrize(
+    ("operation", "answer", "name"),
+    [
+        ("RegisterClient", {"clientId": "x", "clientSecret": "y"}, "clientSecretExpiresAt"),
+        ("StartDeviceAuthorization", {"deviceCode": "x", "verificationUri": "y", "expiresIn": 1}, "userCode"),
+        ("CreateToken", {"accessToken": "x"}, "expiresIn"),
+        ("ListAccounts", {}, "accountList"),
+        ("ListAccounts", {"accountList": [{"accountName": "x"}]}, "accountId"),
+        ("ListAccountRoles", {"roleList": [{}]}, "roleName"),
+        ("GetRoleCredentials", {"roleCredentials": {"accessKeyId": "x", "secretAccessKey": "y"}}, "sessionToken"),
+    ],
+)
+def test_what_an_answer_of_sso_lacks_is_said_of_the_answer(
+    operation: str, answer: object, name: str, scene: Scene
+) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.sso.answer(operation, 200, answer)
+    shown = scene.refused("login", "work", *scene.sso_options())
+    assert f"error: the SSO service's answer lacks '{name}'\n" in shown
+    assert ((scene.records() or {"identities": {}})["identities"], scene.kept()) == ({}, [])
+
+
 def test_a_code_that_nobody_confirms_is_given_up(scene: Scene) -> None:
     scene.sso.device_lifetime = 1
     scene.sso.device_answers += [PENDING] * 10000
