@@ -1025,22 +1025,17 @@ def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
 
 
 def make_trusted(directory: str, environ: Mapping[str, str]) -> None:
-    """Make a directory if it is missing. Raises Refused if it is not safe to use, OSError if it cannot be made."""
-    check_root(environ)
+    """Make a directory if it is missing. Raises Refused if it is not safe to use, OSError if it cannot be made.
+
+    For root, nothing in another user's HOME or XDG_CACHE_HOME is (sudo may keep them): that user could not remove what
+    root leaves there, and root would run what that user leaves there.
+    """
+    if os.name == "posix" and os.geteuid() == 0:
+        for path in (environ.get("HOME", ""), environ.get("XDG_CACHE_HOME", "")):
+            if path.startswith("/") and os.path.exists(path) and os.stat(path).st_uid != 0:
+                raise Refused(f"{path} belongs to another user")
     os.makedirs(directory, 0o700, exist_ok=True)
     make_private(directory)
-
-
-def check_root(environ: Mapping[str, str]) -> None:
-    """Raise Refused for root in another user's HOME or XDG_CACHE_HOME (sudo may keep them).
-
-    That user could not remove what root leaves there, and root would run what that user leaves there.
-    """
-    if os.name != "posix" or os.geteuid() != 0:
-        return
-    for path in (environ.get("HOME", ""), environ.get("XDG_CACHE_HOME", "")):
-        if path.startswith("/") and os.path.exists(path) and os.stat(path).st_uid != 0:
-            raise Refused(f"{path} belongs to another user")
 
 
 def make_private(directory: str) -> None:
@@ -6051,14 +6046,14 @@ def clear_empty_variables() -> None:
 
 def installed() -> Started:
     """What an installed package finds out by itself; for the executable, build/start.py has done so."""
-    directory = cache_home(os.environ, sys.platform)
+    cache = cache_home(os.environ, sys.platform)
     try:
-        if directory:
-            make_trusted(directory, os.environ)
+        if cache:
+            make_trusted(cache, os.environ)
     except (OSError, Refused) as error:
         warn(f"nothing is cached: {getattr(error, 'strerror', '') or error}")
-        directory = None
-    return Started(os.path.abspath(sys.argv[0]), "", directory, lambda: None)
+        cache = None
+    return Started(os.path.abspath(sys.argv[0]), "", cache, lambda: None)
 
 
 def main(argv: Sequence[str] | None = None, started: Started | None = None) -> int:

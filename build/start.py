@@ -17,7 +17,7 @@ import sys
 import time
 
 # build/package.py puts the text of these here, since eks_token cannot be imported before it is unpacked.
-from eks_token import PROGRAM, Refused, cache_home, check_root, make_private, make_trusted
+from eks_token import PROGRAM, Refused, cache_home, make_private, make_trusted
 
 TYPE_CHECKING = False  # typing itself takes longer to import than all of this to run
 if TYPE_CHECKING:
@@ -71,9 +71,8 @@ def from_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
     apps = os.path.dirname(app)
     directory = os.path.dirname(apps)
     try:
-        check_root(os.environ)
-        make_private(directory)
-        make_private(apps)
+        make_trusted(directory, os.environ)
+        make_trusted(apps, os.environ)
     except (OSError, Refused):
         run_again(archive, arguments)
     if not is_whole(app):
