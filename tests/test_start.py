@@ -355,6 +355,17 @@ def test_a_damaged_archive_is_one_error(home: Sandbox, tmp_path: Path) -> None:
     assert {path.name for path in (home.cache / "app").iterdir()} == {".lock"}
 
 
+@pytest.mark.parametrize("by_python", [pytest.param(False, id="the directory"), pytest.param(True, id="the archive")])
+def test_what_fails_unexpectedly_is_unpacked_again(home: Sandbox, app: Path, by_python: bool) -> None:
+    """A file that was written over, as long as before, is found out only when it is used."""
+    module = app / "site-packages/platformdirs/__init__.py"
+    module.write_text("1 / 0".ljust(module.stat().st_size))
+    command = [home.env["EKS_TOKEN_PYTHON"], "-I", "-S", home.executable] if by_python else [home.executable]
+    done = home.run("identities", command=command)
+    assert done.returncode == 1 and "unexpected ZeroDivisionError" in done.stderr
+    assert home.run("identities", command=command).returncode == 0
+
+
 def test_a_mistake_is_one_line_and_makes_the_next_start_unpack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
