@@ -5558,7 +5558,6 @@ COMPLETION_ANSWERS = 200  # cached answers that are looked at for names of clust
 
 # What the values of a field of a grammar, or of an argument of a command, are.
 COMPLETED = {
-    "ca_bundle": FILES,
     "cluster_id": "clusters",
     "cluster_name": "clusters",
     "context": "contexts",
@@ -5570,32 +5569,17 @@ COMPLETED = {
     "sso_region": "regions",
 }
 COMPLETED_NAMES = ("login", "logout", "whoami")  # whose argument `name` is an identity
+
 FIELD_HELP = {
-    "alias": "the context's name, else the cluster's ARN",
-    "assume_role_arn": "a role that describes the cluster",
-    "ca_bundle": "certificates for the calls to AWS",
     "cluster_id": "the cluster's id",
     "cluster_name": "the EKS cluster",
-    "connect_timeout": "of calls to AWS, in seconds",
     "debug": "say on stderr what is done",
-    "dry_run": "show what would be in the kubeconfig, and write nothing",
-    "endpoint_url": "of the EKS API",
     "external_id": "what the role's trust policy asks for",
-    "forward_session_name": "name the role session as the caller's is",
     "identity": "a stored identity or an AWS profile",
-    "kubeconfig": "the file, instead of KUBECONFIG's",
-    "no_verify_ssl": "do not check the certificates of AWS",
-    "output": "json or text",
-    "proxy_url": "between kubectl and the cluster",
-    "query": "what to print, in JMESPath",
-    "read_timeout": "of calls to AWS, in seconds",
-    "refresh": "mint a new token even if one is cached",
+    "refresh": "sign a new token even if one is cached",
     "region": "the cluster's AWS region",
-    "role_arn": "a role to assume on top",
+    "role_arn": "also assume this role",
     "session_name": "of the role's session",
-    "token_only": "print the bare token",
-    "user_alias": "the user's name",
-    "verbose": "show the entry that was written",
 }
 
 
@@ -5639,7 +5623,7 @@ def candidates(words: Sequence[str], setting: Invocation) -> list[Candidate]:
     *before, current = words
     if not before and not current.startswith("-"):
         return [Candidate(name, command.summary) for name, command in COMMANDS.items()]
-    options, arguments, next_words = slots(before)
+    options, arguments = slots(before)
     if before[-1:] == ["--"]:
         return []
     pending, used, given = walk(before, options)
@@ -5650,8 +5634,6 @@ def candidates(words: Sequence[str], setting: Invocation) -> list[Candidate]:
         option = next((slot for slot in options if current.partition("=")[0] in slot.names), None)
         return values(option, setting) if option and option.takes else []
     if not current.startswith("-"):
-        if next_words:
-            return [Candidate(word) for word in next_words]
         if len(given) < len(arguments):
             found = values(arguments[len(given)], setting)
         elif arguments and arguments[-1].many:
@@ -5683,20 +5665,14 @@ def walk(words: Sequence[str], options: Sequence[Slot]) -> tuple[Slot | None, se
     return pending, used, given
 
 
-def slots(before: Sequence[str]) -> tuple[list[Slot], list[Slot], list[str]]:
-    """The options and arguments of the command that the words begin with, and the words that may go on from there."""
+def slots(before: Sequence[str]) -> tuple[list[Slot], list[Slot]]:
+    """The options and arguments of the command that the words begin with, or of a token in our own grammar."""
     if before and before[0] in COMMANDS:
         options, arguments = command_slots(before[0])
-        return options, [Slot((), "", "any"), *arguments], []  # the command's own name is the first
-    fitting = []
-    for grammar in (*GRAMMARS, UPDATE_KUBECONFIG, UPDATE_KUBECONFIG._replace(words=("aws", *UPDATE_KUBECONFIG.words))):
-        options = grammar_slots(grammar)
-        _, _, given = walk(before, options)
-        if tuple(given) == grammar.words[: len(given)]:
-            if len(given) == len(grammar.words):
-                return options, [], []
-            fitting.append((grammar.words[len(given)], bool(given)))
-    return [], [], sorted({word for word, begun in fitting if begun})
+        return options, [Slot((), "", "any"), *arguments]  # the command's own name is the first
+    options = token_slots()
+    _, _, given = walk(before, options)
+    return ([], []) if given else (options, [])  # other programs' words are for kubeconfigs, not for a person to type
 
 
 def command_slots(name: str) -> tuple[list[Slot], list[Slot]]:
@@ -5715,17 +5691,16 @@ def command_slots(name: str) -> tuple[list[Slot], list[Slot]]:
     return options, arguments
 
 
-def grammar_slots(grammar: Grammar) -> list[Slot]:
+def token_slots() -> list[Slot]:
+    """The options of a token. One without help is taken, and not offered."""
     found: dict[str, Slot] = {}
-    for names, takes in ((grammar.values, "any"), (grammar.flags, "")):
+    for names, takes in ((BARE.values, "any"), (BARE.flags, "")):
         for name, field in names.items():
-            if not field or field == "profile":  # taken, and not offered
+            if field not in FIELD_HELP:
                 found[name] = Slot((name,), "", takes)
                 continue
-            kind = COMPLETED.get(field, takes) if takes else ""
-            choices = ("json", "text") if field == "output" else ()
-            known = found.get(field)
-            found[field] = Slot((*(known.names if known else ()), name), FIELD_HELP[field], kind, choices)
+            known = found[field].names if field in found else ()
+            found[field] = Slot((*known, name), FIELD_HELP[field], COMPLETED.get(field, takes) if takes else "")
     return list(found.values())
 
 

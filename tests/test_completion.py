@@ -115,20 +115,17 @@ OFFERED: dict[str, Callable[[Sandbox, str], list[str]]] = {
         pytest.param("logout ", ["dev"], [], id="identities to forget"),
         pytest.param("--identity ", ["dev", "default"], [], id="identities by option"),
         pytest.param("-i ", ["dev", "work"], [], id="identities by a short option"),
-        pytest.param("eks get-token --profile ", ["dev", "work"], [], id="identities in the AWS CLI's words"),
         pytest.param("--cluster-name ", ["alpha", "beta", "orders"], ["dev"], id="clusters"),
         pytest.param("kubeconfig --cluster-name ", ["alpha"], [], id="clusters of a command"),
-        pytest.param("token -i ", ["alpha", "beta"], ["dev"], id="clusters in the authenticator's words"),
-        pytest.param("eks update-kubeconfig --name ", ["alpha"], [], id="clusters to write"),
         pytest.param("adopt --context ", ["ours"], ["dev"], id="contexts"),
         pytest.param("--region ", ["us-east-2", "eu-west-1", "cn-north-1"], ["aws-global"], id="regions"),
-        pytest.param("eks ", ["get-token", "update-kubeconfig"], ["token"], id="words of other programs"),
+        pytest.param("eks ", [], ["get-token", "--cluster-name"], id="no words of other programs"),
         pytest.param("doctor -o ", ["text", "json"], [], id="choices"),
         pytest.param("completion ", SHELLS, [], id="shells"),
     ],
 )
 def test_what_may_come_next(shell: str, line: str, among: list[str], not_among: list[str], place: Sandbox) -> None:
-    if any(word in line for word in ("cluster", "name", "context", "token -i")):  # they come from the kubeconfig
+    if any(word in line for word in ("cluster", "name", "context")):  # they come from the kubeconfig
         _ = kubectls() or missing("kubectl")
     offered = OFFERED[shell](place, f"eks-token {line}")
     assert set(among) <= set(offered)
@@ -278,8 +275,7 @@ def test_an_unknown_shell(place: Sandbox) -> None:
 
 
 def test_every_option_that_is_offered_is_explained() -> None:
-    grammars = (*eks_token.GRAMMARS, eks_token.UPDATE_KUBECONFIG)
-    fields = {field for grammar in grammars for field in (*grammar.values.values(), *grammar.flags.values())}
+    fields = {*eks_token.BARE.values.values(), *eks_token.BARE.flags.values()}
     assert fields - {"", "profile"} == eks_token.FIELD_HELP.keys()
 
 
