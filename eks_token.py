@@ -1939,18 +1939,11 @@ def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
     return addresses
 
 
-_secret_service_backend: Callable[[Mapping[str, str], bool], KeyringBackend] | None = None
-
-
 def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBackend]:
-    """Our Secret Service backend class. It is made once, here, because the module does not import keyring at the top.
+    """Our Secret Service backend class. It is made here because the module does not import keyring at the top.
 
     It reads and writes the same items as keyring's own backend (keyring.backends.SecretService).
     """
-    global _secret_service_backend
-    if _secret_service_backend is not None:
-        return _secret_service_backend
-
     from keyring.backend import KeyringBackend, SchemeSelectable
     from keyring.errors import KeyringError, PasswordDeleteError
 
@@ -2011,8 +2004,7 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
 
             return self.secrets.perform(listed)
 
-    _secret_service_backend = SecretServiceKeyring
-    return _secret_service_backend
+    return SecretServiceKeyring
 
 
 # -- 4. identities ----------------------------------------------------------------------------------------------------
