@@ -32,6 +32,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from subprocess import CompletedProcess
     from typing import Any, NamedTuple, NoReturn, TypeVar
 
     from keyring.backend import KeyringBackend
@@ -193,7 +194,7 @@ def make_directories(path: str) -> None:
         os.makedirs(path, 0o700, exist_ok=True)
 
 
-def write_file(path: str, text: str, modified: int | None = None) -> None:
+def write_file(path: str, content: str | bytes, modified: int | None = None) -> None:
     """Write a private file in one step: complete and on disk, or not at all. `modified` is in nanoseconds."""
     beside = f"{path}.{os.getpid()}"
     try:
@@ -202,10 +203,10 @@ def write_file(path: str, text: str, modified: int | None = None) -> None:
         pass
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
-        with open(file, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with open(file, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
-            if text:
+            if content:
                 os.fsync(stream.fileno())
         if modified is not None:
             os.utime(beside, ns=(modified, modified))
@@ -218,29 +219,35 @@ def write_file(path: str, text: str, modified: int | None = None) -> None:
         raise
 
 
-DOCTOR_SECONDS = 60.0  # for a program that is asked something
+PROGRAM_SECONDS = 60.0  # for a program that is run
 
 
-def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, float]:
-    """What a program prints, and how long it took (seconds). It can ask nobody. Raises Problem."""
+def run_program(command: Sequence[str], environ: Mapping[str, str]) -> CompletedProcess[str]:
+    """Run a program, which can ask nobody, and read what it prints. Raises Problem if it does not start or end."""
     import subprocess
 
-    began = time.perf_counter()
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            close_fds=False,  # one may be a kubeconfig: KUBECONFIG=<(…)
             encoding="utf-8",
             errors="replace",
             env=dict(environ),
-            timeout=DOCTOR_SECONDS,
+            timeout=PROGRAM_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise Problem(f"{command[0]} did not end within {DOCTOR_SECONDS:.0f} s") from error
+        raise Problem(f"{command[0]} did not end within {PROGRAM_SECONDS:.0f} s") from error
     except (OSError, ValueError) as error:
         raise Problem(f"{command[0]} cannot be started: {getattr(error, 'strerror', None) or error}") from error
+
+
+def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, float]:
+    """What a program prints, and how long it took (seconds). Raises Problem."""
+    began = time.perf_counter()
+    done = run_program(command, environ)
     took = time.perf_counter() - began
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -3614,6 +3621,9 @@ USABLE_STATUS = ("ACTIVE", "UPDATING")  # of a cluster, as `aws eks update-kubec
 KUBECTL_LOCK_SECONDS = 10
 EDIT_SECONDS = 60  # of other programs that change the file each time
 BACKUP = ".eks-token-backup-"
+VIEW = ("view", "--raw", "-o", "json")
+TYPES: dict[type, str] = {dict: "mapping", list: "list", str: "string"}
+FIX_KUBECONFIG = "mend {}, or name another file with --kubeconfig"
 
 # The commands whose exec entries are adopted, and the grammar that their arguments must be of.
 ADOPTED = {
@@ -3736,7 +3746,7 @@ def write_entries(setting: Invocation, wanted: Provision) -> int:
     def change(draft: Draft) -> None:
         for entry in entries:
             write_entry(draft, entry, wanted, exec_command(setting))
-        if wanted.set_current and entries and draft.view().get("current-context") != entries[-1].context:
+        if wanted.set_current and entries and draft.view().current != entries[-1].context:
             draft.config("use-context", "--", entries[-1].context)
 
     if wanted.dry_run:
@@ -3849,8 +3859,8 @@ def write_entry(draft: Draft, entry: Entry, wanted: Provision, command: Sequence
         cluster += ["--proxy-url", wanted.proxy_url]
     draft.config("set-cluster", *cluster, "--", entry.cluster)
     arguments = [listed("--exec-arg", argument) for argument in (*command[1:], *entry.arguments)]
-    users = named(draft.view(), "users")
-    if not (users.get(entry.user, {}).get("user", {}).get("exec") or {}).get("installHint"):
+    user = draft.view().users.get(entry.user)
+    if not user or not user.rest.get("installHint"):
         write_install_hint(draft, entry.user)
     draft.config(
         "set-credentials",
@@ -3878,7 +3888,7 @@ def write_install_hint(draft: Draft, user: str) -> None:
     for path in draft.paths:
         written = draft.read(path)
         if written and mark.encode() in written:
-            draft.write(path, line.sub(rb"\g<0>\1installHint: " + INSTALL_HINT.encode() + b"\n", written))
+            draft.file(draft.copy(path), line.sub(rb"\g<0>\1installHint: " + INSTALL_HINT.encode() + b"\n", written))
 
 
 def listed(option: str, value: str) -> str:
@@ -3895,13 +3905,12 @@ def exec_command(setting: Invocation) -> list[str]:
     return [PROGRAM]
 
 
-def our_arguments(entry: Mapping[str, Any]) -> list[str] | None:
+def our_arguments(user: KubeUser) -> Sequence[str] | None:
     """The arguments that an exec entry gives to this program; None if it starts another."""
-    arguments = list(entry.get("args") or [])
-    if program_name(entry.get("command") or "") == PROGRAM:
-        return arguments
-    if arguments[:2] == ["-I", "-S"] and len(arguments) > 2 and program_name(arguments[2]) == PROGRAM:
-        return arguments[3:]
+    if user.plugin() == PROGRAM:
+        return user.arguments
+    if user.arguments[:2] == ("-I", "-S") and len(user.arguments) > 2 and program_name(user.arguments[2]) == PROGRAM:
+        return user.arguments[3:]
     return None
 
 
@@ -3911,43 +3920,105 @@ def program_name(command: str) -> str:
 
 
 def find_kubectl(setting: Invocation) -> str:
-    return on_path("kubectl", setting) or no_kubectl()
+    if path := on_path("kubectl", setting):
+        return path
+    hint = "install it: https://kubernetes.io/docs/tasks/tools/"
+    raise Problem("kubectl is not on PATH, and kubeconfig files are written by it", hint)
 
 
-def no_kubectl() -> NoReturn:
-    raise Problem(
-        "kubectl is not on PATH, and kubeconfig files are written by it",
-        "install it: https://kubernetes.io/docs/tasks/tools/",
-    )
-
-
-def kubeconfig_paths(setting: Invocation, named: str) -> list[str]:
-    """The files that kubectl would read: the named one, else KUBECONFIG's, else ~/.kube/config."""
+def kubeconfig_paths(setting: Invocation, named: str, other: str = "") -> list[str]:
+    """The files that kubectl would read: the named one, else KUBECONFIG's, else ~/.kube/config; unless one is named,
+    the other one as well, if it exists."""
     listed = [named] if named else setting.environ.get("KUBECONFIG", "").split(os.pathsep)
     paths = list(dict.fromkeys(os.path.abspath(path) for path in listed if path.strip()))
     home = setting.environ.get("USERPROFILE" if setting.platform == "win32" else "HOME", "")
     if not paths and not home:
         raise Problem("HOME is not set, nor KUBECONFIG: there is no kubeconfig", "name one with --kubeconfig")
-    return paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
+    paths = paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
+    known = {os.path.realpath(path) for path in paths}
+    is_new = os.path.isabs(other) and os.path.exists(other) and os.path.realpath(other) not in known
+    return [*paths, other] if is_new and not named else paths
+
+
+class KubeUser(NamedTuple):
+    """A kubeconfig's user: the program that kubectl runs for a token, "" and empty for one without an exec entry."""
+
+    command: str
+    arguments: tuple[str, ...]
+    variables: Mapping[str, str]
+    api_version: str
+    rest: Mapping[str, object]  # of the exec entry: installHint, interactiveMode, provideClusterInfo
+    others: tuple[str, ...]  # the keys of its other ways to authenticate
+
+    def plugin(self) -> str:
+        return program_name(self.command)
+
+
+class KubeContext(NamedTuple):
+    """The names of a context's cluster and user."""
+
+    cluster: str
+    user: str
+
+
+class Kubeconfig(NamedTuple):
+    """What matters here of a kubeconfig, by name. Secrets do not, but those in an exec entry's variables."""
+
+    users: Mapping[str, KubeUser]
+    contexts: Mapping[str, KubeContext]
+    clusters: frozenset[str]
+    current: str  # the context's name
+
+
+def parse_kubeconfig(text: str, path: str) -> Kubeconfig:
+    """A kubeconfig, from the JSON that kubectl prints of it. Raises Problem for what is not one."""
+    import json
+
+    def take(within: Mapping[str, object], key: str, kind: type[T]) -> T:
+        value = kind() if within.get(key) is None else within[key]  # null is empty, as for kubectl
+        if not isinstance(value, kind):
+            raise ValueError(f"{key} is not a {TYPES[kind]}")
+        return value
+
+    def items(within: Mapping[str, object], key: str, kind: type[T]) -> list[T]:
+        return [take({f"an item of {key}": item}, f"an item of {key}", kind) for item in take(within, key, list)]
+
+    def named(kind: str) -> dict[str, dict[str, object]]:
+        found = {take(item, "name", str): take(item, kind, dict) for item in items(config, f"{kind}s", dict)}
+        if "" in found:
+            raise ValueError(f"a {kind} has no name")
+        return found
+
+    def user(given: Mapping[str, object]) -> KubeUser:
+        entry = take(given, "exec", dict)
+        return KubeUser(
+            take(entry, "command", str),
+            tuple(items(entry, "args", str)),
+            {take(pair, "name", str): take(pair, "value", str) for pair in items(entry, "env", dict)},
+            take(entry, "apiVersion", str),
+            {key: value for key, value in entry.items() if key not in ("command", "args", "env", "apiVersion")},
+            tuple(sorted(given.keys() - {"exec"})),
+        )
+
+    try:
+        config = take({"the whole": json.loads(text)}, "the whole", dict)
+        users = {name: user(given) for name, given in named("user").items()}
+        contexts = {
+            name: KubeContext(take(given, "cluster", str), take(given, "user", str))
+            for name, given in named("context").items()
+        }
+        return Kubeconfig(users, contexts, frozenset(named("cluster")), take(config, "current-context", str))
+    except ValueError as error:
+        raise Problem(f"{path} is not a kubeconfig: {error}", FIX_KUBECONFIG.format(path)) from None
 
 
 def kubectl_config(setting: Invocation, paths: Sequence[str], *arguments: str, copies: Sequence[str] = ()) -> str:
     """What `kubectl config` prints when it is run on these files, or on their copies. Raises Problem."""
-    import subprocess
-
     files, (verb, *more) = copies or paths, arguments
-    if len(files) == 1:  # KUBECONFIG would take a colon in its name for the end of it
+    if len(files) == 1:  # KUBECONFIG would be split at a colon in its name
         more = [f"--kubeconfig={files[0]}", *more]
-    done = subprocess.run(
-        [find_kubectl(setting), "config", verb, *more],
-        env={**setting.environ, "KUBECONFIG": os.pathsep.join(files)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        close_fds=False,  # a file may be a pipe of the shell's: KUBECONFIG=<(…)
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
+    environ = {**setting.environ, "KUBECONFIG": os.pathsep.join(files)}
+    done = run_program([find_kubectl(setting), "config", verb, *more], environ)
     if done.returncode:
         raise kubectl_problem(done.stderr, dict(zip(files, paths, strict=True)))
     return done.stdout
@@ -3958,15 +4029,12 @@ def kubectl_problem(stderr: str, files: Mapping[str, str]) -> Problem:
     errors quote a token, one ("duplicate name") even all users."""
     import re
 
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    begin = next((index for index, line in enumerate(lines) if line.startswith("error: ")), 0)
-    text = " ".join(" ".join(lines[begin:]).split()).removeprefix("error: ")
-    hint = ""
+    text, hint = " ".join(re.sub(r"\A(.*\n)??error: ", "", stderr, flags=re.DOTALL).split()), ""
     for file, path in files.items():
         if file in text:
             where, named, reason = text.replace(file, path).partition(f'"{path}": ')
-            text = where + named + re.split(r"""["'`{|]""", reason)[0].strip()
-            hint = f"mend {path}, or name another file with --kubeconfig"
+            text = where + named + re.split(r"""["`{|]|(?<!\w)'""", reason)[0].strip()
+            hint = FIX_KUBECONFIG.format(path)
     return Problem(f"kubectl: {text[:400] or 'it failed and did not say why'}", hint)
 
 
@@ -3989,13 +4057,13 @@ class Draft:
 
         self._before = {path: read_kubeconfig(path) for path in self.paths}
         if not self._secrets:
-            shown = {path: kubectl_config(self._setting, [path], "view").encode() for path in self.paths}
-            self._before = {path: content and shown[path] for path, content in self._before.items()}
+            for path in [path for path, content in self._before.items() if content]:
+                self._before[path] = kubectl_config(self._setting, [path], "view").encode()
         try:
             self._directory = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
             for path, content in self._before.items():
                 if content is not None:
-                    self.write(path, content)
+                    self.file(self.copy(path), content)
         except OSError as error:
             self.__exit__()
             raise Problem(f"there is no room for a copy of the kubeconfig: {error.strerror}") from error
@@ -4010,33 +4078,24 @@ class Draft:
         return os.path.join(self._directory, f"config-{self.paths.index(path)}")
 
     def file(self, name: str, content: bytes) -> str:
-        """A file for kubectl to read, beside the copies."""
+        """Write a copy, or another file for kubectl to read, and return its path."""
         path = os.path.join(self._directory, name)
         with open(path, "wb") as file:
             file.write(content)
         return path
 
-    def write(self, path: str, content: bytes) -> None:
-        self.file(os.path.basename(self.copy(path)), content)
-
     def read(self, path: str) -> bytes | None:
         """What would be in this file; None if there would be none."""
-        try:
-            with open(self.copy(path), "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
+        return read_kubeconfig(self.copy(path))
 
     def config(self, *arguments: str, only: str = "") -> str:
         """What `kubectl config` prints when it is run on the copies, or on one of them."""
         paths = [only] if only else self.paths
         return kubectl_config(self._setting, paths, *arguments, copies=[self.copy(path) for path in paths])
 
-    def view(self, only: str = "") -> dict[str, Any]:
-        """The copies, merged, or one of them, as JSON. Its secrets are in it."""
-        import json
-
-        return dict(json.loads(self.config(*VIEW, only=only)))
+    def view(self, only: str = "") -> Kubeconfig:
+        """The copies, merged, or one of them."""
+        return parse_kubeconfig(self.config(*VIEW, only=only), only or ", ".join(self.paths))
 
     def shown(self, raw: bool) -> str:
         """For people: each file that would change, whole; or all of them merged and without secrets."""
@@ -4155,97 +4214,63 @@ class KubectlLock:
             pass
 
 
-VIEW = ("view", "--raw", "-o", "json")
-
-
-def view_files(setting: Invocation, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+def view_files(setting: Invocation, paths: Sequence[str]) -> dict[str, Kubeconfig]:
     """What kubectl reads in each of these files, which are not copied; an absent one is empty. Raises Problem."""
-    import json
-
-    return {path: dict(json.loads(kubectl_config(setting, [path], *VIEW))) for path in paths}
-
-
-def named(config: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
-    """The clusters, contexts or users of a kubeconfig by name."""
-    return {item["name"]: item for item in config.get(kind) or ()}
+    return {path: parse_kubeconfig(kubectl_config(setting, [path], *VIEW), path) for path in paths}
 
 
 # logout
 
 
-def remove_entries(setting: Invocation, names: Iterable[str]) -> None:
+def remove_entries(setting: Invocation, names: Sequence[str]) -> None:
     """Take away the users that are one of these identities, and the contexts and clusters that only they used.
 
     What hinders is a warning: the identity is forgotten all the same.
     """
-    wanted = set(names)
-    gone: list[str] = []
-
-    def change(draft: Draft) -> None:
-        gone[:] = remove_from(draft, wanted)
-
     try:
         paths = kubeconfig_paths(setting, "")
         if not any(PROGRAM.encode() in (read_kubeconfig(path) or b"") for path in paths):
             return
-        if users_of(view_files(setting, paths), wanted):
-            edit(setting, paths, change)
+        if users := users_of(view_files(setting, paths), names):
+            edit(setting, paths, lambda draft: remove_from(draft, names))
+        for user in sorted(users):
+            say(f"removed the kubeconfig's user {user}")
     except Problem as problem:
         warn(f"the identity's kubeconfig entries are left: {problem.message}")
-    for user in gone:
-        say(f"removed the kubeconfig's user {user}")
 
 
-def remove_from(draft: Draft, names: set[str]) -> list[str]:
-    """Have kubectl delete the identities' entries from each file; returns the users that are gone."""
+def remove_from(draft: Draft, names: Sequence[str]) -> None:
+    """Have kubectl delete the identities' entries from each file."""
     files = {path: draft.view(path) for path in draft.paths}
     users = users_of(files, names)
-    contexts = [
-        (path, name, item.get("context") or {})
-        for path, config in files.items()
-        for name, item in named(config, "contexts").items()
-    ]
-    going = [(path, name, about) for path, name, about in contexts if about.get("user") in users]
-    kept = {about.get("cluster", "") for _, _, about in contexts if about.get("user") not in users}
-    clusters = {about.get("cluster", "") for _, _, about in going} - kept
+    contexts = [context for config in files.values() for context in config.contexts.values()]
+    kept = {context.cluster for context in contexts if context.user not in users}
+    clusters = {context.cluster for context in contexts if context.user in users} - kept
     for path, config in files.items():
-        for user in users & named(config, "users").keys():
+        for user in users & config.users.keys():
             draft.config("delete-user", "--", user, only=path)
-        for name in [name for where, name, _ in going if where == path]:
-            if config.get("current-context") == name:
+        for name in [name for name, context in config.contexts.items() if context.user in users]:
+            if config.current == name:
                 draft.config("unset", "current-context", only=path)
             draft.config("delete-context", "--", name, only=path)
-        for cluster in clusters & named(config, "clusters").keys():
+        for cluster in clusters & config.clusters:
             draft.config("delete-cluster", "--", cluster, only=path)
-    return sorted(users)
 
 
-def users_of(files: Mapping[str, dict[str, Any]], names: set[str]) -> set[str]:
+def users_of(files: Mapping[str, Kubeconfig], names: Sequence[str]) -> set[str]:
     """The users of these kubeconfigs that are one of these identities."""
-    return {
-        user
-        for config in files.values()
-        for user, item in named(config, "users").items()
-        if entry_identity(item.get("user") or {}) in names
-    }
+    return {name for config in files.values() for name, user in config.users.items() if entry_identity(user) in names}
 
 
-def entry_identity(user: Mapping[str, Any]) -> str:
+def entry_identity(user: KubeUser) -> str:
     """The identity that a user's exec entry names, by argument or in its own environment; "" if it does not."""
-    entry = user.get("exec") or {}
-    arguments = our_arguments(entry)
-    if arguments is None:
+    if (arguments := our_arguments(user)) is None:
         return ""
-    variables = entry_variables(entry)
     try:
-        request = parse_request(arguments, variables, "v1beta1")
-        return choose_identity(request, variables, Stored("", {})).profile
+        request = parse_request(arguments, user.variables, "v1beta1")
+        return choose_identity(request, user.variables, Stored("", {})).profile
     except Problem:
         return ""
-
-
-def entry_variables(entry: Mapping[str, Any]) -> dict[str, str]:
-    return {each.get("name", ""): each.get("value", "") for each in entry.get("env") or ()}
 
 
 # A backup's name ends in a number and in the hash of what the file became: so --undo can tell whether somebody has
@@ -4263,7 +4288,8 @@ def backups(path: str) -> list[tuple[int, str, str]]:
     for name in names:
         number, _, became = name.removeprefix(base + BACKUP).partition("-")
         backup = os.path.join(directory, name)
-        if name.startswith(base + BACKUP) and number.isdecimal() and os.path.getsize(backup):
+        # A kill leaves what is not yet whole under another name: `adopt --undo` trusts what has this one.
+        if name.startswith(base + BACKUP) and number.isdecimal() and became.isalnum() and os.path.getsize(backup):
             found.append((int(number), became, backup))
     return sorted(found)
 
@@ -4278,19 +4304,8 @@ def keep_backup(path: str, old: bytes, new: bytes) -> str:
     """Write the old content beside the file, under a name of its own, which is returned."""
     number = max((number for number, _, _ in backups(path)), default=0) + 1
     backup = f"{os.path.realpath(path)}{BACKUP}{number}-{content_hash(new)}"
-    # Under its name only when all of it is there: `adopt --undo` trusts what has the name.
-    beside = f"{os.path.realpath(path)}.eks-token-new-{os.urandom(4).hex()}"
     try:
-        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-        try:
-            try:
-                overwrite(file, old)
-            finally:
-                os.close(file)
-            os.replace(beside, backup)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        write_file(backup, old)
     except OSError as error:
         raise Problem(f"{backup} cannot be written: {error.strerror}; nothing was changed") from error
     return backup
@@ -4300,36 +4315,25 @@ class ExecUser(NamedTuple):
     """A kubeconfig's user that has an exec entry, and the contexts that use it."""
 
     path: str  # of the kubeconfig
-    entry: Mapping[str, Any]
+    entry: KubeUser
     contexts: tuple[str, ...]
 
-    def plugin(self) -> str:
-        return program_name(self.entry.get("command") or "")
 
-
-def kubeconfigs(setting: Invocation) -> dict[str, dict[str, Any]]:
+def kubeconfigs(setting: Invocation) -> dict[str, Kubeconfig]:
     """The kubeconfig files as kubectl reads them, Atmos's own too, by path. Raises Problem."""
-    paths = kubeconfig_paths(setting, "")
     atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
-    if os.path.isabs(atmos) and os.path.exists(atmos) and atmos not in paths:
-        paths.append(atmos)
-    return view_files(setting, paths)
+    return view_files(setting, kubeconfig_paths(setting, "", atmos))
 
 
 def exec_users(setting: Invocation) -> list[ExecUser]:
     """The users with an exec entry that a context uses; of two files that have one, the first counts for kubectl."""
-    users: dict[str, ExecUser] = {}
-    contexts: dict[str, str] = {}
+    users: dict[str, tuple[str, KubeUser]] = {}
+    contexts: dict[str, KubeContext] = {}
     for path, config in kubeconfigs(setting).items():
-        for name, item in named(config, "users").items():
-            users.setdefault(name, ExecUser(path, (item.get("user") or {}).get("exec") or {}, ()))
-        for name, item in named(config, "contexts").items():
-            contexts.setdefault(name, (item.get("context") or {}).get("user", ""))
-    used = {
-        user: about._replace(contexts=tuple(context for context, of in contexts.items() if of == user))
-        for user, about in users.items()
-    }
-    return [about for about in used.values() if about.entry and about.contexts]
+        users |= {name: (path, user) for name, user in config.users.items() if name not in users}
+        contexts |= {name: context for name, context in config.contexts.items() if name not in contexts}
+    of = {name: tuple(each for each, context in contexts.items() if context.user == name) for name in users}
+    return [ExecUser(path, user, of[name]) for name, (path, user) in users.items() if user.command and of[name]]
 
 
 # -- 9. adopt ---------------------------------------------------------------------------------------------------------
@@ -4344,17 +4348,15 @@ class Found(NamedTuple):
 
     path: str
     user: str
-    entry: Mapping[str, Any]
+    entry: KubeUser
     refusal: str  # why it is left alone, or ""
 
 
 def adopt_command(setting: Invocation, options: Any) -> int:
     """Make other plugins' exec entries ours, with their arguments and variables as they are."""
-    paths = kubeconfig_paths(setting, options.kubeconfig)
     atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
-    is_atmos = {path for path in (*paths, atmos) if os.path.realpath(path) == os.path.realpath(atmos)}
-    if not options.kubeconfig and os.path.isabs(atmos) and os.path.exists(atmos) and not is_atmos & set(paths):
-        paths.append(atmos)
+    paths = kubeconfig_paths(setting, options.kubeconfig, atmos)
+    is_atmos = {path for path in paths if os.path.realpath(path) == os.path.realpath(atmos)}
     if options.undo:
         return undo(paths, options.dry_run)
     if not (options.all or options.context or setting.terminal):
@@ -4371,7 +4373,6 @@ def adopt_command(setting: Invocation, options: Any) -> int:
             f"Atmos writes {path} anew at each sign-in, and its own entries with it:"
             " set auto_provision: false in the spec of its aws/eks integrations"
         )
-    refused = bool(options.context) and any(one.refusal for one in found)
     if not chosen:
         say("there is nothing to adopt")
     elif options.dry_run:
@@ -4384,53 +4385,44 @@ def adopt_command(setting: Invocation, options: Any) -> int:
         )
     if chosen and setting.platform != "win32" and not on_path(PROGRAM, setting):
         warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
-    return 1 if refused else 0
+    return 1 if options.context and any(one.refusal for one in found) else 0
 
 
-def find_entries(files: Mapping[str, dict[str, Any]], setting: Invocation, contexts: Sequence[str]) -> list[Found]:
+def find_entries(files: Mapping[str, Kubeconfig], setting: Invocation, contexts: Sequence[str]) -> list[Found]:
     """Other plugins' entries in the files, of these contexts or of all. Raises Problem for a context not there."""
-    used: dict[str, set[str]] = {}
-    for config in files.values():
-        for name, item in named(config, "contexts").items():
-            used.setdefault(name, set()).add((item.get("context") or {}).get("user", ""))
+    used = [(name, context.user) for config in files.values() for name, context in config.contexts.items()]
     for name in contexts:
-        if name not in used:
-            close = nearest(name, used)
+        if name not in dict(used):
+            close = nearest(name, dict(used))
             raise Problem(f"no context is named {name!r}", f"did you mean {close}?" if close else "")
-    wanted = {user for name in contexts for user in used[name]}
+    wanted = {user for name, user in used if name in contexts}
     found = []
     for path, config in files.items():
-        for user, item in named(config, "users").items():
-            about = item.get("user") or {}
-            entry = about.get("exec")
-            if not entry or our_arguments(entry) is not None or (contexts and user not in wanted):
+        for user, entry in config.users.items():
+            if not entry.command or our_arguments(entry) is not None or (contexts and user not in wanted):
                 continue
-            words = [entry.get("command") or "", *(entry.get("args") or [])]
-            if contexts or any(program_name(word) in ADOPTED for word in words):
-                found.append(Found(path, user, entry, refusal(about, setting)))
+            if contexts or any(program_name(word) in ADOPTED for word in (entry.command, *entry.arguments)):
+                found.append(Found(path, user, entry, refusal(entry, setting)))
     return found
 
 
-def refusal(user: Mapping[str, Any], setting: Invocation) -> str:
+def refusal(entry: KubeUser, setting: Invocation) -> str:
     """Why a user's exec entry cannot be adopted, or ""."""
-    entry = user["exec"]
-    grammar = ADOPTED.get(program_name(entry.get("command") or ""))
-    version = str(entry.get("apiVersion") or "").removeprefix(CLIENT_AUTHENTICATION)
+    grammar = ADOPTED.get(entry.plugin())
+    version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
     if grammar is None:
-        return f"its command {entry.get('command')!r} is none of {', '.join(ADOPTED)}"
+        return f"its command {entry.command!r} is none of {', '.join(ADOPTED)}"
     if version not in API_VERSIONS:
-        return f"its apiVersion {entry.get('apiVersion')!r} is not known"
+        return f"its apiVersion {entry.api_version!r} is not known"
     # Another way to authenticate, of which we could not say which one is in force; and its certificate's path, if it is
     # a relative one, kubectl would take to be relative to the draft.
-    others = sorted(user.keys() - {"exec"})
-    if others:
-        return f"it has {', '.join(others)} as well"
-    arguments = list(entry.get("args") or [])
-    variables = {**setting.environ, **entry_variables(entry)}
+    if entry.others:
+        return f"it has {', '.join(entry.others)} as well"
+    variables = {**setting.environ, **entry.variables}
     try:
-        if take_apart(grammar, arguments).words[: len(grammar.words)] != grammar.words:
+        if take_apart(grammar, entry.arguments).words[: len(grammar.words)] != grammar.words:
             return f"its arguments are not those of {' '.join(grammar.words)!r}"
-        parse_request(arguments, {name: value for name, value in variables.items() if value}, version)
+        parse_request(entry.arguments, {name: value for name, value in variables.items() if value}, version)
     except Problem as problem:
         return f"its arguments are not understood: {problem.message}"
     return ""
@@ -4440,40 +4432,36 @@ def is_chosen(one: Found, setting: Invocation, options: Any) -> bool:
     """Show an entry before and after; where it was not chosen beforehand, a person decides."""
     say(f"{one.path}: user {one.user}")
     for sign, entry in (("-", one.entry), ("+", adopted(one.entry, exec_command(setting)))):
-        version = entry["apiVersion"].removeprefix(CLIENT_AUTHENTICATION)
-        say(f"  {sign} {' '.join([entry['command'], *(entry.get('args') or [])])}  ({version})")
+        version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
+        say(f"  {sign} {' '.join([entry.command, *entry.arguments])}  ({version})")
     if options.all or options.context or options.dry_run:
         return True
     return ask("  adopt it? [y/N] ").lower() in ("y", "yes")
 
 
-def adopted(entry: Mapping[str, Any], ours: Sequence[str]) -> dict[str, Any]:
+def adopted(entry: KubeUser, ours: Sequence[str]) -> KubeUser:
     command, *arguments = ours
-    version = entry["apiVersion"].replace("v1alpha1", "v1beta1")  # the two are alike, and kubectl 1.24 dropped v1alpha1
-    return {**entry, "command": command, "args": [*arguments, *(entry.get("args") or [])], "apiVersion": version}
+    version = entry.api_version.replace("v1alpha1", "v1beta1")  # the two are alike, and kubectl 1.24 dropped v1alpha1
+    return entry._replace(command=command, arguments=(*arguments, *entry.arguments), api_version=version)
 
 
 def swap_in(draft: Draft, chosen: Sequence[Found], ours: Sequence[str]) -> None:
     """Have kubectl write the adopted entries; what was changed since it was shown is an error."""
     for one in chosen:
-        if exec_entry(draft, one) != one.entry:
+        if draft.view(one.path).users.get(one.user) != one.entry:
             raise Problem(f"{one.path}: the user {one.user} was changed meanwhile", "try again")
         new = adopted(one.entry, ours)
         draft.config(
             "set-credentials",
-            f"--exec-command={new['command']}",
-            f"--exec-api-version={new['apiVersion']}",
-            *[listed("--exec-arg", word) for word in new["args"]],  # with a command they are lost if not said again
+            f"--exec-command={new.command}",
+            f"--exec-api-version={new.api_version}",
+            *[listed("--exec-arg", word) for word in new.arguments],  # with a command they are lost if not said again
             "--",
             one.user,
             only=one.path,
         )
-        if exec_entry(draft, one) != new:
+        if draft.view(one.path).users.get(one.user) != new:
             raise Problem(f"kubectl does not write the user {one.user} as it should be; nothing was changed")
-
-
-def exec_entry(draft: Draft, one: Found) -> Any:
-    return named(draft.view(one.path), "users").get(one.user, {}).get("user", {}).get("exec")
 
 
 def undo(paths: Sequence[str], dry_run: bool) -> int:
@@ -5404,7 +5392,7 @@ def check_contexts(setting: Invocation) -> Iterable[Check]:
         yield Check("kubeconfig", "fail", problem.message, problem.hint)
         return
     ours = [user for user in users if our_arguments(user.entry) is not None]
-    others = [user for user in users if user.plugin() in ADOPTED]
+    others = [user for user in users if user.entry.plugin() in ADOPTED]
     if ours:
         yield Check("kubeconfig", "ok", f"contexts that use {PROGRAM}: {sum(len(user.contexts) for user in ours)}")
     else:
@@ -5425,21 +5413,21 @@ def try_entry(user: ExecUser, setting: Invocation) -> tuple[str, str, str]:
     import json
     import shutil
 
-    named_version, command = user.entry.get("apiVersion") or "", user.entry.get("command") or ""
+    named_version, command = user.entry.api_version, user.entry.command
     version = named_version.removeprefix(CLIENT_AUTHENTICATION)
     if version == "v1alpha1":
         hint = f"{CLIENT_AUTHENTICATION}v1beta1 is the same, and understood by all"
         return "fail", f"{named_version} is refused by kubectl 1.24 and later", hint
     known = [raw for raw, about in KUBECTL_EXEC_INFO.items() if about == (version, False)]
     info = known[0] if known else json.dumps({"kind": "ExecCredential", "apiVersion": named_version, "spec": {}})
-    environ = {**setting.environ, **entry_variables(user.entry), "KUBERNETES_EXEC_INFO": info}
+    environ = {**setting.environ, **user.entry.variables, "KUBERNETES_EXEC_INFO": info}
     if "/" in command:  # relative to the kubeconfig (kubernetes/client-go, tools/clientcmd/loader.go)
         command = os.path.normpath(os.path.join(os.path.dirname(user.path), command))
     executable = shutil.which(command, path=environ.get("PATH", ""))
     if executable is None:
         return "fail", f"kubectl finds no {command}", "put it on PATH, or its whole path into the kubeconfig"
     try:
-        output, took = ask_program([executable, *(user.entry.get("args") or [])], environ)
+        output, took = ask_program([executable, *user.entry.arguments], environ)
         expires = json.loads(output)["status"]["expirationTimestamp"]
     except Problem as problem:
         return "fail", problem.message, problem.hint
@@ -5452,7 +5440,7 @@ def about_other(user: ExecUser, context: str) -> tuple[str, str]:
     """What to say of a context on a slower plugin, and the way out."""
     import shlex
 
-    plugin = user.plugin()
+    plugin = user.entry.plugin()
     way_out = f"{PROGRAM} adopt --context {shlex.quote(context)}"
     kept = backups(user.path)
     if not kept or content_hash(read_kubeconfig(user.path) or b"") == kept[-1][1]:
@@ -5771,14 +5759,13 @@ def known_clusters(setting: Invocation) -> dict[str, str]:
             found[name] = ""
     try:
         configs = kubeconfigs(setting)
-    except (Problem, ValueError):
+    except Problem:
         return found
     for config in configs.values():
-        for user in named(config, "users").values():
-            exec_entry = (user.get("user") or {}).get("exec") or {}
-            if name := cluster_of(our_arguments(exec_entry) or exec_entry.get("args") or ()):
+        for user in config.users.values():
+            if name := cluster_of(our_arguments(user) or user.arguments):
                 found[name] = ""
-        for arn in named(config, "clusters"):
+        for arn in config.clusters:
             parts = arn.split(":", 5)
             if len(parts) == 6 and parts[2] == "eks" and parts[5].startswith("cluster/"):
                 found[parts[5].removeprefix("cluster/")] = f"in {parts[3]}"
@@ -5813,7 +5800,7 @@ def cached_requests(setting: Invocation) -> Iterable[list[str]]:
 
 
 def known_contexts(setting: Invocation) -> dict[str, str]:
-    return {context: f"uses {user.plugin()}" for user in exec_users(setting) for context in user.contexts}
+    return {context: f"uses {user.entry.plugin()}" for user in exec_users(setting) for context in user.contexts}
 
 
 def known_regions(setting: Invocation) -> dict[str, str]:

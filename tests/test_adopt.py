@@ -391,9 +391,10 @@ def test_undo_keeps_what_was_changed_between_two_adoptions(laptop: Sandbox, all_
     assert changed in [file.read_bytes() for file in all_forms.parent.iterdir() if file != all_forms]
 
 
-def test_an_empty_backup_is_none(laptop: Sandbox, all_forms: Path) -> None:
+def test_a_backup_that_a_kill_cut_short_is_none(laptop: Sandbox, all_forms: Path) -> None:
     first = all_forms.read_bytes()
     all_forms.with_name(f"{all_forms.name}.eks-token-backup-1-0123456789abcdef").write_bytes(b"")
+    all_forms.with_name(f"{all_forms.name}.eks-token-backup-1-0123456789abcdef.4711").write_bytes(b"kind: Co")
     adopt(laptop, "--all")
     adopt(laptop, "--undo")
     assert all_forms.read_bytes() == first

@@ -665,6 +665,87 @@ def test_what_kubectl_quotes_of_a_broken_file_is_not_shown(users: str, reason: s
         assert f'error loading config file "{path}": ' in shown and reason in shown and "a-token" not in shown
 
 
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        pytest.param([], "the whole is not a mapping", id="a list"),
+        pytest.param({"users": {"name": "a"}}, "users is not a list", id="users that are no list"),
+        pytest.param({"users": ["a-token"]}, "an item of users is not a mapping", id="a user that is no mapping"),
+        pytest.param({"users": [None]}, "a user has no name", id="a user that is null"),
+        pytest.param({"contexts": [{"context": {}}]}, "a context has no name", id="a context without a name"),
+        pytest.param({"clusters": [{"name": ["a"]}]}, "name is not a string", id="a name that is no string"),
+        pytest.param({"users": [{"name": "a", "user": "a-token"}]}, "user is not a mapping", id="no keys"),
+        pytest.param({"users": [{"name": "a", "user": {"exec": 1}}]}, "exec is not a mapping", id="another exec"),
+        pytest.param(
+            {"users": [{"name": "a", "user": {"exec": {"args": ["-i", 1]}}}]},
+            "an item of args is not a string",
+            id="an argument that is a number",
+        ),
+        pytest.param(
+            {"users": [{"name": "a", "user": {"exec": {"env": [{"name": "A", "value": 1}]}}}]},
+            "value is not a string",
+            id="a variable that is a number",
+        ),
+        pytest.param(
+            {"contexts": [{"name": "a", "context": {"user": {}}}]}, "user is not a string", id="a context of no user"
+        ),
+        pytest.param({"current-context": 1}, "current-context is not a string", id="a number is current"),
+    ],
+)
+def test_what_kubectl_should_not_print_is_one_clear_error(config: object, reason: str) -> None:
+    with pytest.raises(eks_token.Problem) as caught:
+        eks_token.parse_kubeconfig(json.dumps(config), "/a/config")
+    assert caught.value.message == f"/a/config is not a kubeconfig: {reason}"
+
+
+@pytest.mark.parametrize("text", ["", "{", "error"])
+def test_what_is_no_json_is_one_clear_error(text: str) -> None:
+    with pytest.raises(eks_token.Problem, match=r"^/a/config is not a kubeconfig: Expecting"):
+        eks_token.parse_kubeconfig(text, "/a/config")
+
+
+def test_null_is_empty_in_a_kubeconfig() -> None:
+    nothing = dict.fromkeys(("users", "contexts", "clusters", "current-context"))
+    assert eks_token.parse_kubeconfig(json.dumps(nothing), "") == ({}, {}, frozenset(), "")
+    entry = dict.fromkeys(("command", "args", "env", "apiVersion"))
+    users = [{"name": "a", "user": None}, {"name": "b", "user": {"exec": None}}, {"name": "c", "user": {"exec": entry}}]
+    given = {"users": users, "contexts": [{"name": "d", "context": None}], "clusters": [{"name": "e"}]}
+    nobody = eks_token.KubeUser("", (), {}, "", {}, ())
+    expected = (dict.fromkeys("abc", nobody), {"d": eks_token.KubeContext("", "")}, {"e"}, "")
+    assert eks_token.parse_kubeconfig(json.dumps(given), "") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("users:\n- user: {token: a-token}\n", id="a user without a name"),
+        pytest.param("users: [null]\n", id="a user that is null"),
+        pytest.param("contexts:\n- {name: null, context: {user: a}}\n", id="a context whose name is null"),
+        pytest.param("users: {name: a-token}\n", id="users that are no list"),
+        pytest.param("users: [{name: a, user: [a-token]}]\n", id="a user that is a list"),
+        pytest.param("- a-token\n", id="a list"),
+    ],
+)
+def test_a_damaged_kubeconfig_is_one_clear_error_for_what_only_reads(text: str, laptop: Sandbox) -> None:
+    path = laptop.write(".kube/config", text)
+    done = laptop.run("adopt", "--all", "--dry-run")
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("eks-token: error: ") and str(path) in error and "a-token" not in error
+    assert hint == f"hint: mend {path}, or name another file with --kubeconfig"
+    assert "fail  kubeconfig" in (said := laptop.run("doctor").stdout) and str(path) in said, said
+    done = laptop.run("completion", "fish", "", "adopt", "--context", "")
+    assert (done.returncode, done.stderr, "a-token" in done.stdout) == (0, "", False)
+
+
+def test_a_pipe_of_the_shells_and_a_name_with_a_colon_are_read(laptop: Sandbox) -> None:
+    path = laptop.write("a:b", OTHERS.replace("users:\n", "users:\n" + AWS_USER))
+    assert "user aws" in ran(laptop, "adopt", "--all", "--dry-run", "--kubeconfig", path).stderr
+    script = 'KUBECONFIG=<(cat "$1") "$2" adopt --all --dry-run'
+    done = ran(laptop, "-c", script, "bash", path, laptop.executable, command=["bash"])
+    assert "user aws" in done.stderr
+
+
 # --- kubectl ------------------------------------------------------------------------------------------------
 
 
@@ -812,8 +893,9 @@ def test_an_unknown_cluster_is_aws_own_words(laptop: Sandbox, moto: RecordingPro
 def test_on_windows_kubectl_starts_python() -> None:
     command = eks_token.exec_command(invocation(platform="win32", file="/tools/eks-token", build="x"))
     assert command == [sys.executable, "-I", "-S", "/tools/eks-token"]
-    entry = {"command": r"C:\Python\python.exe", "args": ["-I", "-S", r"C:\Tools\eks-token", *DEMO, "--identity=dev"]}
-    assert eks_token.our_arguments(entry) == [*DEMO, "--identity=dev"]
-    assert eks_token.entry_identity({"exec": entry}) == "dev"
+    arguments = ("-I", "-S", r"C:\Tools\eks-token", *DEMO, "--identity=dev")
+    user = eks_token.KubeUser(r"C:\Python\python.exe", arguments, {}, "", {}, ())
+    assert eks_token.our_arguments(user) == (*DEMO, "--identity=dev")
+    assert eks_token.entry_identity(user) == "dev"
     assert eks_token.exec_command(invocation(platform="linux", build="x")) == ["eks-token"]
     assert eks_token.exec_command(invocation(platform="win32")) == ["eks-token"]
