@@ -2793,7 +2793,7 @@ class Wallet:
         session_name = request.session_name or ROLE_SESSION_NAME
         if request.forward_session_name:
             with plain_errors(self.name):
-                answer = self.client("sts", source.get_frozen_credentials()).get_caller_identity()
+                answer = client(self._session, "sts", source.get_frozen_credentials()).get_caller_identity()
             session_name = answer["UserId"].partition(":")[2] or session_name
         details = {"RoleSessionName": session_name}
         if request.external_id:
@@ -2806,15 +2806,6 @@ class Wallet:
             cache=self.session_cache(choice.profile, choice.environment, on_top=True),
         )
         return DeferredRefreshableCredentials(method="assume-role", refresh_using=fetcher.fetch_credentials)
-
-    def client(self, service: str, keys: Any, region: str | None = None) -> Any:
-        return self._session.create_client(
-            service,
-            region_name=region,
-            aws_access_key_id=keys.access_key,
-            aws_secret_access_key=keys.secret_key,
-            aws_session_token=keys.token,
-        )
 
     def vault_lock(self) -> Any:
         """The lock for writing identities and vault, as a context; where there are no locks it goes on without."""
@@ -3256,7 +3247,7 @@ def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Map
             return f"mfa {serial}"
 
         def _get_credentials(self) -> Any:
-            sts = wallet.client("sts", long_term_keys(wallet, source))
+            sts = client(wallet._session, "sts", long_term_keys(wallet, source))
             duration = int(settings.get("duration_seconds", MFA_SECONDS))
             for attempt in (1, 2, 3):
                 code = wallet.ask_mfa_code(f"MFA code for {serial}: ")
@@ -3285,24 +3276,20 @@ def frozen(credentials: Any, name: str) -> Credentials:
     return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
 
 
-def whose_keys(keys: Credentials, setting: Invocation, region: str = "") -> str:
-    """The ARN that sts:GetCallerIdentity answers for these keys. Raises Problem."""
-    return str(caller_identity(keys, setting, region)["Arn"])
-
-
-def caller_identity(keys: Credentials, setting: Invocation, region: str) -> dict[str, Any]:
+def caller_identity(session: Any, keys: Credentials) -> dict[str, Any]:
+    """What sts:GetCallerIdentity answers for these keys, asked as the session's profile says. Raises Problem."""
     with plain_errors():
-        from botocore.session import Session
+        return dict(client(session, "sts", keys).get_caller_identity())
 
-        session = Session(session_vars={"profile": (None, None, None, None)})
-        sts = session.create_client(
-            "sts",
-            region_name=region or region_variable(setting.environ) or "us-east-1",
-            aws_access_key_id=keys.access_key,
-            aws_secret_access_key=keys.secret_key,
-            aws_session_token=keys.token,
-        )
-        return dict(sts.get_caller_identity())
+
+def client(session: Any, service: str, keys: Any, **more: Any) -> Any:
+    return session.create_client(
+        service,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        aws_session_token=keys.token,
+        **more,
+    )
 
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"  # RFC 8628, section 3.4
@@ -3779,13 +3766,7 @@ def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]
     choice = Choice(identity, named=bool(identity), environment=not identity)
     session = wallet.open_session(choice, request._replace(region=region))
     with plain_errors(wallet.name):
-        eks = session.create_client(
-            "eks",
-            endpoint_url=wanted.endpoint_url or None,
-            aws_access_key_id=credentials.access_key,
-            aws_secret_access_key=credentials.secret_key,
-            aws_session_token=credentials.token,
-        )
+        eks = client(session, "eks", credentials, endpoint_url=wanted.endpoint_url or None)
         if request.cluster:
             found = eks.describe_cluster(name=request.cluster)["cluster"]
             return [new_entry(found, identity, wanted)], False
@@ -4666,7 +4647,7 @@ def store_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> in
     """Keep keys in the vault, once AWS has said whose they are; with an MFA device, begin a session."""
     if options.mfa_serial and keys.token:
         raise usage("an MFA session is made of long-term keys, and these have a session token")
-    arn = "" if options.no_verify else whose_keys(keys, wallet.setting, options.region)
+    arn = "" if options.no_verify else whose_keys(options, name, wallet, keys)
     settings = {"mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
     settings[KEY_ENDING] = keys.access_key[-4:]
     settings[KEYS_END] = rfc3339(keys.expires) if keys.expires is not None else ""
@@ -4678,6 +4659,16 @@ def store_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> in
             show(arn)
     say(f"{name}: the keys are in the keyring")
     return 0
+
+
+def whose_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> str:
+    """The ARN that AWS knows keys by which are to be stored, asked as the profile says that they are of, if any."""
+    known = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    profiles = known.full_config["profiles"]
+    profile = next((each for each in (options.import_profile, name) if each in profiles), "")
+    region = options.region or region_variable(wallet.setting.environ) or ("" if profile else "us-east-1")
+    session = wallet.open_session(Choice(profile, named=False, environment=False), Request("", "", region, ""))
+    return str(caller_identity(session, keys)["Arn"])
 
 
 def import_profile(options: Any, name: str, wallet: Wallet) -> int:
@@ -4852,7 +4843,7 @@ def sign_in(options: Any, name: str, setting: Invocation, token: Any = None) -> 
         authorize_anew(wallet, session, place, options.no_browser)
         credentials = wallet.credentials(request)
     if not options.no_verify:
-        show(whose_keys(credentials, setting, request.region or wallet.region()))
+        show(str(caller_identity(session, credentials)["Arn"]))
     if credentials.expires is not None:
         say(f"{name}: signed in until {rfc3339(credentials.expires)}")
     return 0
@@ -5024,7 +5015,9 @@ def whoami_command(setting: Invocation, options: Any) -> int:
     wallet = Wallet(setting, open_cache(setting), interactive=True)
     request = Request(PROGRAM, "", options.region or region_variable(setting.environ), options.identity)
     credentials = wallet.credentials(request)
-    answer = caller_identity(credentials, setting, request.region or wallet.region())
+    # keys of the keyring alone need no session before
+    session = wallet._session or wallet.open_session(Choice(wallet.name, named=True, environment=False), request)
+    answer = caller_identity(session, credentials)
     about = {
         "identity": wallet.name,
         "arn": answer["Arn"],

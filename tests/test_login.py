@@ -1170,6 +1170,26 @@ def test_whoami_says_whose_credentials_they_are(flow: Flow, scene: Scene) -> Non
     assert ("Session ends:" in text) == bool(about["session_ends"])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(["whoami", "-i", "work"], id="whoami"),
+        pytest.param(["whoami", "-i", "stored"], id="whoami of stored keys"),
+        pytest.param(["login", "work"], id="login"),
+        pytest.param(["login", "dev", "--import-profile", "work"], id="keys that are imported"),
+    ],
+)
+def test_aws_is_asked_who_it_is_at_the_profiles_endpoint(line: list[str], scene: Scene) -> None:
+    alice = scene.alice("stored")
+    scene.edit(lambda identities: identities["stored"].update(endpoint_url=scene.moto.url))
+    scene.home.credentials(alice.profile("work"))
+    scene.home.config(f"[profile work]\nendpoint_url = {scene.moto.url}\n")
+    elsewhere = {"AWS_ENDPOINT_URL": None, "HTTPS_PROXY": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    done = scene.run(*line, env=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert alice.arn in done.stdout
+
+
 def test_whoami_of_an_unknown_name_is_one_line_with_the_nearest(scene: Scene) -> None:
     scene.alice("production")
     assert "did you mean production?" in scene.refused("whoami", "-i", "prodution")
