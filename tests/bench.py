@@ -405,7 +405,7 @@ def versions(bench: Bench, commands: Sequence[Command], load: float) -> str:
 def table(times: Mapping[str, Sequence[float]]) -> list[str]:
     lines = [f"{'':44}{'median':>10}{'middle half':>20}{'starts':>8}"]
     for name, taken in times.items():
-        low, middle, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else taken * 3
+        low, middle, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else [*taken] * 3
         spread = f"{low * 1000:.2f} - {high * 1000:.2f}"
         lines.append(f"{name:44}{middle * 1000:7.2f} ms{spread:>20}{len(taken):8}")
     return lines

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,7 @@ def test_a_session_comes_before_keys_and_after_its_end_they_do(scene: Scene) -> 
         pytest.param(lambda text: "go-keyring-encoded:" + text.encode().hex(), id="hex, as it was before"),
     ],
 )
-def test_keys_of_atmos_are_found_in_the_keyring(wrap, scene: Scene) -> None:  # type: ignore[no-untyped-def]
+def test_keys_of_atmos_are_found_in_the_keyring(wrap: Callable[[str], str], scene: Scene) -> None:
     put(scene, "dev", wrap(json.dumps({"type": "aws", "data": keys_of(scene, "alice", region="eu-west-1")})))
     before = scene.ring.items()
     assert scene.principal("dev") == f"arn:aws:iam::{ACCOUNT}:user/alice"

@@ -115,6 +115,7 @@ variables = st.fixed_dictionaries(
 environments = st.builds(lambda some, home: {**some, "HOME": home}, variables, st.sampled_from(["/", "/root", "/h/a"]))
 versions = st.sampled_from(["v1", "v1beta1", "v1alpha1"])
 asked = st.tuples(versions, arguments, environments)
+Asked = tuple[str, list[str], dict[str, str]]
 
 
 def meaning(version: str, argv: Sequence[str], environ: Mapping[str, str]) -> object:
@@ -131,7 +132,7 @@ def meaning(version: str, argv: Sequence[str], environ: Mapping[str, str]) -> ob
 
 @given(one=asked, other=asked)
 @settings(max_examples=500, deadline=None)
-def test_two_requests_share_a_line_only_if_they_mean_the_same(one: Any, other: Any) -> None:
+def test_two_requests_share_a_line_only_if_they_mean_the_same(one: Asked, other: Asked) -> None:
     first, second = (eks_token.request_key(*each, "linux") for each in (one, other))
     assert first and second
     assert (first.line == second.line) == (meaning(*one) == meaning(*other))
@@ -140,7 +141,7 @@ def test_two_requests_share_a_line_only_if_they_mean_the_same(one: Any, other: A
 
 @given(one=asked, cut=st.integers(0, 20), separator=st.sampled_from(["", "|", "/", "|/", "=", "%7C"]))
 @settings(max_examples=300, deadline=None)
-def test_words_cut_or_joined_at_another_place_are_another_request(one: Any, cut: int, separator: str) -> None:
+def test_words_cut_or_joined_at_another_place_are_another_request(one: Asked, cut: int, separator: str) -> None:
     version, argv, environ = one
     whole = separator.join(argv)
     other = [whole[:cut], whole[cut:]]
@@ -151,7 +152,7 @@ def test_words_cut_or_joined_at_another_place_are_another_request(one: Any, cut:
 
 @given(one=asked, platform=st.sampled_from(["linux", "darwin", "win32"]))
 @settings(max_examples=500, deadline=None)
-def test_an_answers_directory_lies_below_the_tokens_and_is_no_file_of_an_answer(one: Any, platform: str) -> None:
+def test_an_answers_directory_lies_below_the_tokens_and_is_no_file_of_an_answer(one: Asked, platform: str) -> None:
     key = eks_token.request_key(*one, platform)
     assert key
     components = key.directory.removesuffix("/").split("/")
@@ -468,7 +469,7 @@ def test_another_clock_in_the_file_system_keeps_the_answer_out(
 ) -> None:
     """The launcher's only clock is the time of a file just written."""
     real = time.time
-    monkeypatch.setattr(eks_token.time, "time", lambda: real() - 30)
+    monkeypatch.setattr(time, "time", lambda: real() - 30)
     keep(cache, key_of(*TOKEN))
     assert answers_in(cache) == []
     assert "clock" in debugged[-1]
@@ -786,7 +787,8 @@ def test_a_lock_on_a_file_that_was_deleted_is_not_taken_for_one(
 ) -> None:
     """The former holder deletes the file between this one's open and its lock."""
     path = tmp_path / "lock"
-    real, deleted = eks_token.lock_file, []
+    real = eks_token.lock_file
+    deleted: list[Path] = []
 
     def late(file: int) -> bool:
         if len(deleted) < 2:
@@ -1055,7 +1057,7 @@ def test_without_a_home_the_executable_prints_the_token_uncached(home: Sandbox, 
 def test_a_disk_that_is_full_costs_the_answer_and_not_the_token(home: Sandbox) -> None:
     """A limit of no bytes for any file: what was unpacked before is still run."""
     assert home.run(*TOKEN, env=KEYS).returncode == 0
-    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", home.executable]
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", str(home.executable)]
     other = ("--cluster-name", "other", "--region", "us-east-2")
     done = home.run(*other, env=KEYS, command=limited)
     assert (done.returncode, done.stderr) == (0, "")
@@ -1068,7 +1070,7 @@ def test_a_disk_that_is_full_costs_the_answer_and_not_the_token(home: Sandbox) -
 @posix
 @pytest.mark.parametrize("umask", ["000", "022", "777"])
 def test_everything_in_the_cache_is_the_users_alone(home: Sandbox, umask: str) -> None:
-    anyway = ["sh", "-c", f'umask {umask}; exec "$@"', "sh", home.executable]
+    anyway = ["sh", "-c", f'umask {umask}; exec "$@"', "sh", str(home.executable)]
     for argv in (TOKEN, (*TOKEN, "--refresh"), TOKEN):
         assert home.run(*argv, env=KEYS, command=anyway).returncode == 0
     # and the launcher's own file

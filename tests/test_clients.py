@@ -212,7 +212,7 @@ def test_each_helm_lists_releases(
     secrets = "/api/v1/namespaces/kube-system/secrets"
     listed: dict[str, Any] = {"kind": "SecretList", "apiVersion": "v1", "metadata": {}, "items": []}
     monkeypatch.setitem(DOCUMENTS, secrets, listed)
-    client = [helm, "list", "--kube-context", ARN, "--namespace", "kube-system"]
+    client: list[str | Path] = [helm, "list", "--kube-context", ARN, "--namespace", "kube-system"]
     for env in ({}, NO_PYTHON_AND_NO_BUS):
         done = cluster.lets_in(client, laptop, **env)
         assert done.stdout.startswith("NAME") and len(done.stdout.splitlines()) == 1
@@ -229,7 +229,7 @@ def test_the_python_client_lists_namespaces(laptop: Sandbox, cluster: Cluster) -
 
 
 def test_the_node_client_lists_namespaces(node_client: Path, laptop: Sandbox, cluster: Cluster) -> None:
-    client = ["node", "--input-type=module", "--eval", LIST_IN_NODE, node_client]
+    client = ["node", "--input-type=module", "--eval", LIST_IN_NODE, str(node_client)]
     for _ in range(2):
         done = cluster.lets_in(client, laptop)
         assert done.stdout == "default kube-system\n"

@@ -304,7 +304,7 @@ class World:
         alice, of_sso = f"arn:aws:iam::{ACCOUNT}:user/alice", sso.assign(ACCOUNT, "Admin")
         self.arns = {"sso": test_login.role_of(of_sso), "guest": f"arn:aws:iam::{ACCOUNT}:role/guest"}
         # moto itself need not know them: roles of another account are made at the proxy alone
-        for name, rules in {
+        roles: dict[str, dict[str, Any]] = {
             "admin": {"trusted": [alice, self.arns["guest"]]},
             "second": {"trusted": [f"arn:aws:iam::{OTHER_ACCOUNT}:role/admin"]},
             "third": {"trusted": [f"arn:aws:iam::{OTHER_ACCOUNT}:role/second"]},
@@ -312,9 +312,9 @@ class World:
             "mfa": {"trusted": [alice], "mfa": True},
             "other": {"trusted": [alice]},
             "deploy": {"trusted": [self.arns["sso"]]},
-        }.items():
-            arguments: dict[str, Any] = rules
-            self.arns[name] = moto.create_role(name, account=OTHER_ACCOUNT, **arguments)
+        }
+        for name, rules in roles.items():
+            self.arns[name] = moto.create_role(name, account=OTHER_ACCOUNT, **rules)
 
     def fill(self, text: str) -> str:
         """The text with its placeholders replaced; a FILE-hex is written, filled as well."""
@@ -332,7 +332,11 @@ class World:
             (r"(ENDPOINT)", lambda _: self.moto.url),
         ]
         for pattern, value in values:
-            text = re.sub(rf"(?<![\w_-]){pattern}", lambda found, value=value: value(found[1]), text)
+
+            def filled(found: re.Match[str], value: Callable[[str], str] = value) -> str:
+                return value(found[1])
+
+            text = re.sub(rf"(?<![\w_-]){pattern}", filled, text)
         return text
 
     def section(self, who: str) -> str:

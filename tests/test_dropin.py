@@ -227,7 +227,7 @@ class Scene:
     def principal(self, env: Mapping[str, str]) -> str:
         """As whom `kubectl get namespaces` is let in."""
         self.api_server.verdicts.clear()
-        arguments = ["--kubeconfig", self.kubeconfig, "get", "namespaces"]
+        arguments = ["--kubeconfig", str(self.kubeconfig), "get", "namespaces"]
         done = self.place.run(*arguments, command=[self._kubectl], env=env)
         assert done.returncode == 0, done.stderr
         assert "kube-system" in done.stdout
@@ -252,8 +252,8 @@ ADMIN = f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/EKSGetTokenAuth"
     ],
 )
 def test_what_aws_eks_update_kubeconfig_writes_works(options: list[str], expected: str, scene: Scene, aws: str) -> None:
-    arguments = ["eks", "update-kubeconfig", "--name", "demo", "--kubeconfig", scene.kubeconfig, "--region", REGION]
-    written = scene.place.run(*arguments, *options, command=[aws], env=scene.moto.environment)
+    arguments = ["--name", "demo", "--kubeconfig", str(scene.kubeconfig), "--region", REGION, *options]
+    written = scene.place.run("eks", "update-kubeconfig", *arguments, command=[aws], env=scene.moto.environment)
     assert written.returncode == 0, written.stderr
     of_aws = scene.kubeconfig.read_text()
     scene.kubeconfig.write_text(of_aws.replace("command: aws\n", f"command: {scene.place.executable}\n"))

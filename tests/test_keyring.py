@@ -13,8 +13,10 @@ import tempfile
 import threading
 import time
 import types
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, NoReturn, Protocol
 
 import keyring.backend
 import keyring.errors
@@ -37,9 +39,14 @@ def need_module(name: str) -> None:
 
 
 @contextmanager
-def running(command, password: str = "", **options):
+def running(
+    command: list[str], password: str = "", env: Mapping[str, str] | None = None, stdout: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[str]]:
     """A child process that is stopped, by its own handle, when the block ends."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, **options) as process:
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdin is not None
         try:
             process.stdin.write(password)
             process.stdin.close()
@@ -63,7 +70,8 @@ class Desktop:
     """A session bus of its own (nothing is activated on it), a home of its own, and perhaps a keyring daemon."""
 
     def __init__(self, root: Path, stack: ExitStack, listen: str = "") -> None:
-        self.root, self._stack, self._daemon, self._connection = root, stack, ExitStack(), None
+        self.root, self._stack, self._daemon = root, stack, ExitStack()
+        self._connection: Any = None  # jeepney has no types
         directories = {
             name: str(root / name.lower())
             for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
@@ -76,9 +84,9 @@ class Desktop:
             running(
                 [*need("dbus-daemon"), f"--config-file={config}", "--nofork", "--print-address=1"],
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
             )
         )
+        assert bus.stdout is not None
         self.address = bus.stdout.readline().strip()
         self.environ = {"PATH": os.environ["PATH"], "DBUS_SESSION_BUS_ADDRESS": self.address, **directories}
         stack.enter_context(self._daemon)
@@ -88,15 +96,7 @@ class Desktop:
         self._daemon.close()
         wait_for(lambda: not self.call_bus("NameHasOwner", "s", SECRETS), "the old keyring to go")
         command = [*need("gnome-keyring-daemon"), "--foreground", "--components=secrets"]
-        self._daemon.enter_context(
-            running(
-                [*command, "--unlock"] if password else command,
-                password,
-                env=self.environ,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        )
+        self._daemon.enter_context(running([*command, "--unlock"] if password else command, password, self.environ))
         wait_for(lambda: self.call_bus("NameHasOwner", "s", SECRETS), "GNOME Keyring")
         properties = "org.freedesktop.DBus.Properties"
         arguments = ("org.freedesktop.Secret.Service", "Collections")
@@ -111,7 +111,15 @@ class Desktop:
         done = subprocess.run(command, env=self.environ, input=stdin, capture_output=True, text=True, timeout=60)
         return done.stdout if done.returncode == 0 else ""
 
-    def call_bus(self, method: str, signature: str = "", *body, name="org.freedesktop.DBus", path=None, interface=None):
+    def call_bus(
+        self,
+        method: str,
+        signature: str = "",
+        *body: object,
+        name: str = "org.freedesktop.DBus",
+        path: str = "",
+        interface: str = "",
+    ) -> Any:
         """The first value of the reply to one D-Bus call.
 
         All calls share a connection: GNOME Keyring can abort on the first message of a new one.
@@ -128,7 +136,14 @@ class Desktop:
         values = unwrap_msg(self._connection.send_and_get_reply(message, timeout=10))
         return values[0] if values else None
 
-    def call(self, method: str, signature: str, *body, path="/org/freedesktop/secrets", interface="Service"):
+    def call(
+        self,
+        method: str,
+        signature: str,
+        *body: object,
+        path: str = "/org/freedesktop/secrets",
+        interface: str = "Service",
+    ) -> Any:
         interface = "org.freedesktop.Secret." + interface
         return self.call_bus(method, signature, *body, name=SECRETS, path=path, interface=interface)
 
@@ -143,21 +158,21 @@ class Desktop:
         """Without the schema, which GNOME Keyring adds to an item once it has written it to its file."""
         return {name: value for name, value in self.item_property(item, "Attributes").items() if name != "xdg:schema"}
 
-    def item_property(self, item: str, name: str):
+    def item_property(self, item: str, name: str) -> Any:
         properties = "org.freedesktop.DBus.Properties"
         arguments = ("org.freedesktop.Secret.Item", name)
         return self.call_bus("Get", "ss", *arguments, name=SECRETS, path=item, interface=properties)[1]
 
 
 @contextmanager
-def desktop_in_a_directory(listen: str = ""):
+def desktop_in_a_directory(listen: str = "") -> Iterator[Desktop]:
     # not tmp_path: the address of a Unix socket has at most 107 bytes
     with tempfile.TemporaryDirectory(prefix="ekt") as directory, ExitStack() as stack:
         yield Desktop(Path(directory), stack, listen)
 
 
 @pytest.fixture(scope="session")
-def shared_desktop():
+def shared_desktop() -> Iterator[Desktop]:
     need("gnome-keyring-daemon")
     with desktop_in_a_directory() as desktop:
         desktop.start_keyring()
@@ -165,7 +180,7 @@ def shared_desktop():
 
 
 @pytest.fixture
-def desktop(shared_desktop):
+def desktop(shared_desktop: Desktop) -> Iterator[Desktop]:
     """An unlocked GNOME Keyring with no item of ours in it."""
     yield shared_desktop
     for item in shared_desktop.items():
@@ -173,14 +188,14 @@ def desktop(shared_desktop):
 
 
 @pytest.fixture
-def own_desktop():
+def own_desktop() -> Iterator[Desktop]:
     """A desktop for one test alone, which may lock, restart or never start its keyring."""
     with desktop_in_a_directory() as desktop:
         yield desktop
 
 
 @pytest.fixture(autouse=True)
-def configuration(tmp_path, monkeypatch):
+def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """keyring reads its own configuration from os.environ: none of this machine's, a directory for the test's."""
     for name in [*os.environ]:
         if name.startswith(("PYTHON_KEYRING_", "KEYRING_PROPERTY_")):
@@ -210,7 +225,8 @@ class StockKeyring:
         self.desktop = desktop
 
     def ask(self, *request: str) -> str | None:
-        return json.loads(self.desktop.run(sys.executable, "-c", STOCK, stdin=json.dumps(request)))
+        answer: str | None = json.loads(self.desktop.run(sys.executable, "-c", STOCK, stdin=json.dumps(request)))
+        return answer
 
     def get(self, user: str) -> str | None:
         return self.ask("get_password", "eks-token", user)
@@ -234,9 +250,13 @@ class SecretTool:
         self.desktop.run(self.command, *words, stdin=value)
 
 
+Judge = StockKeyring | SecretTool
+
+
 @pytest.fixture(params=[StockKeyring, SecretTool])
-def judge(request, desktop):
-    return request.param(desktop)
+def judge(request: pytest.FixtureRequest, desktop: Desktop) -> Judge:
+    chosen: Judge = request.param(desktop)
+    return chosen
 
 
 VALUES = [
@@ -248,18 +268,18 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_what_we_store_the_judge_reads(desktop, judge, value):
+def test_what_we_store_the_judge_reads(desktop: Desktop, judge: Judge, value: str) -> None:
     desktop.vault().set("identity:dev", value)
     assert judge.get("identity:dev") == value
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_what_the_judge_stores_we_read(desktop, judge, value):
+def test_what_the_judge_stores_we_read(desktop: Desktop, judge: Judge, value: str) -> None:
     judge.set("identity:dev", value)
     assert desktop.vault().get("identity:dev") == value
 
 
-def test_an_item_of_the_judge_is_updated_in_its_place(desktop, judge):
+def test_an_item_of_the_judge_is_updated_in_its_place(desktop: Desktop, judge: Judge) -> None:
     judge.set("identity:dev", "old")
     before = desktop.items(service="eks-token")
     desktop.vault().set("identity:dev", "new")
@@ -267,14 +287,14 @@ def test_an_item_of_the_judge_is_updated_in_its_place(desktop, judge):
     assert desktop.items(service="eks-token") == before
 
 
-def test_an_item_of_ours_is_updated_in_its_place_by_the_judge(desktop, judge):
+def test_an_item_of_ours_is_updated_in_its_place_by_the_judge(desktop: Desktop, judge: Judge) -> None:
     desktop.vault().set("identity:dev", "old")
     judge.set("identity:dev", "new")
     assert desktop.vault().get("identity:dev") == "new"
     assert len(desktop.items(service="eks-token")) == 1
 
 
-def test_an_item_of_secret_tool_that_we_updated_is_updated_by_stock_keyring(desktop):
+def test_an_item_of_secret_tool_that_we_updated_is_updated_by_stock_keyring(desktop: Desktop) -> None:
     SecretTool(desktop).set("identity:dev", "by hand")
     desktop.vault().set("identity:dev", "ours")
     StockKeyring(desktop).set("identity:dev", "stock")
@@ -282,7 +302,7 @@ def test_an_item_of_secret_tool_that_we_updated_is_updated_by_stock_keyring(desk
     assert len(desktop.items(service="eks-token")) == 1
 
 
-def test_an_item_of_ours_looks_like_one_of_stock_keyring(desktop):
+def test_an_item_of_ours_looks_like_one_of_stock_keyring(desktop: Desktop) -> None:
     StockKeyring(desktop).set("stock", "x")
     desktop.vault().set("ours", "x")
     (theirs,) = desktop.items(username="stock")
@@ -293,7 +313,7 @@ def test_an_item_of_ours_looks_like_one_of_stock_keyring(desktop):
 
 
 @pytest.fixture
-def duplicates(desktop):
+def duplicates(desktop: Desktop) -> Desktop:
     """Two items of one name: stock keyring makes its own beside secret-tool's, and here the first is written last."""
     SecretTool(desktop).set("identity:dev", "newer")
     StockKeyring(desktop).set("identity:dev", "older")
@@ -303,39 +323,40 @@ def duplicates(desktop):
 
     secrets = eks_token.SecretService(desktop.environ, False)
 
-    def newer_is_newer():  # GNOME Keyring counts whole seconds, and takes no notice of an unchanged value
+    def newer_is_newer() -> bool:  # GNOME Keyring counts whole seconds, and takes no notice of an unchanged value
         for value in (b"new", b"newer"):
             secrets.perform(lambda: secrets.set_secret(newer, value, {}))  # noqa: B023
-        return desktop.item_property(newer, "Modified") > desktop.item_property(older, "Modified")
+        modified: list[int] = [desktop.item_property(item, "Modified") for item in (older, newer)]
+        return modified[0] < modified[1]
 
     wait_for(newer_is_newer, "the next second")
     return desktop
 
 
-def test_of_duplicates_the_newest_is_read(duplicates):
+def test_of_duplicates_the_newest_is_read(duplicates: Desktop) -> None:
     assert duplicates.vault().get("identity:dev") == "newer"
 
 
-def test_a_write_leaves_one_of_duplicates(duplicates):
+def test_a_write_leaves_one_of_duplicates(duplicates: Desktop) -> None:
     duplicates.vault().set("identity:dev", "one")
     assert len(duplicates.items(service="eks-token")) == 1
     assert StockKeyring(duplicates).get("identity:dev") == SecretTool(duplicates).get("identity:dev") == "one"
 
 
-def test_deleting_removes_all_duplicates(duplicates):
+def test_deleting_removes_all_duplicates(duplicates: Desktop) -> None:
     assert duplicates.vault().delete("identity:dev") is True
     assert duplicates.items(service="eks-token") == []
 
 
-def test_deleting_what_is_not_there_says_so(desktop):
+def test_deleting_what_is_not_there_says_so(desktop: Desktop) -> None:
     assert desktop.vault().delete("identity:dev") is False
 
 
-def test_an_absent_user_has_no_value(desktop):
+def test_an_absent_user_has_no_value(desktop: Desktop) -> None:
     assert desktop.vault().get("identity:dev") is None
 
 
-def test_the_users_of_our_service_are_listed(desktop):
+def test_the_users_of_our_service_are_listed(desktop: Desktop) -> None:
     vault = desktop.vault()
     for user in ("identity:b", "identity:a", "sso:1"):
         vault.set(user, "x")
@@ -343,7 +364,7 @@ def test_the_users_of_our_service_are_listed(desktop):
     assert vault.users() == ["identity:a", "identity:b", "sso:1"]
 
 
-def test_a_json_object_comes_back(desktop):
+def test_a_json_object_comes_back(desktop: Desktop) -> None:
     value = {"aws_access_key_id": "AKIDEXAMPLE", "n": [1, None, "ü"]}
     desktop.vault().set_json("identity:dev", value)
     assert desktop.vault().get_json("identity:dev") == value
@@ -351,7 +372,7 @@ def test_a_json_object_comes_back(desktop):
 
 
 @pytest.mark.parametrize("text", ['{"aws_secret_access_key": "TOPSECRET', '"TOPSECRET"', "", "TOPSECRET"])
-def test_broken_json_is_named_and_not_shown(desktop, text):
+def test_broken_json_is_named_and_not_shown(desktop: Desktop, text: str) -> None:
     desktop.vault().set("identity:dev", text)
     with pytest.raises(eks_token.DamagedEntry) as caught:
         desktop.vault().get_json("identity:dev")
@@ -361,7 +382,7 @@ def test_broken_json_is_named_and_not_shown(desktop, text):
     assert "TOPSECRET" not in caught.value.message + caught.value.hint
 
 
-def test_bytes_that_are_no_text_are_an_error_and_can_be_deleted(desktop):
+def test_bytes_that_are_no_text_are_an_error_and_can_be_deleted(desktop: Desktop) -> None:
     desktop.vault().set("identity:dev", "x")
     (item,) = desktop.items(service="eks-token")
     secrets = eks_token.SecretService(desktop.environ, False)
@@ -371,14 +392,14 @@ def test_bytes_that_are_no_text_are_an_error_and_can_be_deleted(desktop):
     assert desktop.vault().delete("identity:dev") is True
 
 
-def test_a_foreign_item_is_read(desktop):
+def test_a_foreign_item_is_read(desktop: Desktop) -> None:
     words = ("store", "--label", "x", "service", "atmos_dev", "username", "atmos-auth")
     desktop.run(*need("secret-tool"), *words, stdin='{"type":"aws"}')
     assert desktop.vault().get_foreign("atmos_dev", "atmos-auth") == '{"type":"aws"}'
     assert desktop.vault().get_foreign("atmos_other", "atmos-auth") is None
 
 
-def test_one_vault_keeps_one_connection(desktop, monkeypatch):
+def test_one_vault_keeps_one_connection(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
     vault = desktop.vault()
     vault.set("identity:dev", "x")
     with monkeypatch.context() as patch:
@@ -387,7 +408,7 @@ def test_one_vault_keeps_one_connection(desktop, monkeypatch):
         assert vault.get_foreign("atmos_x", "atmos-auth") is None
 
 
-def test_a_restarted_keyring_is_spoken_to_again(own_desktop):
+def test_a_restarted_keyring_is_spoken_to_again(own_desktop: Desktop) -> None:
     need("gnome-keyring-daemon")
     own_desktop.start_keyring()
     vault = own_desktop.vault()
@@ -396,13 +417,13 @@ def test_a_restarted_keyring_is_spoken_to_again(own_desktop):
     assert vault.get("identity:dev") == "x"
 
 
-def test_many_processes_at_once_do_not_abort_gnome_keyring(own_desktop):
+def test_many_processes_at_once_do_not_abort_gnome_keyring(own_desktop: Desktop) -> None:
     need("gnome-keyring-daemon")
     own_desktop.start_keyring()
     own_desktop.vault().set("identity:dev", "x")
     values = []
 
-    def read_often():
+    def read_often() -> None:
         for _ in range(300):
             secrets = eks_token.SecretService(own_desktop.environ, False)
             values.append(secrets.perform(lambda: secrets.get_secret(*secrets.search({"username": "identity:dev"}))))  # noqa: B023
@@ -416,7 +437,7 @@ def test_many_processes_at_once_do_not_abort_gnome_keyring(own_desktop):
     assert values == [b"x"] * 1200
 
 
-def test_a_mint_imports_no_compiled_library(desktop):
+def test_a_mint_imports_no_compiled_library(desktop: Desktop) -> None:
     program = (
         "import os, sys, eks_token; eks_token.Vault(os.environ).get('identity:dev');"
         "print(sorted({'cryptography', 'secretstorage', 'cffi'} & set(sys.modules)), 'jeepney' in sys.modules)"
@@ -437,7 +458,7 @@ QUESTIONS = [
 
 
 @contextmanager
-def refused(message: str, seconds: float = 2.0):
+def refused(message: str, seconds: float = 2.0) -> Iterator[pytest.ExceptionInfo[eks_token.KeyringUnavailable]]:
     """The block ends soon with a KeyringUnavailable, in two lines that show no secret."""
     begin = time.monotonic()
     with pytest.raises(eks_token.KeyringUnavailable, match=message) as caught:
@@ -450,7 +471,7 @@ def refused(message: str, seconds: float = 2.0):
 
 
 @pytest.fixture(scope="module")
-def locked_desktop():
+def locked_desktop() -> Iterator[Desktop]:
     need("gnome-keyring-daemon")
     with desktop_in_a_directory() as desktop:
         desktop.start_keyring()
@@ -460,7 +481,7 @@ def locked_desktop():
 
 
 @pytest.fixture(scope="module")
-def never_unlocked_desktop():
+def never_unlocked_desktop() -> Iterator[Desktop]:
     need("gnome-keyring-daemon")
     with desktop_in_a_directory() as desktop:
         desktop.start_keyring()
@@ -479,7 +500,13 @@ def never_unlocked_desktop():
         pytest.param(True, {"DISPLAY": "", "WAYLAND_DISPLAY": ""}, id="no desktop, empty variables"),
     ],
 )
-def test_a_locked_keyring_is_refused_at_once(request, kind, question, interactive, display):
+def test_a_locked_keyring_is_refused_at_once(
+    request: pytest.FixtureRequest,
+    kind: str,
+    question: Callable[[Vault], object],
+    interactive: bool,
+    display: Mapping[str, str],
+) -> None:
     vault = request.getfixturevalue(kind).vault(interactive, **display)
     with refused("the keyring is locked: cannot ask anyone to unlock it"):
         question(vault)
@@ -487,17 +514,19 @@ def test_a_locked_keyring_is_refused_at_once(request, kind, question, interactiv
 
 @pytest.mark.parametrize("kind", ["locked_desktop", "never_unlocked_desktop"])
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_dialog_that_cannot_be_shown_is_a_locked_keyring(request, kind, question):
+def test_a_dialog_that_cannot_be_shown_is_a_locked_keyring(
+    request: pytest.FixtureRequest, kind: str, question: Callable[[Vault], object]
+) -> None:
     with refused("the keyring is locked: .* dismissed or could not be shown", 10.0):
         question(request.getfixturevalue(kind).vault(WAYLAND_DISPLAY="wayland-0"))
 
 
-def test_the_users_of_a_keyring_that_was_never_unlocked_are_not_none(never_unlocked_desktop):
+def test_the_users_of_a_keyring_that_was_never_unlocked_are_not_none(never_unlocked_desktop: Desktop) -> None:
     with refused("the keyring is locked"):
         never_unlocked_desktop.vault().users()
 
 
-def test_a_keyring_without_a_collection_is_empty_and_takes_nothing(own_desktop):
+def test_a_keyring_without_a_collection_is_empty_and_takes_nothing(own_desktop: Desktop) -> None:
     need("gnome-keyring-daemon")
     own_desktop.start_keyring(password="")
     assert own_desktop.vault().get("identity:dev") is None
@@ -508,6 +537,10 @@ def test_a_keyring_without_a_collection_is_empty_and_takes_nothing(own_desktop):
 
 
 # --- a person answers: a service that follows a script ------------------------------------------------------
+
+
+Reply = tuple[()] | tuple[str, tuple[object, ...]] | str | None
+"""The signature and values of a method's return, if it has values; an error's name; None for no reply at all."""
 
 
 class ScriptedService:
@@ -552,7 +585,7 @@ class ScriptedService:
                 prompt = DBusAddress("/prompt/1", interface="org.freedesktop.Secret.Prompt")
                 self.bus.send(new_signal(prompt, "Completed", "bv", (self.locked, ("s", ""))))
 
-    def reply(self, method: str, body):
+    def reply(self, method: str, body: Any) -> Reply:
         if method == "OpenSession":
             return "vo", (("s", ""), "/session/1")
         if method == "ReadAlias":
@@ -583,9 +616,13 @@ class ScriptedService:
         return ()
 
 
+class StartsService(Protocol):
+    def __call__(self, answer: str, **behaviour: bool) -> tuple[ScriptedService, Vault]: ...
+
+
 @pytest.fixture
-def scripted(own_desktop):
-    services = []
+def scripted(own_desktop: Desktop) -> Iterator[StartsService]:
+    services: list[ScriptedService] = []
 
     def start(answer: str, **behaviour: bool) -> tuple[ScriptedService, Vault]:
         services.append(ScriptedService(own_desktop, answer, **behaviour))
@@ -599,7 +636,7 @@ def scripted(own_desktop):
 
 
 @pytest.mark.parametrize("shows_locked", [True, False], ids=["as GNOME Keyring", "locked shows nothing, as KeePassXC"])
-def test_a_person_unlocks_the_keyring(scripted, shows_locked):
+def test_a_person_unlocks_the_keyring(scripted: StartsService, shows_locked: bool) -> None:
     service, vault = scripted("unlock", shows_locked=shows_locked)
     assert vault.get("identity:dev") == "stored"
     vault.set("identity:dev", "new")
@@ -607,7 +644,7 @@ def test_a_person_unlocks_the_keyring(scripted, shows_locked):
     assert service.dialogs == 1
 
 
-def test_few_messages_make_a_read(scripted):
+def test_few_messages_make_a_read(scripted: StartsService) -> None:
     service, vault = scripted("unlock")
     service.locked = False
     assert vault.get("identity:dev") == vault.get("identity:dev") == "stored"
@@ -617,7 +654,7 @@ def test_few_messages_make_a_read(scripted):
 
 
 @pytest.mark.parametrize("shows_locked", [True, False], ids=["as GNOME Keyring", "locked shows nothing, as KeePassXC"])
-def test_a_dismissed_dialog_is_shown_once(scripted, shows_locked):
+def test_a_dismissed_dialog_is_shown_once(scripted: StartsService, shows_locked: bool) -> None:
     service, vault = scripted("dismiss", shows_locked=shows_locked)
     for _ in range(3):
         with refused("the keyring is locked: the request to unlock it was dismissed"):
@@ -625,29 +662,34 @@ def test_a_dismissed_dialog_is_shown_once(scripted, shows_locked):
     assert service.dialogs == 1
 
 
-def test_a_dialog_that_nobody_answers_is_given_up(scripted, monkeypatch):
+def test_a_dialog_that_nobody_answers_is_given_up(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eks_token, "PROMPT_SECONDS", 0.2)
     _, vault = scripted("nobody")
     with refused("the keyring is locked: nobody answered the request to unlock it"):
         vault.get("identity:dev")
 
 
-def test_the_time_a_person_takes_is_not_the_services(scripted, monkeypatch):
+def test_the_time_a_person_takes_is_not_the_services(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.5)
     service, vault = scripted("unlock")
     service.hesitation = 0.8
     reply = service.reply
-    monkeypatch.setattr(service, "reply", lambda *call: time.sleep(0.02) or reply(*call))
+
+    def slow_reply(method: str, body: Any) -> Reply:
+        time.sleep(0.02)
+        return reply(method, body)
+
+    monkeypatch.setattr(service, "reply", slow_reply)
     assert vault.get("identity:dev") == "stored"
 
 
-def test_a_person_creates_the_default_collection(scripted):
+def test_a_person_creates_the_default_collection(scripted: StartsService) -> None:
     service, vault = scripted("unlock", has_collection=False)
     vault.set("identity:dev", "new")
     assert (service.secret, service.dialogs) == (b"new", 1)
 
 
-def test_the_words_of_a_service_are_not_repeated(scripted, monkeypatch):
+def test_the_words_of_a_service_are_not_repeated(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
     service, vault = scripted("unlock")
     monkeypatch.setattr(service, "reply", lambda method, body: "org.example.Error.Odd")
     with pytest.raises(eks_token.Problem, match=r"reported org\.example\.Error\.Odd") as caught:
@@ -655,7 +697,7 @@ def test_the_words_of_a_service_are_not_repeated(scripted, monkeypatch):
     assert "TOPSECRET" not in caught.value.message + caught.value.hint
 
 
-def test_a_service_that_never_answers_is_given_up(scripted, monkeypatch):
+def test_a_service_that_never_answers_is_given_up(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.3)
     service, vault = scripted("unlock")
     monkeypatch.setattr(service, "reply", lambda method, body: None)
@@ -666,7 +708,7 @@ def test_a_service_that_never_answers_is_given_up(scripted, monkeypatch):
 # --- no keyring at all --------------------------------------------------------------------------------------
 
 
-def test_a_bus_without_a_keyring_service_is_said(own_desktop):
+def test_a_bus_without_a_keyring_service_is_said(own_desktop: Desktop) -> None:
     with refused(r"no keyring service \(org\.freedesktop\.secrets\)") as caught:
         own_desktop.vault().get("identity:dev")
     assert "PYTHON_KEYRING_BACKEND" in caught.value.hint
@@ -683,13 +725,13 @@ def test_a_bus_without_a_keyring_service_is_said(own_desktop):
         pytest.param(";;", "is not the address of a Unix socket", id="nothing but separators"),
     ],
 )
-def test_a_bus_that_cannot_be_reached_is_said(address, message):
+def test_a_bus_that_cannot_be_reached_is_said(address: str, message: str) -> None:
     with refused(f"no keyring: .*{message}"):
         Vault({"DBUS_SESSION_BUS_ADDRESS": address}).get("identity:dev")
 
 
 @pytest.mark.parametrize("environ", [{}, {"DBUS_SESSION_BUS_ADDRESS": ""}], ids=["unset", "empty"])
-def test_no_bus_at_all_is_said(environ, tmp_path, monkeypatch):
+def test_no_bus_at_all_is_said(environ: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "exists", lambda path: False)
     with refused("no keyring: no session bus"):
         Vault({**environ, "XDG_RUNTIME_DIR": str(tmp_path)}).get("identity:dev")
@@ -702,7 +744,8 @@ class DumbBus:
         self.server = socket.socket(socket.AF_UNIX)
         self.server.bind(path)
         self.server.listen()
-        self.replies, self.connections = replies, []
+        self.replies = replies
+        self.connections: list[socket.socket] = []
         self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
@@ -732,7 +775,7 @@ class DumbBus:
         pytest.param([b"OK 1234567890abcdef1234567890abcdef\r\n"], id="authenticates, then is mute to Hello"),
     ],
 )
-def test_a_mute_bus_is_given_up_once_for_all_questions(replies, monkeypatch):
+def test_a_mute_bus_is_given_up_once_for_all_questions(replies: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.4)
     with tempfile.TemporaryDirectory(prefix="ekt") as directory:
         bus = DumbBus(f"{directory}/bus", replies)
@@ -744,7 +787,7 @@ def test_a_mute_bus_is_given_up_once_for_all_questions(replies, monkeypatch):
         bus.close()
 
 
-def test_a_bus_that_refuses_us_is_said():
+def test_a_bus_that_refuses_us_is_said() -> None:
     with tempfile.TemporaryDirectory(prefix="ekt") as directory:
         bus = DumbBus(f"{directory}/bus", [b"REJECTED KERBEROS\r\n"])
         with refused("cannot be reached"):
@@ -752,7 +795,7 @@ def test_a_bus_that_refuses_us_is_said():
         bus.close()
 
 
-def test_ten_seconds_are_the_limit_and_a_minute_for_a_person():
+def test_ten_seconds_are_the_limit_and_a_minute_for_a_person() -> None:
     assert (eks_token.BUS_SECONDS, eks_token.PROMPT_SECONDS) == (10.0, 60.0)
 
 
@@ -772,12 +815,12 @@ def test_ten_seconds_are_the_limit_and_a_minute_for_a_person():
         pytest.param("unix:runtime=yes", [b"/run/me/bus"], id="the runtime directory"),
     ],
 )
-def test_a_bus_address_is_understood(address, expected):
+def test_a_bus_address_is_understood(address: str, expected: list[bytes]) -> None:
     environ = {"DBUS_SESSION_BUS_ADDRESS": address, "XDG_RUNTIME_DIR": "/run/me"}
     assert eks_token.session_bus_addresses(environ) == expected
 
 
-def test_without_an_address_the_user_bus_is_tried(tmp_path):
+def test_without_an_address_the_user_bus_is_tried(tmp_path: Path) -> None:
     (tmp_path / "bus").touch()
     assert eks_token.session_bus_addresses({"XDG_RUNTIME_DIR": str(tmp_path)})[0] == os.fsencode(tmp_path / "bus")
 
@@ -790,7 +833,7 @@ def test_without_an_address_the_user_bus_is_tried(tmp_path):
         pytest.param("", id="the well-known path"),
     ],
 )
-def test_the_keyring_is_found_at(desktop, address, tmp_path):
+def test_the_keyring_is_found_at(desktop: Desktop, address: str, tmp_path: Path) -> None:
     desktop.vault().set("identity:dev", "x")
     runtime = Path(desktop.environ["XDG_RUNTIME_DIR"], "bus")
     runtime.unlink(missing_ok=True)
@@ -800,7 +843,7 @@ def test_the_keyring_is_found_at(desktop, address, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
-def test_the_keyring_is_found_at_an_abstract_socket():
+def test_the_keyring_is_found_at_an_abstract_socket() -> None:
     need("gnome-keyring-daemon")
     with desktop_in_a_directory(f"unix:abstract=/tmp/ekt-{os.getpid()}") as desktop:
         assert desktop.address.startswith("unix:abstract=")
@@ -812,14 +855,17 @@ def test_the_keyring_is_found_at_an_abstract_socket():
 # --- values over the limit of Windows -----------------------------------------------------------------------
 
 
+Items = dict[tuple[str, str], str]
+
+
 class LimitedBackend(keyring.backend.KeyringBackend):
     """A store that takes no more than Windows does, and fails at the change (write or deletion) it is told to."""
 
     priority = 1
 
     def __init__(self, fail_at: int = -1) -> None:
-        super().__init__()
-        self.items: dict[tuple[str, str], str] = {}
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.items: Items = {}
         self.changes, self.fail_at = 0, fail_at
 
     def change(self) -> None:
@@ -827,21 +873,21 @@ class LimitedBackend(keyring.backend.KeyringBackend):
         if self.changes == self.fail_at:
             raise keyring.errors.PasswordSetError("disk full: TOPSECRET")
 
-    def get_password(self, service, username):
+    def get_password(self, service: str, username: str) -> str | None:
         return self.items.get((service, username))
 
-    def set_password(self, service, username, password):
+    def set_password(self, service: str, username: str, password: str) -> None:
         self.change()
         assert len(password.encode("utf-16-le")) <= 2560
         self.items[service, username] = password
 
-    def delete_password(self, service, username):
+    def delete_password(self, service: str, username: str) -> None:
         self.change()
         if self.items.pop((service, username), None) is None:
             raise keyring.errors.PasswordDeleteError("not found")
 
 
-def windows_vault(backend) -> Vault:
+def windows_vault(backend: keyring.backend.KeyringBackend) -> Vault:
     return Vault({}, platform="win32", backend=backend)
 
 
@@ -858,7 +904,7 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize(("value", "items"), LENGTHS)
-def test_a_long_value_is_split_and_joined(value, items):
+def test_a_long_value_is_split_and_joined(value: str, items: int) -> None:
     backend = LimitedBackend()
     windows_vault(backend).set("identity:dev", value)
     assert windows_vault(backend).get("identity:dev") == value
@@ -867,7 +913,7 @@ def test_a_long_value_is_split_and_joined(value, items):
 
 @pytest.mark.parametrize(("value", "items"), LENGTHS)
 @pytest.mark.parametrize("before", ["short", "y" * 6000, "z" * 1300], ids=["short", "long", "two parts"])
-def test_a_replaced_value_leaves_no_parts(before, value, items):
+def test_a_replaced_value_leaves_no_parts(before: str, value: str, items: int) -> None:
     backend = LimitedBackend()
     vault = windows_vault(backend)
     for text in (value, before, value, before, value):
@@ -878,7 +924,7 @@ def test_a_replaced_value_leaves_no_parts(before, value, items):
 
 @pytest.mark.parametrize("before", ["short", "y" * 6000], ids=["short before", "long before"])
 @pytest.mark.parametrize("after", ["other", "z" * 4000], ids=["short after", "long after"])
-def test_a_write_that_fails_anywhere_leaves_the_old_value_or_the_new(before, after):
+def test_a_write_that_fails_anywhere_leaves_the_old_value_or_the_new(before: str, after: str) -> None:
     clean = LimitedBackend()
     vault = windows_vault(clean)
     vault.set("identity:dev", before)
@@ -905,7 +951,7 @@ def test_a_write_that_fails_anywhere_leaves_the_old_value_or_the_new(before, aft
 
 
 @pytest.mark.parametrize("fail_at", range(1, 7))
-def test_a_deletion_that_fails_can_be_repeated(fail_at):
+def test_a_deletion_that_fails_can_be_repeated(fail_at: int) -> None:
     backend = LimitedBackend()
     vault = windows_vault(backend)
     vault.set("identity:dev", "y" * 6000)
@@ -916,20 +962,20 @@ def test_a_deletion_that_fails_can_be_repeated(fail_at):
     assert backend.items == {}
 
 
-def torn_by_loss(items):
+def torn_by_loss(items: Items) -> None:
     del items["eks-token", "part:a2:identity:dev"]
 
 
-def torn_by_mixture(items):
+def torn_by_mixture(items: Items) -> None:
     items["eks-token", "part:a2:identity:dev"] = "w" * 1280
 
 
-def torn_at_the_head(items):
+def torn_at_the_head(items: Items) -> None:
     items["eks-token", "identity:dev"] = "eks-token-parts a many"
 
 
 @pytest.mark.parametrize("tear", [torn_by_loss, torn_by_mixture, torn_at_the_head])
-def test_a_torn_value_is_noticed(tear):
+def test_a_torn_value_is_noticed(tear: Callable[[Items], None]) -> None:
     backend = LimitedBackend()
     vault = windows_vault(backend)
     vault.set("identity:dev", "y" * 6000)
@@ -942,11 +988,13 @@ def test_a_torn_value_is_noticed(tear):
     assert vault.delete("identity:dev") is True
 
 
-def test_a_reader_sees_one_value_or_the_other_while_a_writer_writes():
+def test_a_reader_sees_one_value_or_the_other_while_a_writer_writes() -> None:
     class RewrittenBackend(LimitedBackend):
         """Another process replaces the value after the first read of its head."""
 
-        def get_password(self, service, username):
+        rewritten = True
+
+        def get_password(self, service: str, username: str) -> str | None:
             value = super().get_password(service, username)
             if username == "identity:dev" and not self.rewritten:
                 self.rewritten = True
@@ -954,16 +1002,18 @@ def test_a_reader_sees_one_value_or_the_other_while_a_writer_writes():
             return value
 
     backend = RewrittenBackend()
-    backend.rewritten = True
     vault = windows_vault(backend)
     vault.set("identity:dev", "y" * 6000)
     backend.rewritten = False
     assert vault.get("identity:dev") == "z" * 6000
 
 
-def test_nothing_is_split_where_there_is_no_limit():
-    backend = LimitedBackend()
-    backend.set_password = lambda service, username, password: backend.items.update({(service, username): password})
+def test_nothing_is_split_where_there_is_no_limit() -> None:
+    class UnlimitedBackend(LimitedBackend):
+        def set_password(self, service: str, username: str, password: str) -> None:
+            self.items[service, username] = password
+
+    backend = UnlimitedBackend()
     vault = Vault({}, platform="linux", backend=backend)
     vault.set("identity:dev", "x" * 6000)
     assert backend.items == {("eks-token", "identity:dev"): "x" * 6000}
@@ -972,48 +1022,59 @@ def test_nothing_is_split_where_there_is_no_limit():
 # --- keyring's Windows backend on a stand-in for the Credential Manager -------------------------------------
 
 
+WIN32CRED = "win32ctypes.pywin32.win32cred"
+Credential = dict[str, object]
+
+
+class CredentialError(Exception):
+    """pywintypes.error; what keyring reads of it."""
+
+    __module__ = "pywintypes"
+
+    def __init__(self, number: int, function: str, text: str) -> None:
+        super().__init__(number, function, text)
+        self.winerror, self.funcname, self.strerror = number, function, text
+
+
 class CredentialManager:
     """CredRead, CredWrite and CredDelete as keyring calls them: names without case, at most 2560 bytes."""
 
     CRED_TYPE_GENERIC, CRED_PERSIST_ENTERPRISE = 1, 3
 
     def __init__(self) -> None:
-        self.credentials: dict[str, dict] = {}
-        self.error = type("error", (Exception,), {"__module__": "pywintypes"})
+        self.credentials: dict[str, Credential] = {}
 
-    def failure(self, number: int, function: str, text: str) -> Exception:
-        failure = self.error(number, function, text)
-        failure.winerror, failure.funcname, failure.strerror = number, function, text
-        return failure
-
-    def CredRead(self, TargetName, Type):
+    def CredRead(self, TargetName: str, Type: int) -> Credential:
         try:
             return self.credentials[TargetName.lower()]
         except KeyError:
-            raise self.failure(1168, "CredRead", "Element not found.") from None
+            raise CredentialError(1168, "CredRead", "Element not found.") from None
 
-    def CredWrite(self, credential, flags):
-        blob = credential["CredentialBlob"].encode("utf-16-le")
+    def CredWrite(self, credential: Credential, flags: int) -> None:
+        blob = str(credential["CredentialBlob"]).encode("utf-16-le")
         if len(blob) > 2560:
-            raise self.failure(1783, "CredWrite", "The stub received bad data.")
-        self.credentials[credential["TargetName"].lower()] = credential | {"CredentialBlob": blob}
+            raise CredentialError(1783, "CredWrite", "The stub received bad data.")
+        self.credentials[str(credential["TargetName"]).lower()] = credential | {"CredentialBlob": blob}
 
-    def CredDelete(self, TargetName, Type):
+    def CredDelete(self, TargetName: str, Type: int) -> None:
         if self.credentials.pop(TargetName.lower(), None) is None:
-            raise self.failure(1168, "CredDelete", "Element not found.")
+            raise CredentialError(1168, "CredDelete", "Element not found.")
+
+
+def stand_in(name: str, contents: Mapping[str, object]) -> types.ModuleType:
+    module = types.ModuleType(name)
+    vars(module).update(contents)
+    return module
 
 
 @pytest.fixture
-def windows(monkeypatch):
+def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[CredentialManager]:
     manager = CredentialManager()
-    package = types.ModuleType("win32ctypes")
-    pywin32 = types.ModuleType("win32ctypes.pywin32")
-    win32cred = types.ModuleType("win32ctypes.pywin32.win32cred")
-    pywintypes = types.ModuleType("win32ctypes.pywin32.pywintypes")
-    pywintypes.error = manager.error
-    for name in ("CredRead", "CredWrite", "CredDelete", "CRED_TYPE_GENERIC", "CRED_PERSIST_ENTERPRISE"):
-        setattr(win32cred, name, getattr(manager, name))
-    pywin32.win32cred, pywin32.pywintypes, package.pywin32 = win32cred, pywintypes, pywin32
+    names = ("CredRead", "CredWrite", "CredDelete", "CRED_TYPE_GENERIC", "CRED_PERSIST_ENTERPRISE")
+    win32cred = stand_in(WIN32CRED, {name: getattr(manager, name) for name in names})
+    pywintypes = stand_in("win32ctypes.pywin32.pywintypes", {"error": CredentialError})
+    pywin32 = stand_in("win32ctypes.pywin32", {"win32cred": win32cred, "pywintypes": pywintypes})
+    package = stand_in("win32ctypes", {"pywin32": pywin32})
     for module in (package, pywin32, win32cred, pywintypes):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.delitem(sys.modules, "keyring.backends.Windows", raising=False)
@@ -1022,7 +1083,7 @@ def windows(monkeypatch):
 
 
 @pytest.mark.parametrize(("value", "items"), LENGTHS)
-def test_the_windows_backend_keeps_values_of_any_length(windows, value, items):
+def test_the_windows_backend_keeps_values_of_any_length(windows: CredentialManager, value: str, items: int) -> None:
     vault = Vault({}, platform="win32")
     for user in ("identity:dev", "identity:prod"):
         vault.set(user, value)
@@ -1034,7 +1095,7 @@ def test_the_windows_backend_keeps_values_of_any_length(windows, value, items):
     assert windows.credentials == {}
 
 
-def test_on_windows_names_that_differ_in_case_stay_apart(windows):
+def test_on_windows_names_that_differ_in_case_stay_apart(windows: CredentialManager) -> None:
     vault = Vault({}, platform="win32")
     vault.set("identity:Dev", "upper")
     vault.set("identity:other", "x")
@@ -1044,7 +1105,9 @@ def test_on_windows_names_that_differ_in_case_stay_apart(windows):
 
 
 @pytest.mark.parametrize("padding", ["", " "], ids=["an even number of bytes", "an odd one"])
-def test_on_windows_an_item_of_a_go_program_is_read(windows, padding, monkeypatch, capsys):
+def test_on_windows_an_item_of_a_go_program_is_read(
+    windows: CredentialManager, padding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])  # as in the program, where keyring's warning goes to stderr
     text = '{"type":"aws"}' + padding
     windows.credentials["atmos_dev:atmos-auth"] = {"UserName": "atmos-auth", "CredentialBlob": text.encode()}
@@ -1053,19 +1116,25 @@ def test_on_windows_an_item_of_a_go_program_is_read(windows, padding, monkeypatc
     assert capsys.readouterr().err == ""
 
 
-def test_a_windows_error_is_one_line(windows):
-    windows.CredWrite = None
-    sys.modules["win32ctypes.pywin32.win32cred"].CredWrite = lambda credential, flags: (_ for _ in ()).throw(
-        windows.failure(8, "CredWrite", "Not enough memory.")
-    )
+def failing(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*args: object, **named: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
+def test_a_windows_error_is_one_line(windows: CredentialManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = CredentialError(8, "CredWrite", "Not enough memory.")
+    monkeypatch.setattr(sys.modules[WIN32CRED], "CredWrite", failing(error))
     with pytest.raises(eks_token.Problem, match=r"could not store identity:dev: Not enough memory\."):
         Vault({}, platform="win32").set("identity:dev", "TOPSECRET")
 
 
-def test_a_windows_logon_without_a_credential_store_has_no_keyring(windows):
-    sys.modules["win32ctypes.pywin32.win32cred"].CredRead = lambda TargetName, Type: (_ for _ in ()).throw(
-        windows.failure(1312, "CredRead", "A specified logon session does not exist.")
-    )
+def test_a_windows_logon_without_a_credential_store_has_no_keyring(
+    windows: CredentialManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = CredentialError(1312, "CredRead", "A specified logon session does not exist.")
+    monkeypatch.setattr(sys.modules[WIN32CRED], "CredRead", failing(error))
     with refused("no keyring: A specified logon session does not exist"):
         Vault({}, platform="win32").get("identity:dev")
 
@@ -1093,7 +1162,7 @@ Blank = Disguised
 
 
 @pytest.fixture
-def third_party(tmp_path, monkeypatch):
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The directory of a module `third_party_backend`, not on the path."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     directory = tmp_path / "third party"
@@ -1103,21 +1172,21 @@ def third_party(tmp_path, monkeypatch):
     sys.modules.pop("third_party_backend", None)
 
 
-def backend_name(environ, platform="linux") -> str:
+def backend_name(environ: Mapping[str, str], platform: str = "linux") -> str:
     return type(eks_token.choose_backend(environ, platform, False)).__name__
 
 
 @pytest.mark.parametrize("platform", ["linux", "freebsd14", "openbsd7"])
-def test_where_there_is_no_native_keyring_ours_is_chosen(platform):
+def test_where_there_is_no_native_keyring_ours_is_chosen(platform: str) -> None:
     assert backend_name({}, platform) == "SecretServiceKeyring"
 
 
-def test_windows_has_its_own(windows):
+def test_windows_has_its_own(windows: CredentialManager) -> None:
     assert backend_name({}, "win32") == "WinVaultKeyring"
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there it works")
-def test_macos_has_its_own_which_says_that_this_is_no_mac():
+def test_macos_has_its_own_which_says_that_this_is_no_mac() -> None:
     with refused(r"keyring\.backends\.macOS\.Keyring cannot be loaded: macOS required"):
         backend_name({}, "darwin")
 
@@ -1125,7 +1194,7 @@ def test_macos_has_its_own_which_says_that_this_is_no_mac():
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
 @pytest.mark.parametrize("name", ["keyring.backends.SecretService.Keyring", "keyring.backends.libsecret.Keyring"])
 @pytest.mark.parametrize("where", ["environment", "file"])
-def test_the_secret_service_by_name_is_ours(configuration, name, where, platform):
+def test_the_secret_service_by_name_is_ours(configuration: Path, name: str, where: str, platform: str) -> None:
     if where == "file":
         configuration.write_text(f"[backend]\ndefault-keyring={name}\n")
     environ = {"PYTHON_KEYRING_BACKEND": name} if where == "environment" else {}
@@ -1133,7 +1202,7 @@ def test_the_secret_service_by_name_is_ours(configuration, name, where, platform
 
 
 @pytest.mark.parametrize("where", ["environment", "file"])
-def test_a_third_party_is_loaded_through_keyring_path(configuration, third_party, where):
+def test_a_third_party_is_loaded_through_keyring_path(configuration: Path, third_party: Path, where: str) -> None:
     name = "third_party_backend.Fine"
     configured = name if where == "file" else "keyring.backends.null.Keyring"
     configuration.write_text(f"[backend]\ndefault-keyring = {configured}\nkeyring-path = {third_party}\n")
@@ -1142,7 +1211,9 @@ def test_a_third_party_is_loaded_through_keyring_path(configuration, third_party
     assert sys.path[-1] == str(third_party)
 
 
-def test_a_tilde_in_keyring_path_is_home(configuration, third_party, monkeypatch):
+def test_a_tilde_in_keyring_path_is_home(
+    configuration: Path, third_party: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(third_party.parent))
     configuration.write_text("[backend]\ndefault-keyring=third_party_backend.Fine\nkeyring-path=~/third party\n")
     assert Vault({}).get("identity:dev") == "third party"
@@ -1151,13 +1222,13 @@ def test_a_tilde_in_keyring_path_is_home(configuration, third_party, monkeypatch
 @pytest.mark.parametrize(
     "text", ["", "[other]\nx=1\n", "[backend]\n", "[backend]\nkeyring-path=/nonexistent\n"], ids=repr
 )
-def test_a_configuration_that_names_no_backend_changes_nothing(configuration, text):
+def test_a_configuration_that_names_no_backend_changes_nothing(configuration: Path, text: str) -> None:
     configuration.write_text(text)
     assert backend_name({"PYTHON_KEYRING_BACKEND": ""}) == "SecretServiceKeyring"
 
 
 @pytest.mark.parametrize("content", [b"default-keyring=x\n", b"\xff\xfe\n", b"[backend]\n[backend]\n"])
-def test_a_broken_configuration_is_one_line(configuration, content):
+def test_a_broken_configuration_is_one_line(configuration: Path, content: bytes) -> None:
     configuration.write_bytes(content)
     with refused("keyringrc.cfg is not a configuration file"):
         Vault({}).get("identity:dev")
@@ -1183,13 +1254,15 @@ def test_a_broken_configuration_is_one_line(configuration, content):
         pytest.param("..", "cannot be loaded", id="nonsense"),
     ],
 )
-def test_a_backend_that_is_unsafe_or_absent_is_refused(configuration, third_party, name, message):
+def test_a_backend_that_is_unsafe_or_absent_is_refused(
+    configuration: Path, third_party: Path, name: str, message: str
+) -> None:
     configuration.write_text(f"[backend]\nkeyring-path={third_party}\n")
     with refused(f"the keyring backend {name} .*{message}"):
         Vault({"PYTHON_KEYRING_BACKEND": name}).get("identity:dev")
 
 
-def test_the_words_of_a_third_party_are_not_repeated(configuration, third_party):
+def test_the_words_of_a_third_party_are_not_repeated(configuration: Path, third_party: Path) -> None:
     configuration.write_text(f"[backend]\ndefault-keyring=third_party_backend.Fine\nkeyring-path={third_party}\n")
     with pytest.raises(eks_token.Problem, match="could not store identity:dev: RuntimeError") as caught:
         Vault({}).set("identity:dev", "TOPSECRET")
@@ -1219,11 +1292,13 @@ def test_the_words_of_a_third_party_are_not_repeated(configuration, third_party)
         ),
     ],
 )
-def test_an_error_of_the_macos_keychain_is_one_line(error, kind, message):
+def test_an_error_of_the_macos_keychain_is_one_line(
+    error: Exception, kind: type[eks_token.Problem], message: str
+) -> None:
     class Keychain(LimitedBackend):
         __module__ = "keyring.backends.macOS"
 
-        def get_password(self, service, username):
+        def get_password(self, service: str, username: str) -> str | None:
             raise error
 
     with pytest.raises(eks_token.Problem, match=message) as caught:
@@ -1231,7 +1306,9 @@ def test_an_error_of_the_macos_keychain_is_one_line(error, kind, message):
     assert type(caught.value) is kind
 
 
-def test_properties_from_the_environment_are_keyrings_business(desktop, monkeypatch):
+def test_properties_from_the_environment_are_keyrings_business(
+    desktop: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KEYRING_PROPERTY_SCHEME", "KeePassXC")
     desktop.vault().set("identity:dev", "x")
     (item,) = desktop.items(Title="eks-token")

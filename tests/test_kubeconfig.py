@@ -711,8 +711,10 @@ def test_null_is_empty_in_a_kubeconfig() -> None:
     users = [{"name": "a", "user": None}, {"name": "b", "user": {"exec": None}}, {"name": "c", "user": {"exec": entry}}]
     given = {"users": users, "contexts": [{"name": "d", "context": None}], "clusters": [{"name": "e"}]}
     nobody = eks_token.KubeUser("", (), {}, "", {}, ())
-    expected = (dict.fromkeys("abc", nobody), {"d": eks_token.KubeContext("", "")}, {"e"}, "")
-    assert eks_token.parse_kubeconfig(json.dumps(given), "") == expected
+    config = eks_token.parse_kubeconfig(json.dumps(given), "")
+    assert config.users == dict.fromkeys("abc", nobody)
+    assert config.contexts == {"d": eks_token.KubeContext("", "")}
+    assert (config.clusters, config.current) == (frozenset("e"), "")
 
 
 @pytest.mark.parametrize(
@@ -840,7 +842,7 @@ def test_many_at_once_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
     ],
 )
 def test_a_cluster_that_cannot_be_used_is_refused(
-    change: Mapping[str, Any], said: str, laptop: Sandbox, moto: RecordingProxy, api_server: ApiServer
+    change: dict[str, Any], said: str, laptop: Sandbox, moto: RecordingProxy, api_server: ApiServer
 ) -> None:
     moto.answer("DescribeCluster", 200, {"cluster": described(api_server) | change})
     done = laptop.run("kubeconfig", *DEMO, "-i", "dev")

@@ -122,7 +122,7 @@ def test_an_exec_entry_works_however_it_is_written(
     more: dict[str, Any], tty: bool, kubectl: Path, dev: Sandbox, api_server: ApiServer
 ) -> None:
     dev.write("kubeconfig", api_server.kubeconfig(entry(dev, **more)))
-    arguments = ["--kubeconfig", dev.home / "kubeconfig", "get", "namespaces"]
+    arguments = ["--kubeconfig", str(dev.home / "kubeconfig"), "get", "namespaces"]
     for _ in range(2):
         assert is_let_in(dev.run(*arguments, command=[kubectl], tty=tty))
     assert set(api_server.principals) == {ALICE}
@@ -141,7 +141,7 @@ def test_kubectl_shows_why_there_is_no_token(kubectl: Path, home: Sandbox, api_s
 
 def test_twenty_kubectls_at_once_share_one_token(kubectl: Path, dev: Sandbox, api_server: ApiServer) -> None:
     kubeconfig = dev.write("kubeconfig", api_server.kubeconfig(entry(dev)))
-    arguments = ["--kubeconfig", kubeconfig, "get", "namespaces"]
+    arguments = ["--kubeconfig", str(kubeconfig), "get", "namespaces"]
     started = [dev.start(*arguments, command=[kubectl]) for _ in range(20)]
     for process in started:
         stdout, stderr = process.communicate(timeout=120)

@@ -65,8 +65,7 @@ class Scene:
 
     def run(self, *args: str | Path, steps: Steps | None = None, **options: Any) -> Completed:
         """Runs the program; with `steps`, on a terminal."""
-        terminal = {} if steps is None else {"steps": steps}
-        done = (self.home.run_pty if terminal else self.home.run)(*args, **terminal, **options)
+        done = self.home.run(*args, **options) if steps is None else self.home.run_pty(*args, steps=steps, **options)
         self.outputs += [done.stdout, done.stderr]
         return done
 
@@ -945,7 +944,7 @@ def forget_sessions(scene: Scene) -> None:
         nobody_signed_in_at_sso,
         keys_are_gone,
     ],
-    ids=named,  # type: ignore[arg-type]
+    ids=named,
 )
 def test_where_nobody_is_one_line_names_the_login_that_helps(
     situation: Callable[[Scene], str], terminal: bool, scene: Scene

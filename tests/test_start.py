@@ -89,6 +89,7 @@ def make_empty(path: Path) -> None:
 )
 def test_the_program_is_the_users_alone_under_any_umask(home: Sandbox, umask: str, words: str) -> None:
     words = f'umask {umask}; if [ -d "$3" ]; then {words}; else "$2" -I -S "$1" --version; fi'
+    command: list[str | Path]
     command = ["/bin/sh", "-c", words, "sh", home.executable, home.env["EKS_TOKEN_PYTHON"], home.cache]
     for _ in range(3):
         done = home.run(command=command)
@@ -216,7 +217,7 @@ def test_full_disks_everywhere_are_one_error(home: Sandbox, full_disk: Path) -> 
 
 
 def test_a_limit_on_the_size_of_files_is_one_error(home: Sandbox) -> None:
-    command = ["/bin/sh", "-c", 'ulimit -f 512; exec "$@"', "sh", home.executable]
+    command: list[str | Path] = ["/bin/sh", "-c", 'ulimit -f 512; exec "$@"', "sh", home.executable]
     done = home.run("--version", command=command)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"eks-token: error: cannot unpack .*: File too large\nhint: .*\n", done.stderr)
@@ -360,7 +361,8 @@ def test_what_fails_unexpectedly_is_unpacked_again(home: Sandbox, app: Path, by_
     """A file that was written over, as long as before, is found out only when it is used."""
     module = app / "site-packages/platformdirs/__init__.py"
     module.write_text("1 / 0".ljust(module.stat().st_size))
-    command = [home.env["EKS_TOKEN_PYTHON"], "-I", "-S", home.executable] if by_python else [home.executable]
+    python = [home.env["EKS_TOKEN_PYTHON"], "-I", "-S"] if by_python else []
+    command: list[str | Path] = [*python, home.executable]
     done = home.run("identities", command=command)
     assert done.returncode == 1 and "unexpected ZeroDivisionError" in done.stderr
     assert home.run("identities", command=command).returncode == 0
@@ -543,7 +545,8 @@ def test_no_variable_makes_it_run_other_code(home: Sandbox, tmp_path: Path, name
         "SHIV_COMPILE_PYC": "1",
         "SHIV_EXTEND_PYTHONPATH": "1",
     }
-    command = [home.env["EKS_TOKEN_PYTHON"], "-I", "-S", home.executable] if by_hand else [home.executable]
+    python = [home.env["EKS_TOKEN_PYTHON"], "-I", "-S"] if by_hand else []
+    command: list[str | Path] = [*python, home.executable]
     for _ in range(2):
         done = home.run("--version", env=env, command=command)
         assert (done.returncode, done.stdout, done.stderr) == (0, VERSION, "")
@@ -554,5 +557,5 @@ def test_no_variable_makes_it_run_other_code(home: Sandbox, tmp_path: Path, name
 def test_a_module_in_the_working_directory_is_not_imported(home: Sandbox) -> None:
     for module in ("start", "eks_token", "os", "_bootstrap"):
         home.write(f"{module}.py", "raise SystemExit('not ours')\n")
-    for command in ([home.executable], [home.env["EKS_TOKEN_PYTHON"], home.executable]):
-        assert home.run("--version", command=command).stdout == VERSION
+    for python in ([], [home.env["EKS_TOKEN_PYTHON"]]):
+        assert home.run("--version", command=[*python, home.executable]).stdout == VERSION
