@@ -1,6 +1,7 @@
 # build    build dist/eks-token, the executable
 # run      build, then print a token for a made-up cluster, with the example keys from the AWS documentation
 # test     build, then run all tests; as root on a system with apt, this first installs what they need
+# coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
 # lint     run ruff, mypy and shellcheck
 # bench    build, then measure how long answers take
 # install  build, then copy the executable to PREFIX/bin
@@ -20,7 +21,7 @@ PINNED_SHIV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
 	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck
 
-.PHONY: build run test lint bench install clean system
+.PHONY: build run test coverage lint bench install clean system
 .DELETE_ON_ERROR:
 
 build: dist/eks-token
@@ -39,6 +40,14 @@ run: build
 
 test: build .venv/dev.done system
 	.venv/bin/pytest $(PYTEST)
+
+# coverage's own start-up file measures pytest and its workers, tests/measured.py the executable. A measured Python is
+# slower, so a test that allows little time may fail; the figure is printed anyway.
+coverage: build .venv/dev.done system
+	@rm -rf dist/coverage && mkdir -p dist/coverage
+	COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" COVERAGE_FILE="$(CURDIR)/dist/coverage/data" \
+		.venv/bin/pytest $(PYTEST); status=$$?; \
+	.venv/bin/coverage combine --quiet && .venv/bin/coverage report; exit $$status
 
 lint: .venv/dev.done
 	.venv/bin/ruff check .

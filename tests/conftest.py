@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote_to_bytes
 
 import pytest
+from measured import measuring
 from servers import ApiServer, Keys, MotoServer, RecordingProxy, SsoOidcServer, wait_for
 
 from eks_token import Invocation
@@ -151,6 +152,8 @@ def interpreters() -> tuple[Interpreter, ...]:
     by_version: dict[str, Interpreter] = {}
     for candidate in candidates:
         if found := inspected(candidate):
+            if found.version == f"3.{sys.version_info[1]}":
+                found = found._replace(path=measuring(found.path))
             by_version.setdefault(found.version, found)
     return tuple(sorted(by_version.values(), key=lambda found: int(found.version.partition(".")[2])))
 

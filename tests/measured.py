@@ -1,0 +1,71 @@
+"""A Python that measures what it runs of eks_token.py: how `make coverage` sees into the executable.
+
+The executable starts Python with -I -S, so coverage's own start-up file is not read, and no variable helps. Instead the
+tests name a script that stands for a Python, as EKS_TOKEN_PYTHON. It has coverage started in front of the file that
+Python is to run. The executable is the product as it is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import runpy
+import shlex
+import sys
+import sysconfig
+from pathlib import Path
+
+CONFIG = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+SCRIPT = """#!/bin/sh
+if [ "${{1-}} ${{2-}}" = "-I -S" ] && [ -e "${{3-}}" ]; then
+	shift 2
+	exec {python} -I -S {module} {packages} {data} {script} "$@"
+fi
+exec {python} "$@"
+"""
+
+
+def measuring(python: str) -> str:
+    """A script that stands for this Python, which has the version of the running one; itself if nothing is measured."""
+    data = os.environ.get("COVERAGE_FILE")
+    if data is None:
+        return python
+    script = Path(data).with_name(Path(python).name)
+    values = (python, __file__, sysconfig.get_path("platlib"), data, script)
+    names = ("python", "module", "packages", "data", "script")
+    beside = script.with_name(f"{script.name}.{os.getpid()}")
+    beside.write_text(
+        SCRIPT.format(**{name: shlex.quote(str(value)) for name, value in zip(names, values, strict=True)})
+    )
+    beside.chmod(0o755)
+    beside.replace(script)  # in one step, because every worker of pytest-xdist writes it
+    return str(script)
+
+
+def main() -> None:
+    """Runs a file as `python -I -S FILE ARGUMENT...` does, and measures it."""
+    packages, data, script, *sys.argv = sys.argv[1:]
+    sys.path.append(packages)
+    import coverage
+
+    sys.path.remove(packages)  # what the program imports must be its own
+    # The program starts the Python that it runs in again, and remembers it for the launcher.
+    vars(sys).update(executable=script, _base_executable=script)
+
+    measurement = coverage.Coverage(data_file=data, data_suffix=True, config_file=str(CONFIG))
+
+    def save() -> None:
+        try:
+            measurement.stop()
+            measurement.save()
+        except Exception:  # a test took the disk or the rights away; its output must not change
+            pass
+
+    atexit.register(save)
+    measurement.start()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
