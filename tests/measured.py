@@ -18,11 +18,11 @@ from pathlib import Path
 CONFIG = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 SCRIPT = """#!/bin/sh
-if [ "${{1-}} ${{2-}}" = "-I -S" ] && [ -e "${{3-}}" ]; then
+if [ "${1-} ${2-}" = "-I -S" ] && [ -e "${3-}" ]; then
 	shift 2
-	exec {python} -I -S {module} {packages} {data} {script} "$@"
+	exec @MEASURED@ "$@"
 fi
-exec {python} "$@"
+exec @PYTHON@ "$@"
 """
 
 
@@ -32,11 +32,10 @@ def measuring(python: str) -> str:
     if data is None:
         return python
     script = Path(data).with_name(Path(python).name)
-    values = (python, __file__, sysconfig.get_path("platlib"), data, script)
-    names = ("python", "module", "packages", "data", "script")
+    command = [python, "-I", "-S", __file__, sysconfig.get_path("platlib"), data, str(script)]
     beside = script.with_name(f"{script.name}.{os.getpid()}")
     beside.write_text(
-        SCRIPT.format(**{name: shlex.quote(str(value)) for name, value in zip(names, values, strict=True)})
+        SCRIPT.replace("@MEASURED@", shlex.join(command)).replace("@PYTHON@", shlex.quote(python)), encoding="utf-8"
     )
     beside.chmod(0o755)
     beside.replace(script)  # in one step, because every worker of pytest-xdist writes it
