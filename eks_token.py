@@ -1,26 +1,26 @@
 """eks-token: an EKS bearer token for kubectl, from credentials that stay in the OS keyring.
 
-kubectl runs this program before it talks to a cluster and reads an ExecCredential from its stdout. What happens
-between the two, in the order of the sections below:
+kubectl runs this program before it talks to a cluster, and reads an ExecCredential from its stdout. What happens
+in between, in the order of the sections below:
 
-1. command line       argv and the environment become one `Request`, whichever program's grammar they are written in
-2. cache              a request finds its fresh answer; on a miss one process mints and the others wait for it
+1. command line       argv and the environment become one `Request`, in whichever program's grammar they are written
+2. cache              a request looks for its fresh answer; on a miss, one process signs and the others wait for it
 3. keyring            the vault: strings in the OS keyring, and the Secret Service backend for Linux and the BSDs
-4. identities         what a name stands for: stored identities laid over AWS profiles, and Atmos's entries
-5. sessions           temporary credentials and SSO tokens, kept in the vault for botocore
-6. credentials        a name becomes credentials: botocore's providers over all of the above
+4. identities         what a name stands for: stored identities, merged with AWS profiles, and Atmos's entries
+5. sessions           temporary credentials and SSO tokens, stored in the vault for botocore
+6. credentials        a name becomes credentials, through botocore's providers
 7. token              credentials and a `Request` become a presigned URL, a bearer token, an ExecCredential
 8. kubeconfig         entries for clusters, written by `kubectl config`
-9. adopt              other plugins' entries made ours, and back again
+9. adopt              switches other plugins' entries to this program, and back
 10. sign in and out   login, logout, identities and whoami
-11. doctor            what keeps kubectl from a token on this machine
-12. completion        what may come next on a command line
-13. main              the commands, and the edge where errors become two lines on stderr
+11. doctor            finds what keeps kubectl from getting a token on this machine
+12. completion        what can come next on a command line
+13. main              the commands, and the one place where errors become two lines on stderr
 
-Each section uses only the ones above it. A fresh answer is mostly printed by the shell script at the head of the
-executable (build/launcher.sh) without this module; what reaches Python looks in the cache before anything heavy is
-imported. botocore and keyring are imported by the functions that use them, since kubectl waits: 60 and 10 ms, against
-6 for Python itself.
+Each section uses only the ones above it. The shell script at the start of the executable (build/launcher.sh) usually
+prints a fresh answer without this module. A request that reaches Python looks in the cache before it imports anything
+heavy. Only the functions that use botocore and keyring import them, because kubectl is waiting: they take 60 and 10 ms
+to import, and Python itself takes 6 ms to start.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 else:
 
     class NamedTuple(tuple):
-        """What this module needs of typing.NamedTuple, whose import would cost a cached answer 7 ms more."""
+        """What this module needs of typing.NamedTuple, whose import would add 7 ms to a cached answer."""
 
         def __init_subclass__(cls):
             cls._fields = tuple(cls.__annotations__)
@@ -64,7 +64,7 @@ PROGRAM = "eks-token"
 
 
 class Problem(Exception):
-    """Something a user can act on: `message`, a `hint` perhaps, and the exit status (1 could not, 2 wrong usage)."""
+    """Something a user can act on: `message`, perhaps a `hint`, and the exit status (1 failure, 2 wrong usage)."""
 
     def __init__(self, message: str, hint: str = "", status: int = 1) -> None:
         super().__init__(message)
@@ -78,24 +78,24 @@ def usage(message: str, hint: str = "") -> Problem:
 
 
 class Invocation(NamedTuple):
-    """What the process was started with, found out in one place (`main`) and passed on."""
+    """What the process was started with. `main` collects it and passes it on."""
 
     argv: tuple[str, ...]
     environ: Mapping[str, str]
-    platform: str  # as sys.platform
-    terminal: bool  # whether stdin and stderr are a terminal, so that a person may be there
-    file: str  # the program's own, absolute
-    build: str  # the id of the executable's build; "" where it is no executable, but an installed package
-    cache: str | None  # the cache directory, seen to be the user's own; None where nothing can be kept
+    platform: str  # like sys.platform
+    terminal: bool  # whether stdin and stderr are a terminal, so a person may be there
+    file: str  # the program's own path, absolute
+    build: str  # the build ID of the executable, or "" if this is an installed package
+    cache: str | None  # the cache directory, which is safe to use, or None if nothing can be cached
 
 
 class Started(NamedTuple):
-    """What the executable has found out before this module is there: the last three of an `Invocation`."""
+    """What the executable finds out before it can import this module: the last three fields of an `Invocation`."""
 
     file: str
     build: str
     cache: str | None
-    unpack_again: Callable[[], None]  # for a mistake that may be a file of the program that was damaged
+    unpack_again: Callable[[], None]  # for an unexpected error, which a damaged file of the program may cause
 
 
 _secrets: set[str] = set()
@@ -103,7 +103,7 @@ _debugging = False
 
 
 def keep_secret(value: str | None) -> None:
-    """From now on, no message shows this value."""
+    """Never show this value in a message from now on."""
     if value and len(value) >= 4:
         _secrets.add(value)
 
@@ -115,12 +115,12 @@ def redacted(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line on stderr, free of secrets and of control characters that could play tricks on a terminal."""
+    """Write a line to stderr, without secrets and without control characters that could play tricks on a terminal."""
     line = "".join(char if char.isprintable() else " " for char in redacted(text))
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):  # stderr is closed: there is nobody to tell
+    except (OSError, ValueError, AttributeError):  # stderr is closed, so nobody would see it
         return
 
 
@@ -137,7 +137,7 @@ def debug(text: str) -> None:
 
 
 def first_line(error: object) -> str:
-    """An exception's words on one line, without what follows: STS quotes whole requests in some of its errors."""
+    """The first line of an exception's text. In some errors of STS, the lines after it quote the whole request."""
     lines = str(error).strip().splitlines()
     return redacted(" ".join(lines[0].split()))[:300] if lines else type(error).__name__
 
@@ -151,7 +151,7 @@ def rfc3339(seconds: float) -> str:
 
 
 def parse_time(text: str) -> float:
-    """Seconds since the epoch of an ISO 8601 time. Raises ValueError."""
+    """An ISO 8601 time in seconds since the epoch. Raises ValueError."""
     from datetime import UTC, datetime
 
     moment = datetime.fromisoformat(text)
@@ -177,7 +177,7 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
 
 
-# kubectl, and the files
+# Programs and files
 
 
 def on_path(command: str, setting: Invocation) -> str | None:
@@ -187,7 +187,7 @@ def on_path(command: str, setting: Invocation) -> str | None:
 
 
 def make_directories(path: str) -> None:
-    """Like os.makedirs, but once more where a directory vanishes under it."""
+    """Like os.makedirs, but tries again if a directory vanishes meanwhile."""
     try:
         os.makedirs(path, 0o700, exist_ok=True)
     except FileNotFoundError:
@@ -195,10 +195,10 @@ def make_directories(path: str) -> None:
 
 
 def write_file(path: str, content: str | bytes, modified: int | None = None) -> None:
-    """Write a private file in one step: complete and on disk, or not at all. `modified` is in nanoseconds."""
+    """Write a private file in one step: all of it, flushed to disk, or nothing. `modified` is in nanoseconds."""
     beside = f"{path}.{os.getpid()}"
     try:
-        os.unlink(beside)  # of a process that was killed
+        os.unlink(beside)  # left by a process that was killed
     except FileNotFoundError:
         pass
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
@@ -219,11 +219,11 @@ def write_file(path: str, content: str | bytes, modified: int | None = None) -> 
         raise
 
 
-PROGRAM_SECONDS = 60.0  # for a program that is run
+PROGRAM_SECONDS = 60.0  # for a program that we run
 
 
 def run_program(command: Sequence[str], environ: Mapping[str, str]) -> CompletedProcess[str]:
-    """Run a program, which can ask nobody, and read what it prints. Raises Problem if it does not start or end."""
+    """Run a program without any input, and read what it prints. Raises Problem if it does not start or finish."""
     import subprocess
 
     try:
@@ -231,7 +231,7 @@ def run_program(command: Sequence[str], environ: Mapping[str, str]) -> Completed
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            close_fds=False,  # one may be a kubeconfig: KUBECONFIG=<(…)
+            close_fds=False,  # one may be the kubeconfig: KUBECONFIG=<(…)
             encoding="utf-8",
             errors="replace",
             env=dict(environ),
@@ -239,7 +239,7 @@ def run_program(command: Sequence[str], environ: Mapping[str, str]) -> Completed
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise Problem(f"{command[0]} did not end within {PROGRAM_SECONDS:.0f} s") from error
+        raise Problem(f"{command[0]} did not finish within {PROGRAM_SECONDS:.0f} s") from error
     except (OSError, ValueError) as error:
         raise Problem(f"{command[0]} cannot be started: {getattr(error, 'strerror', None) or error}") from error
 
@@ -251,36 +251,36 @@ def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str
     took = time.perf_counter() - began
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if "error:" in line] or lines or [f"it exited with {done.returncode}"]
+        errors = [line for line in lines if "error:" in line] or lines or [f"it exited with status {done.returncode}"]
         hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
         raise Problem(errors[0].removeprefix(f"{PROGRAM}: error: "), hints[0] if hints else "")
     return done.stdout, took
 
 
 class ReaderGone(Exception):
-    """Whoever read stdout has closed it, as `| head -1` does: nothing is left to say, and nobody to say it to."""
+    """Whoever read stdout has closed it, as `| head -1` does. There is nobody left to write to."""
 
 
 def show(text: str, end: str = "\n") -> None:
-    """Write to stdout. All that goes there goes through here.
+    """Write to stdout. Everything that goes there goes through here.
 
-    Raises ReaderGone for a closed pipe, Problem for anything else that keeps stdout from taking it.
+    Raises ReaderGone if the pipe is closed, and Problem if stdout cannot be written for any other reason.
     """
     if sys.stdout is None:
-        raise Problem("stdout cannot be written to: it is closed")
+        raise Problem("cannot write to stdout: it is closed")
     try:
         sys.stdout.write(text + end)
         sys.stdout.flush()
     except OSError as error:
-        # Python would flush what is left once more when it exits, and fail at it aloud.
+        # Otherwise Python flushes the rest again when it exits, and prints an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise ReaderGone from error
-        raise Problem(f"stdout cannot be written to: {error.strerror}") from error
+        raise Problem(f"cannot write to stdout: {error.strerror}") from error
 
 
 def ask(prompt: str, secret: bool = False) -> str:
-    """A line that a person types. Raises Problem at the end of the input."""
+    """A line that a person types. Raises Problem if the input ends."""
     try:
         if secret:
             import getpass
@@ -296,19 +296,19 @@ def ask(prompt: str, secret: bool = False) -> str:
         raise
     if not line:
         sys.stderr.write("\n")
-        raise Problem("the input ended before the answer; nothing was stored")
+        raise Problem("the input ended before there was an answer; nothing was stored")
     return line.strip()
 
 
 def choose(prompt: str, choices: Sequence[str]) -> int:
-    """The index of the choice whose number a person types."""
+    """The index of the choice that a person picks by its number."""
     for number, choice in enumerate(choices, 1):
         say(f"  {number}) {choice}")
     while True:
         answer = ask(f"{prompt} [1-{len(choices)}]: ")
         if answer.isdecimal() and 1 <= int(answer) <= len(choices):
             return int(answer) - 1
-        say(f"{answer!r} is none of them")
+        say(f"{answer!r} is not one of them")
 
 
 # -- 1. command line --------------------------------------------------------------------------------------------------

@@ -302,7 +302,7 @@ def sso_chosen(scene: Scene) -> tuple[str, str]:
     scene.sso.assign("111111111111", "Other")
     scene.sso.assign(ACCOUNT, "Admin")
     arn = scene.sso.assign(ACCOUNT, "Viewer")
-    steps = [("Account [1-2]: ", "2\n"), ("Role [1-2]: ", "two\n"), ("'two' is none of them", ""), ("[1-2]: ", "2\n")]
+    steps = [("Account [1-2]: ", "2\n"), ("Role [1-2]: ", "two\n"), ("'two' is not one of", ""), ("[1-2]: ", "2\n")]
     scene.login("work", *scene.sso_options(), steps=steps)
     return "work", role_of(arn)
 

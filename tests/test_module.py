@@ -129,6 +129,6 @@ def test_a_full_stdout_is_one_error_line_and_no_bug(profiles: Sandbox, arguments
         )
     assert (done.returncode, done.stderr) == (
         1,
-        "eks-token: error: stdout cannot be written to: No space left on device\n",
+        "eks-token: error: cannot write to stdout: No space left on device\n",
     )
     assert manifest.exists()  # nothing is unpacked again for it
