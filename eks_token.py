@@ -884,29 +884,29 @@ def command_parser(name: str) -> Any:
 
 # -- 2. cache ---------------------------------------------------------------------------------------------------------
 #
-# An answer is kept under the request line, which names everything that decides the token. Shared with
-# build/launcher.sh, which looks there first:
+# An answer is stored under its request line, which contains everything that decides the token. build/launcher.sh looks
+# there first, so it relies on this layout:
 #
-#     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory a part of the request line; a slash in a part nests
-#         %answer                             what goes to stdout; modified "at" FRESH_UNTIL
-#         %request                            eks-token-1 ISSUED FRESH_UNTIL LINE, a line a watched file, and "end";
-#                                             modified "at" ISSUED
-#         %MTIME                              a stamp, modified when a watched file was
-#     tokens/%HASH/                           where a part cannot stand for itself: Python's alone
-#     tokens/%expiry/QUARTER/HASH             which answers end by when, to remove them in passing
+#     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory for each part of the request line; slashes in a part nest
+#         %answer                             what goes to stdout; its modification time is FRESH_UNTIL
+#         %request                            eks-token-1 ISSUED FRESH_UNTIL LINE, one line for each watched file, and
+#                                             "end"; its modification time is ISSUED
+#         %MTIME                              a stamp that has the modification time of a watched file
+#     tokens/%HASH/                           if a part cannot be a path as it is; only Python looks here
+#     tokens/%expiry/QUARTER/HASH             which answers end by when, so that they can be removed in time
 #
-# No part holds a bare percent sign, so these names are free.
+# No part in a path contains a percent sign, so these names cannot clash with one.
 
 ANSWER_TAG = "eks-token-1"
-FRESH_MARGIN = 60  # seconds that an answer stops being served before its token expires
-SETTLE_SECONDS = 2  # a file changed this recently may change again within the same time stamp
-SWEEP_LIMIT = 50  # expired answers removed by one mint
-LOCK_SECONDS = 120  # a waiter gives up after this
-# Every variable that decides whose token it is, in the order of the request line, and how it enters it. The launcher
-# looks at the same ones: build/package.py writes them into it.
+FRESH_MARGIN = 60  # seconds; how long before its token expires an answer is no longer used
+SETTLE_SECONDS = 2  # a file that changed this recently may change again and keep the same time stamp
+SWEEP_LIMIT = 50  # how many expired answers to remove for each new one
+LOCK_SECONDS = 120  # how long to wait for another process
+# Every variable that decides whose token it is, in the order of the request line, and how it is written there.
+# build/package.py puts the same list into the launcher.
 #
-#     plain   as it is        region  as it is, unless an option names the region
-#     path    made absolute   secret  as its hash, which the launcher leaves to Python
+#     plain   as it is        region  as it is, unless an option sets the region
+#     path    made absolute   secret  as its hash, which only Python can compute
 REQUEST_VARIABLES = {
     "HOME": "plain",
     "ATMOS_AUTH_REALM": "plain",
@@ -962,12 +962,12 @@ class Key(NamedTuple):
 
 
 def quoted(part: str) -> str:
-    """A part in safe bytes: any other is percent-encoded, and an empty part is a lone percent sign."""
+    """A part in safe bytes. All others are percent-encoded, and an empty part becomes a single percent sign."""
     return "".join(chr(byte) if byte in SAFE_BYTES else f"%{byte:02X}" for byte in os.fsencode(part)) or "%"
 
 
 def is_plain(part: str) -> bool:
-    """Whether a quoted part stands for itself in a path; launcher.sh has the same rule in et_plain."""
+    """Whether a quoted part can be a path as it is. et_plain in launcher.sh is the same rule."""
     return "%" not in part and "#" not in part and len(part) <= 200 and not {"", ".", ".."} & set(part.split("/"))
 
 
@@ -976,7 +976,7 @@ def variables_of(wanted: str) -> list[str]:
 
 
 def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], platform: str) -> Key | None:
-    """What a request's answer is kept under; None where it cannot be told (a relative path, and no directory)."""
+    """What a request's answer is stored under, or None if a path is relative and the working directory is gone."""
     arguments = [version, *(word for word in argv if word not in ("--refresh", "--debug"))]
     region_named = any(word == "--region" or word.startswith("--region=") for word in argv)
     variables = []
@@ -1004,19 +1004,19 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
     return Key(line, f"%{sha256(line)}")
 
 
-# What follows, up to `data_home`, is in build/start.py too: build/package.py puts its text there. So it uses nothing of
-# this module but os and PROGRAM.
+# build/package.py copies the code from here to `data_home` into build/start.py. So it can only use os and PROGRAM from
+# this module.
 
 
 class Refused(Exception):
-    """A cache directory that it is not safe to use: one line that says why."""
+    """A cache directory is not safe to use. The text is one line that says why."""
 
 
 def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
-    """The cache directory's path; None where there is no home to keep it in. The launcher has the same rule.
+    """The path of the cache directory, or None if there is no home directory. The launcher has the same rule.
 
-    It is platformdirs.user_cache_path, whose import would double the time of a cached answer (13 ms); but a home that
-    is not named is not looked for in the passwd file: sh cannot do that.
+    The rule is that of platformdirs.user_cache_path. Importing that would double the time of a cached answer (13 ms).
+    One thing differs: if HOME is not set, we do not look in the passwd file, because sh cannot do that.
     """
     if platform == "win32":
         local = environ.get("LOCALAPPDATA", "")
@@ -1024,7 +1024,7 @@ def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
     home = environ.get("HOME", "")
     if not home.startswith("/"):
         return None
-    # "XDG Base Directory Specification": a relative path in this variable is invalid and to be ignored
+    # "XDG Base Directory Specification": a relative path in this variable is invalid and must be ignored
     base = environ.get("XDG_CACHE_HOME", "")
     if not base.startswith("/"):
         base = os.path.join(home, "Library/Caches" if platform == "darwin" else ".cache")
@@ -1034,8 +1034,8 @@ def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
 def make_trusted(directory: str, environ: Mapping[str, str]) -> None:
     """Make a directory if it is missing. Raises Refused if it is not safe to use, OSError if it cannot be made.
 
-    For root, nothing in another user's HOME or XDG_CACHE_HOME is (sudo may keep them): that user could not remove what
-    root leaves there, and root would run what that user leaves there.
+    For root, nothing in another user's HOME or XDG_CACHE_HOME is safe (sudo may keep these variables). That user could
+    not remove what root leaves there, and root would run what that user leaves there.
     """
     if os.name == "posix" and os.geteuid() == 0:
         for path in (environ.get("HOME", ""), environ.get("XDG_CACHE_HOME", "")):
@@ -1046,10 +1046,10 @@ def make_trusted(directory: str, environ: Mapping[str, str]) -> None:
 
 
 def make_private(directory: str) -> None:
-    """Take from others the permission to read a directory.
+    """Make sure that other users cannot read a directory.
 
-    Raises Refused if they can do or could have done more, OSError if it is missing or its mode stays as it is.
-    Windows gives nobody else access to %LOCALAPPDATA%.
+    Raises Refused if they can do more than read, or could have done more. Raises OSError if the directory is missing or
+    its mode cannot be changed. On Windows, other users have no access to %LOCALAPPDATA%.
     """
     import stat
 
@@ -1069,7 +1069,7 @@ def make_private(directory: str) -> None:
 
 
 def data_home(environ: Mapping[str, str], platform: str) -> str | None:
-    """The directory of identities.json; None where there is no home, as for `cache_home`."""
+    """The directory of identities.json, or None if there is no home directory, as in `cache_home`."""
     if platform != "win32" and not environ.get("HOME", "").startswith("/"):
         return None
     import platformdirs
@@ -1077,11 +1077,11 @@ def data_home(environ: Mapping[str, str], platform: str) -> str | None:
     return platformdirs.user_data_dir(PROGRAM)
 
 
-Watched = tuple[str, int]  # a file and its modification time in nanoseconds; -1 where it is absent
+Watched = tuple[str, int]  # a file and its modification time in nanoseconds, -1 if it does not exist
 
 
 def look_at(paths: Iterable[str]) -> tuple[Watched, ...]:
-    """The state of the files that decide an answer, to be taken before they are read."""
+    """The state of the files that decide an answer. Call this before the files are read."""
     watched = []
     for path in paths:
         try:
@@ -1092,14 +1092,14 @@ def look_at(paths: Iterable[str]) -> tuple[Watched, ...]:
 
 
 class LocksUnavailable(Exception):
-    """This file system has no locks, or they do not work."""
+    """The file system does not support locks, or they do not work."""
 
 
 class Lock:
     """An OS lock on a file, held while the `with` block runs.
 
-    A holder that dies lets go of it. The file is deleted by its holder alone; whoever acquires one makes sure that the
-    path still is that file. Raises Problem after `seconds`, LocksUnavailable where locks do not work.
+    If the holder dies, the lock is free again. Only the holder deletes the file, so whoever gets the lock checks that
+    the path is still the same file. Raises Problem after `seconds`, and LocksUnavailable if locks do not work.
     """
 
     def __init__(self, path: str, seconds: float = LOCK_SECONDS) -> None:
@@ -1113,7 +1113,7 @@ class Lock:
             if time.monotonic() > deadline:
                 raise Problem(
                     f"another {PROGRAM} has been busy with this for {self.seconds:.0f} s",
-                    "it may be waiting for a person: look for its terminal or browser window",
+                    "it may be waiting for an answer: look for its terminal or browser window",
                 )
             time.sleep(0.02)
         return self
@@ -1121,7 +1121,7 @@ class Lock:
     def __exit__(self, *exception: object) -> None:
         try:
             os.unlink(self.path)
-        except OSError:  # Windows deletes no open file, and needs it not
+        except OSError:  # Windows cannot delete an open file, and does not need to
             pass
         os.close(self._file)
 
@@ -1137,7 +1137,7 @@ class Lock:
         try:
             if lock_file(self._file) and os.path.samestat(os.fstat(self._file), os.stat(self.path)):
                 return True
-        except FileNotFoundError:  # deleted by the one who held it
+        except FileNotFoundError:  # the holder deleted it
             pass
         except OSError as error:
             os.close(self._file)
@@ -1147,7 +1147,7 @@ class Lock:
 
 
 def lock_file(file: int) -> bool:
-    """Take the lock if it is free. Raises OSError where there are none."""
+    """Take the lock if it is free. Raises OSError if locks are not supported."""
     try:
         import fcntl
     except ImportError:
@@ -1166,16 +1166,16 @@ def lock_file(file: int) -> bool:
 
 
 class Minted(NamedTuple):
-    """What goes to stdout, and for how long it is good."""
+    """What goes to stdout, and how long it is valid."""
 
     text: str
-    issued: int  # seconds since the epoch, like the next
+    issued: int  # seconds since the epoch, like the next one
     expires: int  # the ExecCredential's expirationTimestamp
     cacheable: bool
 
 
 class Cache:
-    """The directory of answers and locks. A miss is never an error; nor is an answer that cannot be kept."""
+    """The directory of answers and locks. A miss is not an error, and neither is an answer that cannot be stored."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -1195,7 +1195,7 @@ class Cache:
                     return None
             with open(os.path.join(here, "%answer"), encoding="utf-8") as file:
                 answer = file.read()
-                # each file was put in place by a rename of its own: are they of one mint?
+                # The two files are renamed into place one after the other. Do they belong together?
                 if int(os.fstat(file.fileno()).st_mtime) != int(fresh_until) or not answer.endswith("\n"):
                     return None
         except (OSError, ValueError):
@@ -1203,7 +1203,7 @@ class Cache:
         return answer.removesuffix("\n")
 
     def lock(self, name: str) -> Lock:
-        """The lock of that name. Raises LocksUnavailable."""
+        """The lock with that name. Raises LocksUnavailable."""
         directory = os.path.join(self.root, "lock")
         try:
             os.makedirs(directory, 0o700, exist_ok=True)
@@ -1212,7 +1212,7 @@ class Cache:
         return Lock(os.path.join(directory, name if name.isalpha() else sha256(name)[:32]))
 
     def generation(self) -> str:
-        """Changes whenever the cache is emptied: what was begun before is not kept after."""
+        """Changes whenever the cache is emptied. An answer that was started before that is not stored afterwards."""
         try:
             with open(os.path.join(self.root, "generation"), encoding="utf-8") as file:
                 return file.read()
@@ -1222,7 +1222,7 @@ class Cache:
     def store(
         self, key: Key, minted: Minted, watched: Sequence[Watched], generation: str, own: str | None = None
     ) -> None:
-        """Keep an answer, if it can be kept safely. Of `own`, identities.json, the generation tells every change."""
+        """Store an answer if that is safe. The generation shows every change to `own`, which is identities.json."""
         now = time.time()
         fresh_until = minted.expires - FRESH_MARGIN
         if not minted.cacheable or fresh_until <= now:
@@ -1230,7 +1230,7 @@ class Cache:
         if any(modified > (now - SETTLE_SECONDS) * 1e9 for path, modified in watched if path != own):
             return debug("not cached: a file that it depends on has just changed")
         if any("\n" in path or "\r" in path or path != path.strip() for path, _ in watched):
-            return debug("not cached: a file that it depends on has a name that sh would not read whole")
+            return debug("not cached: a file that it depends on has a name that sh cannot read correctly")
         here = os.path.join(self.root, "tokens", key.directory)
         stamps = [(f"%{modified}", modified, path) for path, modified in watched if modified != -1]
         record = [f"{ANSWER_TAG} {minted.issued} {fresh_until} {key.line}"]
@@ -1240,19 +1240,19 @@ class Cache:
         try:
             with self.lock("cache"):
                 if self.generation() != generation:
-                    return debug("not cached: identities were changed meanwhile")
+                    return debug("not cached: the identities have changed meanwhile")
                 try:
                     self.sweep(now)
                 except OSError as error:
-                    debug(f"old answers are not removed: {error.strerror}")
+                    debug(f"old answers were not removed: {error.strerror}")
                 make_directories(here)
                 old = [name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()]
                 for stamp, modified, _ in stamps:
                     write_file(os.path.join(here, stamp), "", modified)
                 if not self.clock_agrees(time.time()):
-                    return debug("not cached: the file system's clock is another one")
-                self.note_expiry(key, fresh_until)  # first, so that whatever is written will be removed
-                # Whoever reads between the two renames sees an older record, which fits the older files alone.
+                    return debug("not cached: the file system's clock differs from ours")
+                self.note_expiry(key, fresh_until)  # first, so that whatever is written will be removed later
+                # Between the two renames, a reader sees the older record, which matches only the older files.
                 write_file(os.path.join(here, "%answer"), minted.text + "\n", fresh_until * 10**9)
                 write_file(os.path.join(here, "%request"), "\n".join(record) + "\n", minted.issued * 10**9)
                 for name in set(old) - {stamp for stamp, _, _ in stamps}:
@@ -1261,7 +1261,7 @@ class Cache:
             debug(f"not cached: {type(error).__name__}")
 
     def clock_agrees(self, now: float) -> bool:
-        """Whether opening an empty file to write dates it now: launcher.sh has no other clock."""
+        """Whether truncating an empty file sets its time to now. launcher.sh has no other clock."""
         path = os.path.join(self.root, "now")
         write_file(path, "", 0)
         os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
@@ -1273,7 +1273,7 @@ class Cache:
         write_file(os.path.join(quarter, sha256(key.line)), key.directory)
 
     def sweep(self, now: float) -> None:
-        """Remove answers that ended in a quarter of an hour gone by, a bounded number at a time."""
+        """Remove answers that ended in an earlier quarter of an hour, at most SWEEP_LIMIT at a time."""
         tokens = os.path.join(self.root, "tokens")
         index = os.path.join(tokens, "%expiry")
         left = SWEEP_LIMIT
@@ -1288,7 +1288,7 @@ class Cache:
                 try:
                     with open(note, encoding="utf-8") as file:
                         self.remove_expired(tokens, file.read(), now)
-                except ValueError:  # damaged: it leads nowhere
+                except ValueError:  # it is damaged
                     pass
                 os.unlink(note)
             os.rmdir(os.path.join(index, quarter))
@@ -1304,11 +1304,11 @@ class Cache:
             while here != tokens:
                 os.rmdir(here)
                 here = os.path.dirname(here)
-        except OSError:  # gone already, or another answer lies further down
+        except OSError:  # already removed, or there is another answer further down
             return
 
     def empty(self) -> None:
-        """Forget every answer, also those that are being minted. Raises Problem where that fails."""
+        """Forget every answer, including those that are being signed now. Raises Problem if that fails."""
         tokens = os.path.join(self.root, "tokens")
         import contextlib
         import shutil
@@ -1318,13 +1318,13 @@ class Cache:
                 try:
                     held.enter_context(self.lock("cache"))
                 except LocksUnavailable:
-                    debug("locks do not work in the cache directory")  # so that nothing is stored there either
+                    debug("locks do not work in the cache directory")  # so nothing is being stored there either
                 write_file(os.path.join(self.root, "generation"), os.urandom(16).hex())
                 try:
                     os.rename(tokens, f"{tokens}.{os.urandom(8).hex()}")
                 except FileNotFoundError:
                     pass
-            for name in os.listdir(self.root):  # also what processes left that were killed here
+            for name in os.listdir(self.root):  # including what was left when a process was killed here
                 if name.startswith("tokens."):
                     shutil.rmtree(os.path.join(self.root, name), ignore_errors=True)
         except OSError as error:
