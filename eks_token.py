@@ -2066,6 +2066,13 @@ class Choice(NamedTuple):
     undecided: tuple[str, ...] = ()  # stored identities of which none was chosen
 
 
+class Portal(NamedTuple):
+    """Where people sign in to AWS SSO."""
+
+    start_url: str
+    region: str
+
+
 def identities_path(environ: Mapping[str, str], platform: str) -> str | None:
     home = data_home(environ, platform)
     return os.path.join(home, "identities.json") if home else None
@@ -2176,9 +2183,9 @@ def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, At
     profiles = {**config.get("profiles", {}), **atmos, **stored.identities}
     sso_sessions = dict(config.get("sso_sessions", {}))
     for name, keys in list(profiles.items()):
-        if "sso_start_url" in keys and "sso_region" in keys and "sso_session" not in keys:
-            session = f"{PROGRAM} {keys['sso_start_url']} {keys['sso_region']}"
-            sso_sessions[session] = {key: keys[key] for key in ("sso_start_url", "sso_region")}
+        if "sso_session" not in keys and (portal := portal_of(keys)):
+            session = f"{PROGRAM} {portal.start_url} {portal.region}"
+            sso_sessions[session] = {"sso_start_url": portal.start_url, "sso_region": portal.region}
             profiles[name] = {**keys, "sso_session": session}
         source = keys.get("source_profile", "")
         if "role_arn" in keys and "mfa_serial" in keys and may_have_mfa_session(source, profiles, stored, foreign):
@@ -2204,22 +2211,31 @@ def may_have_mfa_session(
     return {"aws_access_key_id", "aws_secret_access_key"} <= keys.keys() and "aws_session_token" not in keys
 
 
-# SSO
+def sources(profiles: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """An identity, and in turn what it has its credentials from."""
+    trail: list[str] = []
+    while name and name not in trail:
+        trail.append(name)
+        keys = profiles.get(name, {})
+        name = keys.get("source_profile") or keys.get(MFA_SOURCE) or ""
+    return trail
 
 
-def sso_place(session: Any, name: str) -> tuple[tuple[str, str] | None, bool]:
-    """The start URL and region where an identity, or the last of its sources, signs in; and whether it is its own."""
-    config = session.full_config
-    seen: set[str] = set()
-    source = name
-    while source and source not in seen:
-        seen.add(source)
-        keys = config["profiles"].get(source, {})
-        place = config["sso_sessions"].get(keys.get("sso_session"), {})
-        if "sso_start_url" in place and "sso_region" in place:
-            return (place["sso_start_url"], place["sso_region"]), source == name
-        source = keys.get("source_profile", "")
-    return None, False
+def portal_of(keys: Mapping[str, Any]) -> Portal | None:
+    """The portal that an sso-session, or a profile without one, names in full."""
+    start_url, region = keys.get("sso_start_url"), keys.get("sso_region")
+    return Portal(start_url, region) if isinstance(start_url, str) and isinstance(region, str) else None
+
+
+def own_portal(config: Mapping[str, Any], name: str) -> Portal | None:
+    """Where an identity itself signs in."""
+    return portal_of(config["sso_sessions"].get(config["profiles"].get(name, {}).get("sso_session"), {}))
+
+
+def sso_portal(config: Mapping[str, Any], name: str) -> Portal | None:
+    """Where an identity, or the nearest of its sources, signs in."""
+    portals = (own_portal(config, source) for source in sources(config["profiles"], name))
+    return next(filter(None, portals), None)
 
 
 def kind_of(keys: Mapping[str, Any]) -> str:
@@ -2460,6 +2476,65 @@ CREDENTIAL_VARIABLES = (
 )
 
 
+class SessionNote(NamedTuple):
+    """What sessions.json says of a session or SSO token in the vault."""
+
+    names: tuple[str, ...]  # of the identities that need it, first the one whose own it is; of a token the start URL
+    expires: float  # seconds since the epoch; then it can be forgotten
+    token_expires: float | None = None  # of an SSO token, which can be refreshed until `expires`
+    portal: Portal | None = None
+    sign_in: str = ""  # which sign-in at the portal a token is of
+
+    @property
+    def ends(self) -> float:
+        return self.expires if self.token_expires is None else self.token_expires
+
+
+def read_notes(path: str | None) -> dict[str, SessionNote]:
+    """What is in the vault, by user, without opening it. A note that is damaged is none."""
+    import json
+
+    notes = {}
+    try:
+        with open(path or "", encoding="utf-8") as file:
+            content = dict(json.load(file))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+    for user, entry in content.items():
+        try:
+            portal = Portal(*entry["sso"]) if "sso" in entry else None
+            token_expires = float(entry["token_expires"]) if portal else None
+            sign_in = entry.get("sign_in", "")
+            note = SessionNote(tuple(entry["names"]), float(entry["expires"]), token_expires, portal, sign_in)
+            texts = (*entry["names"], *(portal or ()), sign_in)
+            _ = rfc3339(note.expires), rfc3339(note.ends)  # times that there are
+            if not isinstance(entry["names"], list) or not note.names or not all(isinstance(x, str) for x in texts):
+                raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
+            debug(f"the note of {user} in {path} is damaged")
+        else:
+            notes[user] = note
+    return notes
+
+
+def write_notes(path: str | None, notes: Mapping[str, SessionNote]) -> None:
+    """Write sessions.json, if that can be: what is not noted there ends all the same."""
+    import json
+
+    if path is None:
+        return
+    entries: dict[str, dict[str, Any]] = {}
+    for user, note in notes.items():
+        entries[user] = {"names": note.names, "expires": note.expires}
+        if note.portal:
+            entries[user] |= {"token_expires": note.token_expires, "sso": note.portal, "sign_in": note.sign_in}
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        write_file(path, json.dumps(entries, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        debug(f"{path} cannot be written: {error.strerror}")
+
+
 def left(entry: Mapping[str, Any] | None) -> float:
     """The seconds until a session ends; 0 for none."""
     return parse_time(entry["Credentials"]["Expiration"]) - time.time() if entry else 0
@@ -2499,9 +2574,11 @@ class SsoTokens:
         from hashlib import sha1
 
         self.wallet = wallet
-        # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
-        self.sessions = {sha1(name.encode()).hexdigest(): session for name, session in sessions.items()}
-        self.names = {sha1(name.encode()).hexdigest(): name for name in sessions}
+        self.sessions: dict[str, tuple[str, Portal]] = {}
+        for name, keys in sessions.items():
+            if portal := portal_of(keys):
+                # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
+                self.sessions[sha1(name.encode()).hexdigest()] = (name, portal)
         self.refreshing: Mapping[str, Any] | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -2514,43 +2591,41 @@ class SsoTokens:
         return token
 
     def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
-        session = self.sessions[key]
+        _, portal = self.sessions[key]
         try:
-            keep_sso_token(self.wallet, session["sso_start_url"], session["sso_region"], token, self.refreshing)
+            keep_sso_token(self.wallet, portal, token, self.refreshing)
         except Problem as problem:  # it is good all the same, once
             warn(f"the renewed SSO token is not kept: {problem.message}")
 
     def find(self, key: str) -> dict[str, Any] | None:
-        session = self.sessions.get(key, {})
-        start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
-        ours = read_sso_token(self.wallet, start_url, region)
+        if key not in self.sessions:
+            return None
+        name, portal = self.sessions[key]
+        ours = read_sso_token(self.wallet.vault, portal)
         if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
-            ours = self.refreshing = self.locked(start_url, region)
+            self.wallet.hold(sso_user(portal))
+            ours = self.refreshing = read_sso_token(self.wallet.vault, portal)  # once more, under its lock
         if ours and sso_seconds_left(ours) > 0:
             return ours
-        return self.left_by_aws_cli(key, start_url) or ours
+        return left_by_aws_cli(name, portal) or ours
 
-    def locked(self, start_url: str, region: str) -> dict[str, Any] | None:
-        """The token once more, under the lock that its renewal is done under."""
-        user = sso_user(start_url, region)
-        self.wallet.hold(user)
-        return read_sso_token(self.wallet, start_url, region)
 
-    def left_by_aws_cli(self, key: str, start_url: str) -> dict[str, Any] | None:
-        import json
+def left_by_aws_cli(session: str, portal: Portal) -> dict[str, Any] | None:
+    """The token of an sso-session that `aws sso login` began, if it is good still; it cannot be refreshed."""
+    import json
 
-        for path in aws_cli_files(self.names[key], start_url) if key in self.names else ():
-            try:
-                with open(path, encoding="utf-8") as file:
-                    token = json.load(file)
-                keep_secret(token.pop("refreshToken", None))
-                keep_secret(token.get("clientSecret"))
-                keep_secret(token["accessToken"])
-                if token.get("startUrl") == start_url and sso_seconds_left(token) > 0:
-                    return dict(token)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue
-        return None
+    for path in aws_cli_files(session, portal.start_url):
+        try:
+            with open(path, encoding="utf-8") as file:
+                token = json.load(file)
+            keep_secret(token.pop("refreshToken", None))
+            keep_secret(token.get("clientSecret"))
+            keep_secret(token["accessToken"])
+            if token.get("startUrl") == portal.start_url and sso_seconds_left(token) > 0:
+                return dict(token)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
 
 
 def aws_cli_files(session: str, start_url: str) -> list[str]:
@@ -2564,18 +2639,18 @@ def aws_cli_files(session: str, start_url: str) -> list[str]:
 SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a token with less left
 
 
-def sso_user(start_url: str, region: str) -> str:
-    """The vault's user for an SSO token: whoever signs in at the same place has the same one."""
-    return f"sso:{sha256(f'{region} {start_url}')[:32]}"
+def sso_user(portal: Portal) -> str:
+    """The vault's user for an SSO token: whoever signs in at the same portal has the same one."""
+    return f"sso:{sha256(f'{portal.region} {portal.start_url}')[:32]}"
 
 
 def sso_seconds_left(token: Mapping[str, Any]) -> float:
     return parse_time(token["expiresAt"]) - time.time()
 
 
-def read_sso_token(wallet: Wallet, start_url: str, region: str) -> dict[str, Any] | None:
+def read_sso_token(vault: Vault, portal: Portal) -> dict[str, Any] | None:
     try:
-        token = wallet.vault.get_json(sso_user(start_url, region))
+        token = vault.get_json(sso_user(portal))
         if token is None:
             return None
         for name in ("accessToken", "refreshToken", "clientSecret"):
@@ -2590,27 +2665,27 @@ def read_sso_token(wallet: Wallet, start_url: str, region: str) -> dict[str, Any
 
 
 def keep_sso_token(
-    wallet: Wallet, start_url: str, region: str, token: Mapping[str, Any], former: Mapping[str, Any] | None = None
+    wallet: Wallet, portal: Portal, token: Mapping[str, Any], former: Mapping[str, Any] | None = None
 ) -> None:
     """Store an SSO token in the vault; one made from a `former` token, only if that is still there.
 
     Raises KeyringUnavailable.
     """
-    user = sso_user(start_url, region)
+    user = sso_user(portal)
     plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
     for name in ("accessToken", "refreshToken", "clientSecret"):
         keep_secret(plain.get(name))
     try:
         with wallet.vault_lock():
-            if former is not None and read_sso_token(wallet, start_url, region) != former:
+            if former is not None and read_sso_token(wallet.vault, portal) != former:
                 return debug("the refreshed SSO token is not kept: it was signed out or in again meanwhile")
             wallet.vault.set_json(user, plain)
             ends = parse_time(plain["expiresAt"])
             forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
-            about = {"names": [start_url], "expires": forgotten, "token_expires": ends, "sso": [start_url, region]}
-            mark = wallet.sessions().get(user, {}).get("sign_in", "") if former is not None else ""
-            about["sign_in"] = mark or os.urandom(8).hex()
-            wallet.note_session(user, about)
+            known = wallet.sessions().get(user) if former is not None else None
+            mark = known.sign_in if known else ""
+            note = SessionNote((portal.start_url,), forgotten, ends, portal, mark or os.urandom(8).hex())
+            wallet.note_session(user, note)
     finally:
         wallet.let_go(user)
 
@@ -2677,11 +2752,11 @@ class Wallet:
 
     def sign_in_again(self) -> bool:
         """With a person there, begin an SSO session instead of asking for a command that does; false if it is none."""
-        place, _ = sso_place(self._session, self.name)
-        if place is None or self.renew:
+        portal = sso_portal(self._session.full_config, self.name)
+        if portal is None or self.renew:
             return False
         say(f"{self.name}: sign in to go on")
-        authorize_anew(self, self._session, place, no_browser=False)
+        authorize_anew(self, self._session, portal, no_browser=False)
         return True
 
     def resolve(self, choice: Choice, request: Request) -> Credentials:
@@ -2835,12 +2910,10 @@ class Wallet:
         config = self._session.full_config
         sso_sessions, services = config["sso_sessions"], config.get("services", {})
         trail: dict[str, Any] = {}
-        name = profile or "default"
-        while name and name not in trail:
+        for name in sources(config["profiles"], profile or "default"):
             keys = self.profile(name)
             trail[name] = [keys, sso_sessions.get(keys.get("sso_session")), services.get(keys.get("services"))]
             environment = environment or "credential_source" in keys
-            name = keys.get("source_profile") or keys.get(MFA_SOURCE) or ""
         about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
         variables = {name: self.setting.environ[name] for name in about if self.setting.environ.get(name)}
         sign_ins = self.sign_ins([session for _, session, _ in trail.values() if session])
@@ -2852,11 +2925,12 @@ class Wallet:
         """What every sign-in changes at these SSO sessions: one person's role session is not to outlive it."""
         known, marks = self._session.full_config["sso_sessions"].items(), []
         for session in sso_sessions:
-            start_url, region = session.get("sso_start_url", ""), session.get("sso_region", "")
+            portal = portal_of(session) or Portal("", "")
             names = [name for name, other in known if other == session]
-            files = look_at(path for name in names for path in aws_cli_files(name, start_url))
+            files = look_at(path for name in names for path in aws_cli_files(name, portal.start_url))
             self.watched += tuple(one for one in files if one not in self.watched)
-            marks.append([self.sessions().get(sso_user(start_url, region), {}).get("sign_in", ""), files])
+            note = self.sessions().get(sso_user(portal))
+            marks.append([note.sign_in if note else "", files])
         return marks
 
     def kept_session(self, user: str, own: bool) -> dict[str, Any] | None:
@@ -2927,7 +3001,7 @@ class Wallet:
                 if not self.unchanged():
                     return debug("the session is not kept: identities were changed meanwhile")
                 self.vault.set_json(user, {"Credentials": keys})
-                self.note_session(user, {"names": list(names), "expires": seconds})
+                self.note_session(user, SessionNote(tuple(names), seconds))
         except Problem as problem:  # it is good all the same
             debug(f"the session is not kept: {problem.message}")
         finally:
@@ -2940,36 +3014,17 @@ class Wallet:
     def sessions_path(self) -> str | None:
         return os.path.join(os.path.dirname(self.path), "sessions.json") if self.path else None
 
-    def sessions(self) -> dict[str, Any]:
-        """What is known of the vault's sessions without opening it: user -> names of identities, end in seconds."""
-        import json
+    def sessions(self) -> dict[str, SessionNote]:
+        return read_notes(self.sessions_path())
 
-        try:
-            with open(self.sessions_path() or "", encoding="utf-8") as file:
-                content = json.load(file)
-            return {user: about for user, about in content.items() if about["names"] and about["expires"] > 0}
-        except (OSError, ValueError, TypeError, AttributeError, KeyError):
-            return {}
-
-    def note_session(self, user: str, about: Mapping[str, Any] | None) -> None:
+    def note_session(self, user: str, note: SessionNote | None) -> None:
         """Enter a session into sessions.json, or strike it out; a few that have ended leave the vault with it."""
-        import json
-
-        sessions = self.sessions()
-        over = [name for name, known in sessions.items() if known["expires"] < time.time() and name != user][:3]
+        notes = self.sessions()
+        over = [name for name, known in notes.items() if known.expires < time.time() and name != user][:3]
         for name in over:
             self.vault.delete(name)
-        sessions = {name: known for name, known in sessions.items() if name not in (user, *over)}
-        if about is not None:
-            sessions[user] = dict(about)
-        path = self.sessions_path()
-        if path is None:
-            return
-        try:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            write_file(path, json.dumps(sessions, indent=2, sort_keys=True) + "\n")
-        except OSError as error:
-            debug(f"{path} cannot be written: {error.strerror}")
+        notes = {name: known for name, known in notes.items() if name not in (user, *over)}
+        write_notes(self.sessions_path(), notes if note is None else {**notes, user: note})
 
     def ask_mfa_code(self, prompt: str) -> str:
         """An MFA code: the one that was read from stdin, else a person's. Raises Problem where nobody can be asked."""
@@ -3303,17 +3358,17 @@ def unsigned_client(session: Any, service: str, region: str) -> Any:
     return session.create_client(service, region_name=region, config=Config(signature_version=UNSIGNED))
 
 
-def authorize_device(session: Any, start_url: str, region: str, no_browser: bool) -> dict[str, Any]:
+def authorize_device(session: Any, portal: Portal, no_browser: bool) -> dict[str, Any]:
     """An SSO token by device authorization (RFC 8628): a person confirms a code in a browser, anywhere.
 
     Raises Problem if the request is denied or expires.
     """
     with plain_errors():
-        oidc = unsigned_client(session, "sso-oidc", region)
+        oidc = unsigned_client(session, "sso-oidc", portal.region)
         client = oidc.register_client(clientName=PROGRAM, clientType="public", scopes=[SSO_SCOPE])
         known = {"clientId": client["clientId"], "clientSecret": client["clientSecret"]}
         keep_secret(known["clientSecret"])
-        device = oidc.start_device_authorization(startUrl=start_url, **known)
+        device = oidc.start_device_authorization(startUrl=portal.start_url, **known)
         keep_secret(device["deviceCode"])
         link = device.get("verificationUriComplete") or device["verificationUri"]
         say(f"Confirm the code {device['userCode']} in a browser: {link}")
@@ -3322,8 +3377,8 @@ def authorize_device(session: Any, start_url: str, region: str, no_browser: bool
         say("waiting for the confirmation (Ctrl-C gives up) ...")
         answer = poll_for_token(oidc, known | {"grantType": DEVICE_GRANT, "deviceCode": device["deviceCode"]}, device)
         token = {
-            "startUrl": start_url,
-            "region": region,
+            "startUrl": portal.start_url,
+            "region": portal.region,
             "accessToken": answer["accessToken"],
             "expiresAt": rfc3339(time.time() + answer["expiresIn"]),
             **known,
@@ -3387,9 +3442,9 @@ def open_browser(link: str) -> None:
             debug("no browser could be started")
 
 
-def authorize_anew(wallet: Wallet, session: Any, place: tuple[str, str], no_browser: bool) -> None:
+def authorize_anew(wallet: Wallet, session: Any, portal: Portal, no_browser: bool) -> None:
     """Begin an SSO session, and forget what was minted while the person was in the browser."""
-    keep_sso_token(wallet, *place, authorize_device(session, *place, no_browser))
+    keep_sso_token(wallet, portal, authorize_device(session, portal, no_browser))
     if wallet.cache:
         wallet.cache.empty()
         wallet.generation = wallet.cache.generation()
@@ -4717,13 +4772,14 @@ def store_and_sign_in(
     token: Mapping[str, Any] | None = None,
 ) -> int:
     """Store an identity and sign in with it; if that fails, what was stored before is stored again."""
-    users = [sso_user(token["startUrl"], token["region"])] if token else []
+    portal = Portal(token["startUrl"], token["region"]) if token else None
+    users = [sso_user(portal)] if portal else []
     if keys or name in wallet.stored.identities:
         users.append(f"identity:{name}")
     with restored_on_failure(name, wallet, users):
         store_identity(options, name, wallet, settings, keys)
-        if token:
-            keep_sso_token(wallet, token["startUrl"], token["region"], token)
+        if portal and token:
+            keep_sso_token(wallet, portal, token)
         return sign_in(options, name, wallet.setting, token)
 
 
@@ -4830,17 +4886,16 @@ def sign_in(options: Any, name: str, setting: Invocation, token: Any = None) -> 
     wallet.mfa_code = options.mfa_code
     request = Request(PROGRAM, "", options.region or region_variable(setting.environ), name)
     session = wallet.open_session(Choice(name, named=True, environment=False), request)
-    place, is_own = sso_place(session, name)
-    new = token is not None
-    if place and is_own and wallet.renew and not new:
-        authorize_anew(wallet, session, place, options.no_browser)
+    portal, new = sso_portal(session.full_config, name), token is not None
+    if portal and portal == own_portal(session.full_config, name) and wallet.renew and not new:
+        authorize_anew(wallet, session, portal, options.no_browser)
         new = True
     try:
         credentials = wallet.credentials(request)
     except SignInNeeded:  # a token may have been revoked, which nobody knows before it is tried
-        if place is None or new:
+        if portal is None or new:
             raise
-        authorize_anew(wallet, session, place, options.no_browser)
+        authorize_anew(wallet, session, portal, options.no_browser)
         credentials = wallet.credentials(request)
     if not options.no_verify:
         show(str(caller_identity(session, credentials)["Arn"]))
@@ -4854,20 +4909,20 @@ def store_sso(options: Any, name: str, wallet: Wallet) -> int:
     settings = {"sso_session": options.sso_session}
     session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
     if options.sso_session:
-        place = session.full_config["sso_sessions"].get(options.sso_session, {})
-        if not {"sso_start_url", "sso_region"} <= place.keys():
+        portal = portal_of(session.full_config["sso_sessions"].get(options.sso_session, {}))
+        if portal is None:
             raise Problem(f"AWS config has no sso-session {options.sso_session!r} with sso_start_url and sso_region")
-        start_url, region = place["sso_start_url"], place["sso_region"]
     else:
-        start_url, region = options.sso_start_url, options.sso_region
-        settings |= {"sso_start_url": start_url, "sso_region": region}
-    if not start_url.startswith(("https://", "http://")):
-        raise usage(f"{start_url!r} is no start URL", "one looks like https://example.awsapps.com/start")
-    wallet.vault.get(sso_user(start_url, region))  # a keyring that cannot be used is better known before the browser
-    token = authorize_device(session, start_url, region, options.no_browser)
+        portal = Portal(options.sso_start_url, options.sso_region)
+        settings |= {"sso_start_url": portal.start_url, "sso_region": portal.region}
+    if not portal.start_url.startswith(("https://", "http://")):
+        raise usage(f"{portal.start_url!r} is no start URL", "one looks like https://example.awsapps.com/start")
+    wallet.vault.get(sso_user(portal))  # a keyring that cannot be used is better known before the browser
+    token = authorize_device(session, portal, options.no_browser)
     account, role = options.sso_account_id, options.sso_role_name
     if not account or not role:
-        account, role = choose_role(session, region, token["accessToken"], account, role, wallet.setting.terminal)
+        terminal = wallet.setting.terminal
+        account, role = choose_role(session, portal.region, token["accessToken"], account, role, terminal)
     settings |= {"sso_account_id": account, "sso_role_name": role}
     return store_and_sign_in(options, name, wallet, settings, token=token)
 
@@ -4908,16 +4963,17 @@ def logout_command(setting: Invocation, options: Any) -> int:
     session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
     sessions = wallet.sessions()
     names = sorted(wallet.stored.identities) if options.all else [options.name]
-    ours = [user for user, about in sessions.items() if options.all or options.name in about["names"]]
-    places = {place for place, own in (sso_place(session, name) for name in names) if place and own}
+    ours = [user for user, about in sessions.items() if options.all or options.name in about.names]
+    config = session.full_config
+    portals = {own_portal(config, name) for name in names}
     if options.all:
-        places |= {tuple(about["sso"]) for about in sessions.values() if "sso" in about}
-    kept = {sso_place(session, name)[0] for name in wallet.stored.identities if name not in names}
+        portals |= {note.portal for note in sessions.values()}
+    kept = {sso_portal(config, name) for name in wallet.stored.identities if name not in names}
 
     # The vault first: what it refuses to remove must not seem to be gone.
     known = options.all or options.name in wallet.stored.identities or bool(ours)
-    for start_url, region in sorted(places - kept):
-        known = end_sso_session(wallet, session, start_url, region) or known
+    for portal in sorted(filter(None, portals - kept)):
+        known = end_sso_session(wallet, session, portal) or known
     with wallet.vault_lock():
         for name in names:
             known = wallet.vault.delete(f"identity:{name}") or known
@@ -4944,16 +5000,16 @@ def logout_command(setting: Invocation, options: Any) -> int:
     return 0
 
 
-def end_sso_session(wallet: Wallet, session: Any, start_url: str, region: str) -> bool:
+def end_sso_session(wallet: Wallet, session: Any, portal: Portal) -> bool:
     """Revoke an SSO token where the service answers, and forget it either way; false if there was none."""
-    token = read_sso_token(wallet, start_url, region)
+    token = read_sso_token(wallet.vault, portal)
     if token is not None:
         try:
             with plain_errors():
-                unsigned_client(session, "sso", region).logout(accessToken=token["accessToken"])
+                unsigned_client(session, "sso", portal.region).logout(accessToken=token["accessToken"])
         except Problem as problem:
             debug(f"the SSO token could not be revoked: {problem.message}")
-    user = sso_user(start_url, region)
+    user = sso_user(portal)
     with wallet.vault_lock():
         found = wallet.vault.delete(user)
         wallet.note_session(user, None)
@@ -4976,11 +5032,11 @@ def identities_command(setting: Invocation, options: Any) -> int:
         if stored is None and not (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys():
             continue  # a profile of settings alone
         ending = keys.get(KEY_ENDING) or keys.get("aws_access_key_id", "")[-4:]
-        ends = [about["expires"] for about in sessions.values() if about["names"][0] == name]
+        ends = [note.expires for note in sessions.values() if note.names[0] == name]
         ends += [parse_time(keys[KEYS_END])] if KEYS_END in keys else []
-        place, _ = sso_place(session, name)
-        if place and (about := sessions.get(sso_user(*place))):
-            ends.append(about["token_expires"])
+        portal = sso_portal(session.full_config, name)
+        if portal and (note := sessions.get(sso_user(portal))):
+            ends.append(note.ends)
         rows.append(
             {
                 "name": name,
@@ -5294,7 +5350,7 @@ def check_identities(wallet: Wallet) -> Check:
     """What is stored: identities whose keys are gone, and sessions that a person has to begin anew."""
     identities, now = wallet.stored.identities, time.time()
     sessions = list(wallet.sessions().values())
-    ended = [about for about in sessions if about.get("token_expires", about["expires"]) < now]
+    ended = [note for note in sessions if note.ends < now]
     found = f"{len(identities)} stored"
     if default := wallet.stored.only():
         found += f" (where none is named: {default})"
@@ -5310,9 +5366,7 @@ def check_identities(wallet: Wallet) -> Check:
         return Check("identities", "fail", f"{found}; the keyring lacks the keys of {', '.join(lost)}", hint)
     # A role's session is begun anew by whatever needs it.
     by_a_person = {
-        about["names"][0]
-        for about in ended
-        if "sso" in about or "MFA" in kind_of(identities.get(about["names"][0], {}))
+        note.names[0] for note in ended if note.portal or "MFA" in kind_of(identities.get(note.names[0], {}))
     }
     if by_a_person:
         hint = f"{PROGRAM} login NAME begins a new one"

@@ -1148,6 +1148,43 @@ def test_identities_are_listed_without_opening_the_keyring(scene: Scene) -> None
     assert not [key for key in scene.keys.values() if key.secret in text + json.dumps(listed)]
 
 
+DAMAGED_NOTES: dict[str, object] = {
+    "session:a": {"names": {"a": 1}, "expires": 5},
+    "session:b": {"names": ["b"], "expires": "soon"},
+    "session:c": {"names": [], "expires": 5},
+    "session:d": {"names": ["d", None], "expires": 5},
+    "session:e": {"names": ["e"], "expires": 1e300},
+    "session:f": {"names": ["f"]},
+    "session:g": ["g"],
+    "session:h": None,
+    "sso:i": {"names": ["i"], "expires": 5, "token_expires": 5, "sso": ["one"]},
+    "sso:j": {"names": ["j"], "expires": 5, "token_expires": None, "sso": ["one", "two"]},
+    "sso:k": {"names": ["k"], "expires": 5, "token_expires": 5, "sso": [["one"], "two"]},
+}
+
+
+def test_a_damaged_note_of_a_session_stops_no_command(scene: Scene) -> None:
+    name, _ = role_over_stored_keys(scene)
+    notes = scene.home.data / "sessions.json"
+    kept = json.loads(notes.read_text())
+    notes.write_text(json.dumps(DAMAGED_NOTES | kept))
+    assert scene.identities()[name]["session_ends"]
+    assert "sessions: 1, ended: 0" in scene.run("doctor").stdout
+    done = scene.run("logout", "--all", "--debug")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is damaged") >= len(DAMAGED_NOTES)
+    assert scene.kept() == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[1]", "[" * 100_000], ids=["empty", "cut off", "list", "one", "deep"])
+def test_a_damaged_file_of_sessions_stops_no_command(text: str, scene: Scene) -> None:
+    name, _ = role_over_stored_keys(scene)
+    (scene.home.data / "sessions.json").write_text(text)
+    assert scene.identities()[name]["session_ends"] == ""
+    assert scene.run("logout", "--all").returncode == 0
+    assert scene.kept() == []
+
+
 def test_where_there_are_no_identities_login_is_named(scene: Scene) -> None:
     done = scene.run("identities", env=DEAD_BUS)
     assert (done.returncode, done.stdout) == (0, "")
