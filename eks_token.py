@@ -2252,6 +2252,10 @@ def kind_of(keys: Mapping[str, Any]) -> str:
     return "keys with MFA" if "mfa_serial" in keys else "keys"
 
 
+class UnknownIdentity(Problem):
+    """No identity, AWS profile or entry of Atmos has this name."""
+
+
 class SignInNeeded(Problem):
     """Only a person can go on from here."""
 
@@ -2296,16 +2300,18 @@ class AtmosEntry(NamedTuple):
         return {key: value for key, value in settings.items() if value}
 
 
-def find_in_atmos(wallet: Wallet, name: str) -> AtmosEntry | None:
+def find_in_atmos(
+    name: str, vault: Vault, environ: Mapping[str, str], platform: str, watched: list[Watched]
+) -> AtmosEntry | None:
     """What Atmos has for an identity of this name, also in lower case. Raises Problem for what has expired."""
     expired = 0.0
     for spelling in dict.fromkeys((name, name.lower())):
-        entry = atmos_session(wallet, spelling)
+        entry = atmos_session(spelling, environ, platform, watched)
         if entry is not None and (entry.keys.expires is None or entry.keys.expires > time.time()):
             return entry
         if entry is not None:
             expired = entry.keys.expires or 0.0
-        entry = atmos_keys(wallet, spelling)
+        entry = atmos_keys(spelling, vault, environ)
         if entry is not None:
             return entry
     if expired:
@@ -2325,22 +2331,22 @@ def atmos_home(environ: Mapping[str, str], platform: str) -> str:
     return os.path.abspath(os.path.join(base, "atmos")) if base else ""
 
 
-def atmos_session(wallet: Wallet, name: str) -> AtmosEntry | None:
+def atmos_session(name: str, environ: Mapping[str, str], platform: str, watched: list[Watched]) -> AtmosEntry | None:
     """The session credentials that `atmos auth login` left for this name. Raises Problem where two realms have it."""
     import glob
 
     import botocore.configloader
     from botocore.exceptions import BotoCoreError
 
-    home = atmos_home(wallet.setting.environ, wallet.setting.platform)
-    realm = wallet.setting.environ.get("ATMOS_AUTH_REALM")
+    home = atmos_home(environ, platform)
+    realm = environ.get("ATMOS_AUTH_REALM")
     if not home:
         return None
     places = [os.path.join(glob.escape(home), glob.escape(realm) if realm else "*", "aws", "*", "credentials")]
     if not realm:
         places.append(os.path.join(glob.escape(home), "aws", "*", "credentials"))
     files = sorted(path for place in places for path in glob.glob(place))
-    wallet.watched += look_at([home, *files])
+    watched += look_at([home, *files])
     found = []
     for path in files:
         try:
@@ -2380,14 +2386,14 @@ def atmos_expiration(path: str, name: str) -> float | None:
     return None
 
 
-def atmos_keys(wallet: Wallet, name: str) -> AtmosEntry | None:
+def atmos_keys(name: str, vault: Vault, environ: Mapping[str, str]) -> AtmosEntry | None:
     """Long-term keys that Atmos keeps in the keyring. Raises Problem for an entry that is no AWS keys."""
     import json
 
-    realm = wallet.setting.environ.get("ATMOS_AUTH_REALM")
+    realm = environ.get("ATMOS_AUTH_REALM")
     service = f"atmos_{realm}_{name}" if realm else f"atmos_{name}"
     try:
-        text = wallet.vault.get_foreign(service, "atmos-auth")
+        text = vault.get_foreign(service, "atmos-auth")
     except Problem as error:
         debug(f"{name} is not looked for among Atmos's keyring items: {error.message}")
         return None
@@ -2442,6 +2448,75 @@ def go_seconds(duration: str) -> str:
     return str(sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration)))
 
 
+class Store:
+    """The identities as this run finds them, and the places where they are kept: the vault and identities.json."""
+
+    def __init__(self, setting: Invocation, cache: Cache | None, interactive: bool) -> None:
+        self.environ = setting.environ
+        self.platform = setting.platform
+        self.cache = cache
+        self.vault = Vault(setting.environ, setting.platform, interactive)
+        self.path = identities_path(setting.environ, setting.platform)
+        self.generation = cache.generation() if cache else ""
+        # The files that decide an answer, as they are before anything is read that they hold; more may be added.
+        self.watched = list(look_at([*aws_files(setting.environ), *([self.path] if self.path else [])]))
+        self.stored = read_identities(self.path)
+        self.foreign: dict[str, AtmosEntry] = {}
+
+    def lock(self) -> Any:
+        """The lock for writing identities and vault, as a context. Without working locks, writing goes on unlocked."""
+        import contextlib
+
+        held = contextlib.ExitStack()
+        if self.cache:
+            try:
+                held.enter_context(self.cache.lock("vault"))
+            except LocksUnavailable:
+                debug("locks do not work in the cache directory")
+        return held
+
+    def unchanged(self) -> bool:
+        """Whether the identities are still what this run began with."""
+        generation = self.cache.generation() if self.cache else ""
+        return generation == self.generation and read_identities(self.path) == self.stored
+
+    def take_in(self, name: str) -> bool:
+        """Find a name that is neither stored nor a profile in the vault or in Atmos. Raises Problem."""
+        try:
+            known = self.vault.get(f"identity:{name}") is not None
+        except Problem as error:
+            debug(f"{name} is not looked for in the keyring: {error.message}")
+            known = False
+        if known and self.path is None:
+            self.stored = self.stored._replace(identities={**self.stored.identities, name: {}})
+        elif known:
+            warn(f"{name} was missing from {self.path}, and is entered again")
+            with self.lock():
+                stored = read_identities(self.path)
+                self.stored = stored._replace(identities={**stored.identities, name: {}})
+                write_identities(self.path, self.stored)
+        elif entry := find_in_atmos(name, self.vault, self.environ, self.platform, self.watched):
+            debug(f"{name} is Atmos's")
+            self.foreign[name] = entry
+        return known or name in self.foreign
+
+    def is_ours(self, name: str) -> bool:
+        """Whether an identity has its keys from the vault or from Atmos, and from no AWS file."""
+        return name in self.stored.identities or name in self.foreign
+
+    def is_keys(self, name: str) -> bool:
+        """Whether a stored identity is no more than keys in the vault."""
+        keys = self.stored.identities.get(name)
+        return keys is not None and not RESOLVED_KEYS & keys.keys()
+
+
+def aws_files(environ: Mapping[str, str]) -> list[str]:
+    """AWS config and credentials, where botocore looks for them."""
+    config = environ.get("AWS_CONFIG_FILE") or "~/.aws/config"
+    credentials = environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    return [os.path.abspath(os.path.expanduser(os.path.expandvars(path))) for path in (config, credentials)]
+
+
 # -- 5. sessions ------------------------------------------------------------------------------------------------------
 #
 # Temporary credentials and SSO tokens are kept in the vault, through botocore's `cache` hooks. sessions.json says which
@@ -2490,13 +2565,22 @@ class SessionNote(NamedTuple):
         return self.expires if self.token_expires is None else self.token_expires
 
 
-def read_notes(path: str | None) -> dict[str, SessionNote]:
-    """What is in the vault, by user, without opening it. A note that is damaged is none."""
+def notes_path(identities: str) -> str:
+    return os.path.join(os.path.dirname(identities), "sessions.json")
+
+
+def read_notes(identities: str | None) -> dict[str, SessionNote]:
+    """What is in the vault, by user, without opening it: sessions.json, next to identities.json. A damaged note is
+    skipped."""
     import json
+
+    if identities is None:
+        return {}
+    path = notes_path(identities)
 
     notes = {}
     try:
-        with open(path or "", encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             content = dict(json.load(file))
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
@@ -2517,12 +2601,21 @@ def read_notes(path: str | None) -> dict[str, SessionNote]:
     return notes
 
 
-def write_notes(path: str | None, notes: Mapping[str, SessionNote]) -> None:
-    """Write sessions.json, if that can be: what is not noted there ends all the same."""
+def note_session(store: Store, user: str, note: SessionNote | None) -> None:
+    """Enter a session into sessions.json, or remove it. A few that have ended leave the vault as well."""
+    notes = read_notes(store.path)
+    over = [name for name, known in notes.items() if known.expires < time.time() and name != user][:3]
+    for name in over:
+        store.vault.delete(name)
+    notes = {name: known for name, known in notes.items() if name not in (user, *over)}
+    if store.path:
+        write_notes(notes_path(store.path), notes if note is None else {**notes, user: note})
+
+
+def write_notes(path: str, notes: Mapping[str, SessionNote]) -> None:
+    """Write sessions.json, if possible: a session that is not noted there ends all the same."""
     import json
 
-    if path is None:
-        return
     entries: dict[str, dict[str, Any]] = {}
     for user, note in notes.items():
         entries[user] = {"names": note.names, "expires": note.expires}
@@ -2535,6 +2628,99 @@ def write_notes(path: str | None, notes: Mapping[str, SessionNote]) -> None:
         debug(f"{path} cannot be written: {error.strerror}")
 
 
+class Sessions:
+    """The kept sessions of one run: which it has renewed or sees coming to their end, and whose lock it holds.
+
+    A session that is good for some time yet comes from the vault. Otherwise this process holds its lock until it has
+    renewed it, and whoever else wants it waits, and finds it renewed.
+    """
+
+    def __init__(self, store: Store, renew: bool = False) -> None:
+        self.store = store
+        self.renew = renew  # sign in again, however long the sessions still live
+        self.last_resort = False  # sessions that cannot be renewed are used up to their end
+        self.ending: set[str] = set()
+        self._renewed: set[str] = set()
+        self._held: dict[str, Lock] = {}
+
+    def find(self, user: str, own: bool) -> dict[str, Any] | None:
+        """A session that can be used, or None: then it is to be obtained, and `keep` to be called.
+
+        To sign in again is to renew the identity's own session, and not an MFA session that it shares with others.
+        """
+        if own and self.renew and user not in self._renewed:
+            self.hold(user)
+            return None
+        entry = read_session(self.store.vault, user)
+        if left(entry) < RENEW_SECONDS and self.hold(user):
+            entry = read_session(self.store.vault, user)
+        if left(entry) >= RENEW_SECONDS:
+            debug("a session is in the keyring")
+            self.let_go(user)
+            return entry
+        debug("a session has to be obtained")
+        if left(entry) > 0:
+            self.ending.add(user)
+        return entry if self.last_resort and left(entry) > 0 else None
+
+    def keep(self, user: str, response: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Keep a session in the vault, unless the identities were changed while it was obtained."""
+        keys = dict(response["Credentials"])
+        keep_secret(keys["SecretAccessKey"])
+        keep_secret(keys["SessionToken"])
+        expires = keys["Expiration"]
+        seconds = parse_time(expires) if isinstance(expires, str) else expires.timestamp()
+        keys["Expiration"] = rfc3339(seconds)
+        self._renewed.add(user)
+        try:
+            with self.store.lock():
+                if not self.store.unchanged():
+                    return debug("the session is not kept: identities were changed meanwhile")
+                self.store.vault.set_json(user, {"Credentials": keys})
+                note_session(self.store, user, SessionNote(tuple(names), seconds))
+        except Problem as problem:  # it can be used all the same
+            debug(f"the session is not kept: {problem.message}")
+        finally:
+            self.let_go(user)
+
+    def hold(self, user: str) -> bool:
+        """Take the lock under which a session is renewed; false if it is held already, or there are no locks."""
+        if self.store.cache is None or user in self._held:
+            return False
+        try:
+            lock = self.store.cache.lock(f"session {user}")
+            lock.__enter__()
+        except LocksUnavailable:
+            debug("locks do not work in the cache directory")
+            return False
+        self._held[user] = lock
+        return True
+
+    def let_go(self, user: str = "") -> None:
+        """Let go of the lock of one session, or of all locks."""
+        for held in [user] if user else list(self._held):
+            if held in self._held:
+                self._held.pop(held).__exit__()
+
+
+def read_session(vault: Vault, user: str) -> dict[str, Any] | None:
+    """A session from the vault, as botocore keeps it; None if there is none that can be read."""
+    try:
+        entry = vault.get_json(user)
+        if entry is None:
+            return None
+        for name in ("SecretAccessKey", "SessionToken"):
+            keep_secret(entry["Credentials"][name])
+        parse_time(entry["Credentials"]["Expiration"])
+    except (KeyError, TypeError, ValueError):
+        debug(f"the kept session {user} is damaged")
+        return None
+    except Problem as problem:
+        debug(f"no session is kept: {problem.message}")
+        return None
+    return entry
+
+
 def left(entry: Mapping[str, Any] | None) -> float:
     """The seconds until a session ends; 0 for none."""
     return parse_time(entry["Credentials"]["Expiration"]) - time.time() if entry else 0
@@ -2543,25 +2729,25 @@ def left(entry: Mapping[str, Any] | None) -> float:
 class SessionCache:
     """botocore's `cache` of temporary credentials, backed by the vault."""
 
-    def __init__(self, wallet: Wallet, scope: str, names: Sequence[str] = ()) -> None:
-        self.wallet = wallet
-        self.scope = scope
-        self.names = names
+    def __init__(self, sessions: Sessions, scope: str, names: Sequence[str], own: bool) -> None:
+        self.sessions = sessions
+        self.scope = scope  # all that decides whose sessions these are
+        self.names = names  # of the identities that need them
+        self.own = own  # they are the very identity's that the run is for
         self.entries: dict[str, Any] = {}
 
     def user(self, key: str) -> str:
         return f"session:{sha256(f'{self.scope} {key}')[:32]}"
 
     def __contains__(self, key: str) -> bool:
-        own = self.names[0] == self.wallet.name
-        self.entries[key] = self.wallet.kept_session(self.user(key), own)
+        self.entries[key] = self.sessions.find(self.user(key), self.own)
         return self.entries[key] is not None
 
     def __getitem__(self, key: str) -> Any:
         return self.entries[key]
 
     def __setitem__(self, key: str, response: Mapping[str, Any]) -> None:
-        self.wallet.keep_session(self.user(key), response, self.names)
+        self.sessions.keep(self.user(key), response, self.names)
 
 
 class SsoTokens:
@@ -2570,15 +2756,15 @@ class SsoTokens:
     The AWS CLI's are only read, and not refreshed: a refresh token is good once, and theirs would be spent.
     """
 
-    def __init__(self, wallet: Wallet, sessions: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, sessions: Sessions, sso_sessions: Mapping[str, Mapping[str, str]]) -> None:
         from hashlib import sha1
 
-        self.wallet = wallet
-        self.sessions: dict[str, tuple[str, Portal]] = {}
-        for name, keys in sessions.items():
+        self.sessions = sessions
+        self.portals: dict[str, tuple[str, Portal]] = {}
+        for name, keys in sso_sessions.items():
             if portal := portal_of(keys):
                 # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
-                self.sessions[sha1(name.encode()).hexdigest()] = (name, portal)
+                self.portals[sha1(name.encode()).hexdigest()] = (name, portal)
         self.refreshing: Mapping[str, Any] | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -2591,20 +2777,23 @@ class SsoTokens:
         return token
 
     def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
-        _, portal = self.sessions[key]
+        _, portal = self.portals[key]
         try:
-            keep_sso_token(self.wallet, portal, token, self.refreshing)
+            keep_sso_token(self.sessions.store, portal, token, self.refreshing)
         except Problem as problem:  # it is good all the same, once
             warn(f"the renewed SSO token is not kept: {problem.message}")
+        finally:
+            self.sessions.let_go(sso_user(portal))
 
     def find(self, key: str) -> dict[str, Any] | None:
-        if key not in self.sessions:
+        if key not in self.portals:
             return None
-        name, portal = self.sessions[key]
-        ours = read_sso_token(self.wallet.vault, portal)
+        name, portal = self.portals[key]
+        vault = self.sessions.store.vault
+        ours = read_sso_token(vault, portal)
         if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
-            self.wallet.hold(sso_user(portal))
-            ours = self.refreshing = read_sso_token(self.wallet.vault, portal)  # once more, under its lock
+            self.sessions.hold(sso_user(portal))
+            ours = self.refreshing = read_sso_token(vault, portal)  # once more, under its lock
         if ours and sso_seconds_left(ours) > 0:
             return ours
         return left_by_aws_cli(name, portal) or ours
@@ -2665,7 +2854,7 @@ def read_sso_token(vault: Vault, portal: Portal) -> dict[str, Any] | None:
 
 
 def keep_sso_token(
-    wallet: Wallet, portal: Portal, token: Mapping[str, Any], former: Mapping[str, Any] | None = None
+    store: Store, portal: Portal, token: Mapping[str, Any], former: Mapping[str, Any] | None = None
 ) -> None:
     """Store an SSO token in the vault; one made from a `former` token, only if that is still there.
 
@@ -2675,19 +2864,17 @@ def keep_sso_token(
     plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
     for name in ("accessToken", "refreshToken", "clientSecret"):
         keep_secret(plain.get(name))
-    try:
-        with wallet.vault_lock():
-            if former is not None and read_sso_token(wallet.vault, portal) != former:
-                return debug("the refreshed SSO token is not kept: it was signed out or in again meanwhile")
-            wallet.vault.set_json(user, plain)
-            ends = parse_time(plain["expiresAt"])
-            forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
-            known = wallet.sessions().get(user) if former is not None else None
-            mark = known.sign_in if known else ""
-            note = SessionNote((portal.start_url,), forgotten, ends, portal, mark or os.urandom(8).hex())
-            wallet.note_session(user, note)
-    finally:
-        wallet.let_go(user)
+    with store.lock():
+        if former is not None and read_sso_token(store.vault, portal) != former:
+            return debug("the refreshed SSO token is not kept: it was signed out or in again meanwhile")
+        store.vault.set_json(user, plain)
+        ends = parse_time(plain["expiresAt"])
+        forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
+        known = read_notes(store.path).get(user) if former is not None else None
+        mark = known.sign_in if known else ""
+        note_session(
+            store, user, SessionNote((portal.start_url,), forgotten, ends, portal, mark or os.urandom(8).hex())
+        )
 
 
 # -- 6. credentials ---------------------------------------------------------------------------------------------------
@@ -2696,84 +2883,56 @@ def keep_sso_token(
 # over, with the vault as one more source of keys, and what botocore raises becomes one line for the user.
 
 
-class Wallet:
-    """The identities and settings of one run: whom a request is for, and that identity's credentials."""
+class Resolver:
+    """The way from a request to credentials: one run's botocore session, and who can be asked on the way."""
 
-    def __init__(self, setting: Invocation, cache: Cache | None, interactive: bool) -> None:
+    def __init__(self, setting: Invocation, cache: Cache | None, interactive: bool, renew: bool = False) -> None:
         self.setting = setting
-        self.cache = cache
-        self.person = setting.terminal and interactive  # somebody can be asked for an MFA code
-        self.vault = Vault(setting.environ, setting.platform, interactive)
-        self.path = identities_path(setting.environ, setting.platform)
-        self.generation = cache.generation() if cache else ""
-        self.watched = look_at(self.files())  # before anything is read that they hold
-        self.stored = read_identities(self.path)
-        self.name = ""  # of the chosen identity
-        self.foreign: dict[str, AtmosEntry] = {}
-        self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
+        self.store = Store(setting, cache, interactive)
         self.written: Mapping[str, str] | None = None  # the record that this process has stored
-        self.renew = False  # sign in again, however long the sessions still live
-        self._session: Any = None
-        self._last_resort = False  # sessions that cannot be renewed are used up to their end
-        self._renewed: set[str] = set()
-        self._ending: set[str] = set()
-        self._held: dict[str, Lock] = {}
-
-    def files(self) -> list[str]:
-        """The files that decide an answer, as far as is known beforehand."""
-        from os.path import expanduser, expandvars
-
-        environ = self.setting.environ
-        aws = [
-            environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
-            environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
-        ]
-        paths = [os.path.abspath(expanduser(expandvars(path))) for path in aws]
-        return [*paths, self.path] if self.path else paths
+        self.sessions = Sessions(self.store, renew)
+        self.person = setting.terminal and interactive  # somebody can be asked for an MFA code
+        self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
+        self.name = ""  # of the chosen identity
+        self.session: Any = None  # botocore's, once there is one
 
     def credentials(self, request: Request) -> Credentials:
         """The credentials that sign this request's token. Raises Problem."""
-        choice = choose_identity(request, self.setting.environ, self.stored)
+        choice = choose_identity(request, self.store.environ, self.store.stored)
         self.name = choice.profile or choice.fallback or "default"
-        in_environment = choice.environment and bool(self.setting.environ.get("AWS_ACCESS_KEY_ID"))
-        if self.holds_keys(choice.profile) and not in_environment and not request.role_arn:
+        in_environment = choice.environment and bool(self.store.environ.get("AWS_ACCESS_KEY_ID"))
+        if self.store.is_keys(choice.profile) and not in_environment and not request.role_arn:
             debug(f"{self.name}: keys from the keyring")
             # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
-            return read_keys(self.vault, choice.profile)
+            return read_keys(self.store.vault, choice.profile)
         try:
             return self.resolve(choice, request)
         except Problem as problem:
-            if self._ending and not self.renew:
+            if self.sessions.ending and not self.sessions.renew:
                 debug(f"{self.name}: its session cannot be renewed, and is used while it lasts")
-                self._last_resort = True
+                self.sessions.last_resort = True
             elif not (isinstance(problem, SignInNeeded) and self.person and self.sign_in_again()):
                 raise
         return self.resolve(choice, request)
 
     def sign_in_again(self) -> bool:
         """With a person there, begin an SSO session instead of asking for a command that does; false if it is none."""
-        portal = sso_portal(self._session.full_config, self.name)
-        if portal is None or self.renew:
+        portal = sso_portal(self.session.full_config, self.name)
+        if portal is None or self.sessions.renew:
             return False
         say(f"{self.name}: sign in to go on")
-        authorize_anew(self, self._session, portal, no_browser=False)
+        authorize_again(self.store, self.session, portal, no_browser=False)
         return True
 
     def resolve(self, choice: Choice, request: Request) -> Credentials:
-        self._session = self.open_session(choice, request)
+        self.session = self.open_session(choice, request)
         try:
             found, choice = self.load(choice, request)
             if request.role_arn:
                 found = self.assume(found, choice, request)
             return frozen(found, self.name)
         finally:
-            for user in list(self._held):
-                self.let_go(user)
-
-    def holds_keys(self, name: str) -> bool:
-        """Whether this is a stored identity that is no more than keys in the vault."""
-        keys = self.stored.identities.get(name)
-        return keys is not None and not RESOLVED_KEYS & keys.keys()
+            self.sessions.let_go()
 
     def endpoint_settings(self) -> tuple[bool, bool, bool]:
         """Whether FIPS and dual-stack endpoints are configured, and the legacy, global one."""
@@ -2787,16 +2946,16 @@ class Wallet:
 
     def configured(self, name: str) -> str:
         """A setting of the AWS SDKs, from its variable or the identity's keys; "" if there is none."""
-        if self._session is not None:
-            value = self._session.get_config_variable(name)
+        if self.session is not None:
+            value = self.session.get_config_variable(name)
             return "" if value is None else str(value)
-        variable = self.setting.environ.get(f"AWS_{name.upper()}")
-        return variable or self.stored.identities[self.name].get(name, "")
+        variable = self.store.environ.get(f"AWS_{name.upper()}")
+        return variable or self.store.stored.identities[self.name].get(name, "")
 
     def open_session(self, choice: Choice, request: Request) -> Any:
         """A botocore session for the chosen profile, with the stored identities among its profiles."""
         with plain_errors(self.name):
-            session = session_class()(self, choice.profile or None)
+            session = session_class()(self.store, choice.profile or None)
             if request.region:
                 session.set_config_variable("region", request.region)
             if request.ca_bundle:
@@ -2804,34 +2963,14 @@ class Wallet:
             session.verify_tls = request.verify_tls
             session.set_default_client_config(client_config(request))
             if choice.named and choice.profile not in (*session.full_config["profiles"], "default"):
-                self.look_elsewhere(choice.profile, session)
+                if not self.store.take_in(choice.profile):
+                    close = nearest(choice.profile, session.full_config["profiles"])
+                    raise UnknownIdentity(
+                        f"no identity and no AWS profile is named {choice.profile!r}",
+                        f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {choice.profile}`",
+                    )
+                session.lay_over_again()
             return session
-
-    def look_elsewhere(self, name: str, session: Any) -> None:
-        """Take in a name that is neither stored nor a profile: the vault may know it all the same, or Atmos."""
-        try:
-            known = self.vault.get(f"identity:{name}") is not None
-        except Problem as error:
-            debug(f"{name} is not looked for in the keyring: {error.message}")
-            known = False
-        if known and self.path is None:
-            self.stored = self.stored._replace(identities={**self.stored.identities, name: {}})
-        elif known:
-            warn(f"{name} was missing from {self.path}, and is entered again")
-            with self.vault_lock():
-                stored = read_identities(self.path)
-                self.stored = stored._replace(identities={**stored.identities, name: {}})
-                write_identities(self.path, self.stored)
-        elif entry := find_in_atmos(self, name):
-            debug(f"{name} is Atmos's")
-            self.foreign[name] = entry
-        else:
-            close = nearest(name, session.full_config["profiles"])
-            raise Problem(
-                f"no identity and no AWS profile is named {name!r}",
-                f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {name}`",
-            )
-        session.lay_over_again()
 
     def load(self, choice: Choice, request: Request) -> tuple[Any, Choice]:
         """botocore's credentials for the choice, and the choice that they are of at last.
@@ -2841,15 +2980,15 @@ class Wallet:
         from botocore.credentials import CredentialResolver
 
         with plain_errors(self.name):
-            check_sources(choice.profile or "default", self._session.full_config["profiles"])
-            first, last = provider_chain(self, self._session, choice)
+            check_sources(choice.profile or "default", self.session.full_config["profiles"])
+            first, last = provider_chain(self, choice)
             found = CredentialResolver(first).load_credentials()
             if found is None and choice.undecided:
                 raise no_choice(choice.undecided)
             if found is None and choice.fallback:
                 self.name = choice.fallback
                 again = Choice(choice.fallback, named=True, environment=False)
-                self._session = self.open_session(again, request._replace(region=self.configured("region")))
+                self.session = self.open_session(again, request._replace(region=self.configured("region")))
                 return self.load(again, request)
             if found is None:
                 found = CredentialResolver(last).load_credentials()
@@ -2868,36 +3007,19 @@ class Wallet:
         session_name = request.session_name or ROLE_SESSION_NAME
         if request.forward_session_name:
             with plain_errors(self.name):
-                answer = client(self._session, "sts", source.get_frozen_credentials()).get_caller_identity()
+                answer = client(self.session, "sts", source.get_frozen_credentials()).get_caller_identity()
             session_name = answer["UserId"].partition(":")[2] or session_name
         details = {"RoleSessionName": session_name}
         if request.external_id:
             details["ExternalId"] = request.external_id
         fetcher = AssumeRoleCredentialFetcher(
-            self._session.create_client,
+            self.session.create_client,
             source,
             request.role_arn,
             extra_args=details,
             cache=self.session_cache(choice.profile, choice.environment, on_top=True),
         )
         return DeferredRefreshableCredentials(method="assume-role", refresh_using=fetcher.fetch_credentials)
-
-    def vault_lock(self) -> Any:
-        """The lock for writing identities and vault, as a context; where there are no locks it goes on without."""
-        import contextlib
-
-        held = contextlib.ExitStack()
-        if self.cache:
-            try:
-                held.enter_context(self.cache.lock("vault"))
-            except LocksUnavailable:
-                debug("locks do not work in the cache directory")
-        return held
-
-    # Sessions, that is temporary credentials, and SSO tokens
-
-    def profile(self, name: str) -> dict[str, Any]:
-        return dict(self._session.full_config["profiles"].get(name, {}))
 
     def session_cache(self, profile: str, environment: bool = False, on_top: bool = False) -> SessionCache:
         """botocore's `cache` for the sessions that are obtained on the way to a profile's credentials, or on top.
@@ -2907,124 +3029,32 @@ class Wallet:
         """
         import json
 
-        config = self._session.full_config
+        config = self.session.full_config
         sso_sessions, services = config["sso_sessions"], config.get("services", {})
         trail: dict[str, Any] = {}
         for name in sources(config["profiles"], profile or "default"):
-            keys = self.profile(name)
+            keys = dict(config["profiles"].get(name, {}))
             trail[name] = [keys, sso_sessions.get(keys.get("sso_session")), services.get(keys.get("services"))]
             environment = environment or "credential_source" in keys
         about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
-        variables = {name: self.setting.environ[name] for name in about if self.setting.environ.get(name)}
+        variables = {name: self.store.environ[name] for name in about if self.store.environ.get(name)}
         sign_ins = self.sign_ins([session for _, session, _ in trail.values() if session])
         scope = sha256(json.dumps([trail, variables, sign_ins], sort_keys=True))
         # the first name is that of the identity whose own session it is
-        return SessionCache(self, scope, ["", *trail] if on_top else list(trail))
+        own = not on_top and next(iter(trail)) == self.name
+        return SessionCache(self.sessions, scope, ["", *trail] if on_top else list(trail), own)
 
     def sign_ins(self, sso_sessions: Iterable[Mapping[str, str]]) -> list[Any]:
         """What every sign-in changes at these SSO sessions: one person's role session is not to outlive it."""
-        known, marks = self._session.full_config["sso_sessions"].items(), []
+        known, marks = self.session.full_config["sso_sessions"].items(), []
         for session in sso_sessions:
             portal = portal_of(session) or Portal("", "")
             names = [name for name, other in known if other == session]
             files = look_at(path for name in names for path in aws_cli_files(name, portal.start_url))
-            self.watched += tuple(one for one in files if one not in self.watched)
-            note = self.sessions().get(sso_user(portal))
+            self.store.watched += [one for one in files if one not in self.store.watched]
+            note = read_notes(self.store.path).get(sso_user(portal))
             marks.append([note.sign_in if note else "", files])
         return marks
-
-    def kept_session(self, user: str, own: bool) -> dict[str, Any] | None:
-        """A session from the vault, if it is good for some time yet. If not, this process holds its lock until it has
-        renewed it, and whoever else wants it waits, and finds it renewed.
-
-        To sign in anew is to renew what is the identity's own, and not an MFA session that it shares with others.
-        """
-        if own and self.renew and user not in self._renewed:
-            self.hold(user)
-            return None
-        entry = self.read_session(user)
-        if left(entry) < RENEW_SECONDS and self.hold(user):
-            entry = self.read_session(user)
-        if left(entry) >= RENEW_SECONDS:
-            debug(f"a session of {self.name} is in the keyring")
-            self.let_go(user)
-            return entry
-        debug(f"a session of {self.name} is to be obtained")
-        if left(entry) > 0:
-            self._ending.add(user)
-        return entry if self._last_resort and left(entry) > 0 else None
-
-    def hold(self, user: str) -> bool:
-        """Take the lock under which a session is renewed; false if it is held already, or there are no locks."""
-        if self.cache is None or user in self._held:
-            return False
-        try:
-            lock = self.cache.lock(f"session {user}")
-            lock.__enter__()
-        except LocksUnavailable:
-            debug("locks do not work in the cache directory")
-            return False
-        self._held[user] = lock
-        return True
-
-    def let_go(self, user: str) -> None:
-        if user in self._held:
-            self._held.pop(user).__exit__()
-
-    def read_session(self, user: str) -> dict[str, Any] | None:
-        try:
-            entry = self.vault.get_json(user)
-            if entry is None:
-                return None
-            for name in ("SecretAccessKey", "SessionToken"):
-                keep_secret(entry["Credentials"][name])
-            parse_time(entry["Credentials"]["Expiration"])
-        except (KeyError, TypeError, ValueError):
-            debug(f"the kept session {user} is damaged")
-            return None
-        except Problem as problem:
-            debug(f"no session is kept: {problem.message}")
-            return None
-        return entry
-
-    def keep_session(self, user: str, response: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Keep a session in the vault, unless the identities were changed while it was obtained."""
-        keys = dict(response["Credentials"])
-        keep_secret(keys["SecretAccessKey"])
-        keep_secret(keys["SessionToken"])
-        expires = keys["Expiration"]
-        seconds = parse_time(expires) if isinstance(expires, str) else expires.timestamp()
-        keys["Expiration"] = rfc3339(seconds)
-        self._renewed.add(user)
-        try:
-            with self.vault_lock():
-                if not self.unchanged():
-                    return debug("the session is not kept: identities were changed meanwhile")
-                self.vault.set_json(user, {"Credentials": keys})
-                self.note_session(user, SessionNote(tuple(names), seconds))
-        except Problem as problem:  # it is good all the same
-            debug(f"the session is not kept: {problem.message}")
-        finally:
-            self.let_go(user)
-
-    def unchanged(self) -> bool:
-        generation = self.cache.generation() if self.cache else ""
-        return generation == self.generation and read_identities(self.path) == self.stored
-
-    def sessions_path(self) -> str | None:
-        return os.path.join(os.path.dirname(self.path), "sessions.json") if self.path else None
-
-    def sessions(self) -> dict[str, SessionNote]:
-        return read_notes(self.sessions_path())
-
-    def note_session(self, user: str, note: SessionNote | None) -> None:
-        """Enter a session into sessions.json, or strike it out; a few that have ended leave the vault with it."""
-        notes = self.sessions()
-        over = [name for name, known in notes.items() if known.expires < time.time() and name != user][:3]
-        for name in over:
-            self.vault.delete(name)
-        notes = {name: known for name, known in notes.items() if name not in (user, *over)}
-        write_notes(self.sessions_path(), notes if note is None else {**notes, user: note})
 
     def ask_mfa_code(self, prompt: str) -> str:
         """An MFA code: the one that was read from stdin, else a person's. Raises Problem where nobody can be asked."""
@@ -3032,7 +3062,7 @@ class Wallet:
             code, self.mfa_code = self.mfa_code, ""
             if not code:
                 raise Problem(f"{self.name}: AWS did not accept the MFA code")
-        elif not self.person and self.renew:
+        elif not self.person and self.sessions.renew:
             raise Problem(f"{self.name}: an MFA code is needed", "--mfa-code-stdin reads it from stdin")
         elif not self.person:
             raise sign_in_problem(self.name, "an MFA code is needed, and nobody can be asked for it")
@@ -3144,17 +3174,17 @@ def session_class() -> Any:
     class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
         verify_tls = True
 
-        def __init__(self, wallet: Wallet, profile: str | None) -> None:
+        def __init__(self, store: Store, profile: str | None) -> None:
             # The profile is chosen by our rule: no variable is read for it.
             super().__init__(session_vars={"profile": (None, None, None, None)}, profile=profile)
             self._laid_over: Any = None
-            self._wallet = wallet
+            self._store = store
             self.register("after-call", check_botocores_answer)
 
         @property
         def full_config(self) -> Any:
             if self._laid_over is None:
-                self._laid_over = lay_over(super().full_config, self._wallet.stored, self._wallet.foreign)
+                self._laid_over = lay_over(super().full_config, self._store.stored, self._store.foreign)
             return self._laid_over
 
         def profile_as_written(self, name: str) -> dict[str, Any]:
@@ -3177,7 +3207,7 @@ def session_class() -> Any:
     return _session_class
 
 
-def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[Any], list[Any]]:
+def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[Any]]:
     """botocore's chain of providers in botocore's order, and apart from it the last one, instance metadata.
 
     botocore.credentials.create_credential_resolver builds the same, with no place for a vault, for a stored identity
@@ -3195,19 +3225,21 @@ def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[A
     )
     from botocore.utils import ContainerMetadataFetcher
 
+    store, session = resolver.store, resolver.session
+
     class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
         """A profile's providers; the keys of what is laid over come from the vault and from no file."""
 
         def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
             keys = session.full_config["profiles"].get(profile_name, {})
             if MFA_SOURCE in keys:
-                return [keys_provider(wallet, profile_name, keys[MFA_SOURCE], keys)]
+                return [keys_provider(resolver, profile_name, keys[MFA_SOURCE], keys)]
             providers = list(super().providers(profile_name, disable_env_vars))
-            if profile_name not in wallet.stored.identities and profile_name not in wallet.foreign:
+            if not store.is_ours(profile_name):
                 return providers
             files = (SharedCredentialProvider, ConfigProvider)
             providers = [provider for provider in providers if not isinstance(provider, files)]
-            return [*providers, keys_provider(wallet, profile_name, profile_name, keys)]
+            return [*providers, keys_provider(resolver, profile_name, profile_name, keys)]
 
     class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
         def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
@@ -3216,25 +3248,25 @@ def provider_chain(wallet: Wallet, session: Any, choice: Choice) -> tuple[list[A
             return answer
 
     profile = choice.profile or "default"
-    cache = wallet.session_cache(profile, choice.environment)
+    cache = resolver.session_cache(profile, choice.environment)
     environment, container = EnvProvider(), ContainerProvider(fetcher=CheckedFetcher())
     metadata = InstanceMetadataProvider(metadata_fetcher(session))
     builder = LaidOverProviders(
-        session, cache=cache, sso_token_cache=SsoTokens(wallet, session.full_config["sso_sessions"])
+        session, cache=cache, sso_token_cache=SsoTokens(resolver.sessions, session.full_config["sso_sessions"])
     )
     roles = AssumeRoleProvider(
         load_config=lambda: session.full_config,
         client_creator=session.create_client,
         cache=cache,
         profile_name=profile,
-        prompter=wallet.ask_mfa_code,
+        prompter=resolver.ask_mfa_code,
         credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
         profile_provider_builder=builder,
     )
     first = [roles, *builder.providers(profile, disable_env_vars=not choice.environment)]
     if choice.environment:
         first.insert(0, environment)
-    if profile in wallet.stored.identities or profile in wallet.foreign:
+    if store.is_ours(profile):
         return first, []
     return [*first, container], [metadata]
 
@@ -3256,7 +3288,7 @@ def metadata_fetcher(session: Any) -> Any:
     )
 
 
-def keys_provider(wallet: Wallet, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
+def keys_provider(resolver: Resolver, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
     """A botocore credential provider for the keys of `source`, or for an MFA session of them where `settings` name an
     mfa_serial."""
     from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials, RefreshableCredentials
@@ -3267,9 +3299,9 @@ def keys_provider(wallet: Wallet, profile: str, source: str, settings: Mapping[s
 
         def load(self) -> Any:
             if "mfa_serial" in settings:
-                fetcher = mfa_session_fetcher(wallet, profile, source, settings)
+                fetcher = mfa_session_fetcher(resolver, profile, source, settings)
                 return DeferredRefreshableCredentials(method="mfa", refresh_using=fetcher.fetch_credentials)
-            keys = long_term_keys(wallet, source)
+            keys = long_term_keys(resolver, source)
             if keys.expires is None:
                 return StaticCredentials(keys.access_key, keys.secret_key, keys.token, method=self.METHOD)
             same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
@@ -3279,18 +3311,19 @@ def keys_provider(wallet: Wallet, profile: str, source: str, settings: Mapping[s
     return KeysProvider()
 
 
-def long_term_keys(wallet: Wallet, source: str) -> Credentials:
+def long_term_keys(resolver: Resolver, source: str) -> Credentials:
     """The keys of an identity: from the vault, from Atmos, or a profile's own."""
-    if source in wallet.foreign:
-        return wallet.foreign[source].keys
-    if source in wallet.stored.identities:
-        return read_keys(wallet.vault, source)
-    profile = wallet.profile(source)
+    store = resolver.store
+    if source in store.foreign:
+        return store.foreign[source].keys
+    if source in store.stored.identities:
+        return read_keys(store.vault, source)
+    profile = resolver.session.full_config["profiles"][source]
     keep_secret(profile["aws_secret_access_key"])
     return Credentials(profile["aws_access_key_id"], profile["aws_secret_access_key"], None, None)
 
 
-def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
+def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
     """What obtains an MFA session (sts:GetSessionToken) of an identity with keys, and keeps it for all its roles."""
     from botocore.credentials import CachedCredentialFetcher
     from botocore.exceptions import ClientError
@@ -3302,10 +3335,10 @@ def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Map
             return f"mfa {serial}"
 
         def _get_credentials(self) -> Any:
-            sts = client(wallet._session, "sts", long_term_keys(wallet, source))
+            sts = client(resolver.session, "sts", long_term_keys(resolver, source))
             duration = int(settings.get("duration_seconds", MFA_SECONDS))
             for attempt in (1, 2, 3):
-                code = wallet.ask_mfa_code(f"MFA code for {serial}: ")
+                code = resolver.ask_mfa_code(f"MFA code for {serial}: ")
                 if len(code) != 6:  # botocore would not even send it
                     say("an MFA code has six digits")
                     continue
@@ -3316,9 +3349,9 @@ def mfa_session_fetcher(wallet: Wallet, profile: str, source: str, settings: Map
                     if attempt == 3 or not wrong_code:
                         raise
                     say("AWS did not accept this code")
-            raise Problem(f"{wallet.name}: no MFA code was accepted")
+            raise Problem(f"{resolver.name}: no MFA code was accepted")
 
-    return MfaSessionFetcher(wallet.session_cache(profile))
+    return MfaSessionFetcher(resolver.session_cache(profile))
 
 
 def frozen(credentials: Any, name: str) -> Credentials:
@@ -3442,12 +3475,12 @@ def open_browser(link: str) -> None:
             debug("no browser could be started")
 
 
-def authorize_anew(wallet: Wallet, session: Any, portal: Portal, no_browser: bool) -> None:
+def authorize_again(store: Store, session: Any, portal: Portal, no_browser: bool) -> None:
     """Begin an SSO session, and forget what was minted while the person was in the browser."""
-    keep_sso_token(wallet, portal, authorize_device(session, portal, no_browser))
-    if wallet.cache:
-        wallet.cache.empty()
-        wallet.generation = wallet.cache.generation()
+    keep_sso_token(store, portal, authorize_device(session, portal, no_browser))
+    if store.cache:
+        store.cache.empty()
+        store.generation = store.cache.generation()
 
 
 def pages(operation: Callable[..., Any], key: str, **question: Any) -> list[Any]:
@@ -3597,18 +3630,18 @@ def text_lines(value: Any, name: str = "") -> list[str]:
     return [*lines, *(line for item in value if isinstance(item, list) for line in text_lines(item, name))]
 
 
-def mint(request: Request, wallet: Wallet) -> Minted:
+def mint(request: Request, resolver: Resolver) -> Minted:
     """A new token. Raises Problem."""
-    credentials = wallet.credentials(request)
-    fips, dual_stack, legacy = wallet.endpoint_settings()
-    region = request.region or wallet.region()
+    credentials = resolver.credentials(request)
+    fips, dual_stack, legacy = resolver.endpoint_settings()
+    region = request.region or resolver.region()
     endpoint = sts_endpoint(region, request.grammar, fips, dual_stack, legacy)
     url, issued = presign(credentials, endpoint, request.cluster)
     token = bearer_token(url)
     expires, cacheable = issued + TOKEN_SECONDS, True
     if credentials.expires is not None:
         if credentials.expires <= issued:
-            raise Problem(f"the credentials of {wallet.name} expired at {rfc3339(credentials.expires)}")
+            raise Problem(f"the credentials of {resolver.name} expired at {rfc3339(credentials.expires)}")
         cacheable = credentials.expires - issued >= RENEW_SECONDS
         expires = min(expires, int(credentials.expires) - CREDENTIAL_MARGIN)
     debug(f"signed for {endpoint.host} with {credentials.access_key[-4:]:.>8}, expires {rfc3339(expires)}")
@@ -3631,7 +3664,7 @@ def token_command(setting: Invocation) -> int:
     debug(f"minting: {', '.join(asked)}")
     person = setting.terminal and info.interactive
     if cache is None or key is None:
-        show(mint(request, Wallet(setting, cache, person)).text)
+        show(mint(request, Resolver(setting, cache, person)).text)
         return 0
     try:
         lock = cache.lock(f"request {key.line}")
@@ -3640,12 +3673,12 @@ def token_command(setting: Invocation) -> int:
                 debug("answered by another process meanwhile")
                 show(answer)
                 return 0
-            wallet = Wallet(setting, cache, person)
-            minted = mint(request, wallet)
-            cache.store(key, minted, wallet.watched, wallet.generation, own=wallet.path)
+            resolver = Resolver(setting, cache, person)
+            minted, store = mint(request, resolver), resolver.store
+            cache.store(key, minted, store.watched, store.generation, own=store.path)
     except LocksUnavailable:
         debug("locks do not work in the cache directory")
-        minted = mint(request, Wallet(setting, None, person))
+        minted = mint(request, Resolver(setting, None, person))
     show(minted.text)
     return 0
 
@@ -3811,23 +3844,23 @@ def write_entries(setting: Invocation, wanted: Provision) -> int:
 
 def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]:
     """The entries for the wanted clusters, from the EKS API; and whether one of many could not be had."""
-    wallet = Wallet(setting, open_cache(setting), interactive=True)
+    resolver = Resolver(setting, open_cache(setting), interactive=True)
     request = wanted.request
-    credentials = wallet.credentials(request)
-    region = request.region or wallet.region()
+    credentials = resolver.credentials(request)
+    region = request.region or resolver.region()
     if not region:
         raise usage("--region is missing", "pass the cluster's AWS region, for example --region us-east-2")
-    identity = effective_identity(wallet, request)
+    identity = effective_identity(resolver, request)
     choice = Choice(identity, named=bool(identity), environment=not identity)
-    session = wallet.open_session(choice, request._replace(region=region))
-    with plain_errors(wallet.name):
+    session = resolver.open_session(choice, request._replace(region=region))
+    with plain_errors(resolver.name):
         eks = client(session, "eks", credentials, endpoint_url=wanted.endpoint_url or None)
         if request.cluster:
             found = eks.describe_cluster(name=request.cluster)["cluster"]
             return [new_entry(found, identity, wanted)], False
         names = pages(eks.list_clusters, "clusters")
     if not names:
-        raise Problem(f"{wallet.name} sees no cluster in {region}")
+        raise Problem(f"{resolver.name} sees no cluster in {region}")
     entries = []
     for number, name in enumerate(names, 1):
         say(f"[{number}/{len(names)}] {name}")
@@ -3840,18 +3873,18 @@ def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]
     return entries, len(entries) < len(names)
 
 
-def effective_identity(wallet: Wallet, request: Request) -> str:
+def effective_identity(resolver: Resolver, request: Request) -> str:
     """Who answered for a request, by a name that a token command can be given; "" if it has none.
 
     It is written into the entry, so that no later change of a default gives the cluster to another identity.
     """
-    environ = wallet.setting.environ
-    choice = choose_identity(request, environ, wallet.stored)
+    environ = resolver.store.environ
+    choice = choose_identity(request, environ, resolver.store.stored)
     if choice.environment and (environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")):
         return ""
     if choice.profile:
         return choice.profile
-    session = wallet._session  # there is one: nothing but a named identity's keys is had without
+    session = resolver.session  # there is one: nothing but a named identity's keys is had without
     if choice.fallback and session.profile == choice.fallback:
         return choice.fallback
     keys = session.full_config["profiles"].get("default", {})
@@ -4544,8 +4577,8 @@ KINDS = (
 
 def login_command(setting: Invocation, options: Any) -> int:
     """Store an identity as the options describe it, or take the one that is there, and sign in with it."""
-    wallet = Wallet(setting, open_cache(setting), interactive=True)
-    name = options.name or wallet.stored.only() or (ask("Name of the identity: ") if setting.terminal else "")
+    resolver = Resolver(setting, open_cache(setting), interactive=True)
+    name = options.name or resolver.store.stored.only() or (ask("Name of the identity: ") if setting.terminal else "")
     if not name:
         raise usage("which identity?", f"name it: {PROGRAM} login NAME")
     check_name(name)
@@ -4554,26 +4587,26 @@ def login_command(setting: Invocation, options: Any) -> int:
             raise usage("--region is missing: the AWS region of the cluster")
         named_cluster({"cluster_name": options.cluster_name})
         find_kubectl(setting)
-    status = store_or_sign_in(options, name, wallet)
+    status = store_or_sign_in(options, name, resolver)
     return provision(setting, name, options.cluster_name, options.region) if options.cluster_name else status
 
 
-def store_or_sign_in(options: Any, name: str, wallet: Wallet) -> int:
-    fill_in(options, name, wallet)
+def store_or_sign_in(options: Any, name: str, resolver: Resolver) -> int:
+    fill_in(options, name, resolver)
     if options.import_profile:
-        return import_profile(options, name, wallet)
+        return import_profile(options, name, resolver)
     if options.stdin or options.new_keys:
-        return store_keys(options, name, wallet, read_keys_from_stdin(options) if options.stdin else ask_for_keys())
+        return store_keys(options, name, resolver, read_keys_from_stdin(options) if options.stdin else ask_for_keys())
     if options.role_arn:
-        return store_role(options, name, wallet)
+        return store_role(options, name, resolver)
     if options.sso_start_url or options.sso_session:
-        return store_sso(options, name, wallet)
-    with restored_on_failure(name, wallet):
-        change_settings(options, name, wallet)
-        return sign_in(options, name, wallet.setting)
+        return store_sso(options, name, resolver)
+    with restored_on_failure(name, resolver):
+        change_settings(options, name, resolver)
+        return sign_in(options, name, resolver.setting)
 
 
-def fill_in(options: Any, name: str, wallet: Wallet) -> None:
+def fill_in(options: Any, name: str, resolver: Resolver) -> None:
     """See which kind of identity the options describe; where they do not say and none is there, ask."""
     described = {
         "--stdin": options.stdin,
@@ -4593,8 +4626,8 @@ def fill_in(options: Any, name: str, wallet: Wallet) -> None:
         raise usage("--external-id and --role-session-name go with --role-arn")
     if options.duration_seconds and not (options.duration_seconds.isdecimal() and int(options.duration_seconds) >= 900):
         raise usage(f"--duration-seconds is a number, at least 900, not {options.duration_seconds!r}")
-    if not kinds and not exists(wallet, name):
-        if not wallet.setting.terminal:
+    if not kinds and not exists(resolver, name):
+        if not resolver.person:
             raise usage(
                 f"no identity and no AWS profile is named {name!r}, and no option says what it is to be",
                 f"see {PROGRAM} login --help; --stdin reads keys as credential_process prints them",
@@ -4603,7 +4636,7 @@ def fill_in(options: Any, name: str, wallet: Wallet) -> None:
             options.new_keys = True  # the option says what it is to be
         else:
             ask_for_kind(options, name)
-    if options.new_keys and not wallet.setting.terminal:
+    if options.new_keys and not resolver.person:
         raise usage("no terminal is there to ask for the keys", "--stdin reads them as credential_process prints them")
 
 
@@ -4612,16 +4645,14 @@ def only_default(options: Any) -> bool:
     return bool(options.default and not (options.mfa_code_stdin or options.region or options.mfa_serial))
 
 
-def exists(wallet: Wallet, name: str) -> bool:
+def exists(resolver: Resolver, name: str) -> bool:
     """Whether there is something to sign in with: a stored identity, a profile, or one of Atmos's."""
-    if name in wallet.stored.identities:
+    if name in resolver.store.stored.identities:
         return True
     try:
-        wallet.open_session(Choice(name, named=True, environment=False), Request("", "", "", name))
-    except Problem as problem:
-        if problem.message.startswith("no identity"):
-            return False
-        raise
+        resolver.open_session(Choice(name, named=True, environment=False), Request("", "", "", name))
+    except UnknownIdentity:
+        return False
     return True
 
 
@@ -4698,40 +4729,40 @@ def read_keys_from_stdin(options: Any) -> Credentials:
     return Credentials(key, secret, token, expires)
 
 
-def store_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> int:
+def store_keys(options: Any, name: str, resolver: Resolver, keys: Credentials) -> int:
     """Keep keys in the vault, once AWS has said whose they are; with an MFA device, begin a session."""
     if options.mfa_serial and keys.token:
         raise usage("an MFA session is made of long-term keys, and these have a session token")
-    arn = "" if options.no_verify else whose_keys(options, name, wallet, keys)
+    arn = "" if options.no_verify else whose_keys(options, name, resolver, keys)
     settings = {"mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
     settings[KEY_ENDING] = keys.access_key[-4:]
     settings[KEYS_END] = rfc3339(keys.expires) if keys.expires is not None else ""
-    if options.mfa_serial and (options.mfa_code_stdin or wallet.setting.terminal):
-        store_and_sign_in(options, name, wallet, settings, keys)
+    if options.mfa_serial and (options.mfa_code_stdin or resolver.person):
+        store_and_sign_in(options, name, resolver, settings, keys)
     else:
-        store_identity(options, name, wallet, settings, keys)
+        store_identity(options, name, resolver, settings, keys)
         if arn:
             show(arn)
     say(f"{name}: the keys are in the keyring")
     return 0
 
 
-def whose_keys(options: Any, name: str, wallet: Wallet, keys: Credentials) -> str:
+def whose_keys(options: Any, name: str, resolver: Resolver, keys: Credentials) -> str:
     """The ARN that AWS knows keys by which are to be stored, asked as the profile says that they are of, if any."""
-    known = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    known = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
     profiles = known.full_config["profiles"]
     profile = next((each for each in (options.import_profile, name) if each in profiles), "")
-    region = options.region or region_variable(wallet.setting.environ) or ("" if profile else "us-east-1")
-    session = wallet.open_session(Choice(profile, named=False, environment=False), Request("", "", region, ""))
+    region = options.region or region_variable(resolver.store.environ) or ("" if profile else "us-east-1")
+    session = resolver.open_session(Choice(profile, named=False, environment=False), Request("", "", region, ""))
     return str(caller_identity(session, keys)["Arn"])
 
 
-def import_profile(options: Any, name: str, wallet: Wallet) -> int:
+def import_profile(options: Any, name: str, resolver: Resolver) -> int:
     """Move a profile's keys into the vault; the file is the user's to edit."""
     profile = options.import_profile
-    session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    session = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
     keys = session.full_config["profiles"].get(profile, {})
-    if profile in wallet.stored.identities:
+    if profile in resolver.store.stored.identities:
         raise Problem(f"{profile} is a stored identity: its keys are in the keyring already")
     key, secret, token = (keys.get(part) for part in SECRET_KEYS)
     keep_secret(secret)
@@ -4739,15 +4770,15 @@ def import_profile(options: Any, name: str, wallet: Wallet) -> int:
     if not key or not secret:
         raise Problem(f"the profile {profile!r} has no keys" if keys else f"no AWS profile is named {profile!r}")
     options.region = options.region or keys.get("region", "")
-    status = store_keys(options, name, wallet, Credentials(key, secret, token, None))
+    status = store_keys(options, name, resolver, Credentials(key, secret, token, None))
     credentials_file = session.get_config_variable("credentials_file")
     say(f"hint: delete aws_access_key_id and aws_secret_access_key from [{profile}] in {credentials_file}")
     return status
 
 
-def store_role(options: Any, name: str, wallet: Wallet) -> int:
+def store_role(options: Any, name: str, resolver: Resolver) -> int:
     check_role_arn(options.role_arn)
-    if options.source == name or not exists(wallet, options.source):
+    if options.source == name or not exists(resolver, options.source):
         raise Problem(
             f"there is no identity {options.source!r} to assume the role from",
             f"store it first: {PROGRAM} login {options.source}",
@@ -4760,13 +4791,13 @@ def store_role(options: Any, name: str, wallet: Wallet) -> int:
         "duration_seconds": options.duration_seconds,
         "mfa_serial": options.mfa_serial,
     }
-    return store_and_sign_in(options, name, wallet, settings)
+    return store_and_sign_in(options, name, resolver, settings)
 
 
 def store_and_sign_in(
     options: Any,
     name: str,
-    wallet: Wallet,
+    resolver: Resolver,
     settings: dict[str, str],
     keys: Credentials | None = None,
     token: Mapping[str, Any] | None = None,
@@ -4774,27 +4805,27 @@ def store_and_sign_in(
     """Store an identity and sign in with it; if that fails, what was stored before is stored again."""
     portal = Portal(token["startUrl"], token["region"]) if token else None
     users = [sso_user(portal)] if portal else []
-    if keys or name in wallet.stored.identities:
+    if keys or name in resolver.store.stored.identities:
         users.append(f"identity:{name}")
-    with restored_on_failure(name, wallet, users):
-        store_identity(options, name, wallet, settings, keys)
+    with restored_on_failure(name, resolver, users):
+        store_identity(options, name, resolver, settings, keys)
         if portal and token:
-            keep_sso_token(wallet, portal, token)
-        return sign_in(options, name, wallet.setting, token)
+            keep_sso_token(resolver.store, portal, token)
+        return sign_in(options, name, resolver.setting, token)
 
 
 class restored_on_failure:
     """Where the `with` block fails, an identity's record and these users' entries in the vault are again what they
     were before it."""
 
-    def __init__(self, name: str, wallet: Wallet, users: Sequence[str] = ()) -> None:
-        self.name, self.wallet = name, wallet
-        self.stored, self.sessions = wallet.stored, wallet.sessions()
+    def __init__(self, name: str, resolver: Resolver, users: Sequence[str] = ()) -> None:
+        self.name, self.resolver = name, resolver
+        self.stored, self.sessions = resolver.store.stored, read_notes(resolver.store.path)
         self.entries = {user: self.readable(user) for user in users}
 
     def readable(self, user: str) -> str | None:
         try:
-            return self.wallet.vault.get(user)
+            return self.resolver.store.vault.get(user)
         except DamagedEntry:
             return None
 
@@ -4804,33 +4835,33 @@ class restored_on_failure:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             return
-        name, wallet, before = self.name, self.wallet, self.stored
-        with wallet.vault_lock():
-            there = read_identities(wallet.path).identities.get(name)
-            if wallet.written is not None and there not in (wallet.written, before.identities.get(name)):
+        name, resolver, before = self.name, self.resolver, self.stored
+        with resolver.store.lock():
+            there = read_identities(resolver.store.path).identities.get(name)
+            if resolver.written is not None and there not in (resolver.written, before.identities.get(name)):
                 return warn(f"{name} was stored by another {PROGRAM} meanwhile, and is left as it is")
             for user, value in self.entries.items():
                 if value is None:
-                    wallet.vault.delete(user)
+                    resolver.store.vault.delete(user)
                 else:
-                    wallet.vault.set(user, value)
-                if user in self.sessions or user in wallet.sessions():
-                    wallet.note_session(user, self.sessions.get(user))
-            now = read_identities(wallet.path)
+                    resolver.store.vault.set(user, value)
+                if user in self.sessions or user in read_notes(resolver.store.path):
+                    note_session(resolver.store, user, self.sessions.get(user))
+            now = read_identities(resolver.store.path)
             others = {other: keys for other, keys in now.identities.items() if other != name}
             former = {name: before.identities[name]} if name in before.identities else {}
             default = before.default if now.default == name else now.default
             if former.get(name) != now.identities.get(name) or default != now.default:
-                write_identities(wallet.path, Stored(default, {**others, **former}))
-        forget_answers(wallet)
+                write_identities(resolver.store.path, Stored(default, {**others, **former}))
+        forget_answers(resolver)
 
 
-def change_settings(options: Any, name: str, wallet: Wallet) -> None:
+def change_settings(options: Any, name: str, resolver: Resolver) -> None:
     """What can be changed without describing the identity anew: its region, its MFA device, the default."""
     region = "" if options.cluster_name else options.region  # with a cluster it is the cluster's
     changes = {"region": region, "mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
     changes = {key: value for key, value in changes.items() if value}
-    stored = wallet.stored.identities.get(name)
+    stored = resolver.store.stored.identities.get(name)
     if stored is None:
         if changes or options.default:
             raise usage(
@@ -4838,40 +4869,40 @@ def change_settings(options: Any, name: str, wallet: Wallet) -> None:
             )
         return
     if changes or options.default:
-        with wallet.vault_lock():
-            now = read_identities(wallet.path)
-            wallet.written = {**stored, **changes}
-            identities = {**now.identities, name: wallet.written}
-            write_identities(wallet.path, Stored(name if options.default else now.default, identities))
+        with resolver.store.lock():
+            now = read_identities(resolver.store.path)
+            resolver.written = {**stored, **changes}
+            identities = {**now.identities, name: resolver.written}
+            write_identities(resolver.store.path, Stored(name if options.default else now.default, identities))
     if options.default:
         say(f"{name} is the default now")
 
 
 def store_identity(
-    options: Any, name: str, wallet: Wallet, settings: Mapping[str, str], keys: Credentials | None = None
+    options: Any, name: str, resolver: Resolver, settings: Mapping[str, str], keys: Credentials | None = None
 ) -> None:
     """Write keys into the vault and the rest into identities.json; then nothing that was cached before counts."""
     record = {**settings, "region": options.region, REVISION: os.urandom(8).hex()}
     record = {key: value for key, value in record.items() if value}
-    with wallet.vault_lock():
-        stored = read_identities(wallet.path)
-        wallet.written = record
+    with resolver.store.lock():
+        stored = read_identities(resolver.store.path)
+        resolver.written = record
         if keys is not None:
             entry = dict(zip(SECRET_KEYS, (keys.access_key, keys.secret_key, keys.token), strict=True))
             entry = {key: value for key, value in entry.items() if value}
             if keys.expires is not None:
                 entry["expiration"] = rfc3339(keys.expires)
-            wallet.vault.set_json(f"identity:{name}", entry)
+            resolver.store.vault.set_json(f"identity:{name}", entry)
         elif name in stored.identities:
-            wallet.vault.delete(f"identity:{name}")
+            resolver.store.vault.delete(f"identity:{name}")
         identities = {**stored.identities, name: record}
-        write_identities(wallet.path, Stored(name if options.default else stored.default, identities))
-    forget_answers(wallet)
+        write_identities(resolver.store.path, Stored(name if options.default else stored.default, identities))
+    forget_answers(resolver)
 
 
-def forget_answers(wallet: Wallet) -> None:
-    if wallet.cache:
-        wallet.cache.empty()
+def forget_answers(resolver: Resolver) -> None:
+    if resolver.store.cache:
+        resolver.store.cache.empty()
 
 
 def sign_in(options: Any, name: str, setting: Invocation, token: Any = None) -> int:
@@ -4879,24 +4910,23 @@ def sign_in(options: Any, name: str, setting: Invocation, token: Any = None) -> 
     cache = open_cache(setting)
     if cache:
         cache.empty()
-    wallet = Wallet(setting, cache, interactive=True)
-    wallet.renew = not only_default(options)
+    resolver = Resolver(setting, cache, interactive=True, renew=not only_default(options))
     if options.mfa_code_stdin and options.mfa_code is None:
         options.mfa_code = sys.stdin.readline().strip()
-    wallet.mfa_code = options.mfa_code
+    resolver.mfa_code = options.mfa_code
     request = Request(PROGRAM, "", options.region or region_variable(setting.environ), name)
-    session = wallet.open_session(Choice(name, named=True, environment=False), request)
+    session = resolver.open_session(Choice(name, named=True, environment=False), request)
     portal, new = sso_portal(session.full_config, name), token is not None
-    if portal and portal == own_portal(session.full_config, name) and wallet.renew and not new:
-        authorize_anew(wallet, session, portal, options.no_browser)
+    if portal and portal == own_portal(session.full_config, name) and resolver.sessions.renew and not new:
+        authorize_again(resolver.store, session, portal, options.no_browser)
         new = True
     try:
-        credentials = wallet.credentials(request)
+        credentials = resolver.credentials(request)
     except SignInNeeded:  # a token may have been revoked, which nobody knows before it is tried
         if portal is None or new:
             raise
-        authorize_anew(wallet, session, portal, options.no_browser)
-        credentials = wallet.credentials(request)
+        authorize_again(resolver.store, session, portal, options.no_browser)
+        credentials = resolver.credentials(request)
     if not options.no_verify:
         show(str(caller_identity(session, credentials)["Arn"]))
     if credentials.expires is not None:
@@ -4904,10 +4934,10 @@ def sign_in(options: Any, name: str, setting: Invocation, token: Any = None) -> 
     return 0
 
 
-def store_sso(options: Any, name: str, wallet: Wallet) -> int:
+def store_sso(options: Any, name: str, resolver: Resolver) -> int:
     """Sign in at an SSO start URL, choose account and role where they are not named, and store the identity."""
     settings = {"sso_session": options.sso_session}
-    session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    session = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
     if options.sso_session:
         portal = portal_of(session.full_config["sso_sessions"].get(options.sso_session, {}))
         if portal is None:
@@ -4917,14 +4947,14 @@ def store_sso(options: Any, name: str, wallet: Wallet) -> int:
         settings |= {"sso_start_url": portal.start_url, "sso_region": portal.region}
     if not portal.start_url.startswith(("https://", "http://")):
         raise usage(f"{portal.start_url!r} is no start URL", "one looks like https://example.awsapps.com/start")
-    wallet.vault.get(sso_user(portal))  # a keyring that cannot be used is better known before the browser
+    resolver.store.vault.get(sso_user(portal))  # a keyring that cannot be used is better known before the browser
     token = authorize_device(session, portal, options.no_browser)
     account, role = options.sso_account_id, options.sso_role_name
     if not account or not role:
-        terminal = wallet.setting.terminal
+        terminal = resolver.person
         account, role = choose_role(session, portal.region, token["accessToken"], account, role, terminal)
     settings |= {"sso_account_id": account, "sso_role_name": role}
-    return store_and_sign_in(options, name, wallet, settings, token=token)
+    return store_and_sign_in(options, name, resolver, settings, token=token)
 
 
 def choose_role(session: Any, region: str, token: str, account: str, role: str, terminal: bool) -> tuple[str, str]:
@@ -4959,50 +4989,52 @@ def logout_command(setting: Invocation, options: Any) -> int:
     """Forget identities: keys, records, sessions, SSO tokens, cached answers."""
     if options.all == bool(options.name):
         raise usage("name an identity, or say --all")
-    wallet = Wallet(setting, open_cache(setting), interactive=True)
-    session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
-    sessions = wallet.sessions()
-    names = sorted(wallet.stored.identities) if options.all else [options.name]
+    resolver = Resolver(setting, open_cache(setting), interactive=True)
+    session = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    sessions = read_notes(resolver.store.path)
+    names = sorted(resolver.store.stored.identities) if options.all else [options.name]
     ours = [user for user, about in sessions.items() if options.all or options.name in about.names]
     config = session.full_config
     portals = {own_portal(config, name) for name in names}
     if options.all:
         portals |= {note.portal for note in sessions.values()}
-    kept = {sso_portal(config, name) for name in wallet.stored.identities if name not in names}
+    kept = {sso_portal(config, name) for name in resolver.store.stored.identities if name not in names}
 
     # The vault first: what it refuses to remove must not seem to be gone.
-    known = options.all or options.name in wallet.stored.identities or bool(ours)
+    known = options.all or options.name in resolver.store.stored.identities or bool(ours)
     for portal in sorted(filter(None, portals - kept)):
-        known = end_sso_session(wallet, session, portal) or known
-    with wallet.vault_lock():
+        known = end_sso_session(resolver, session, portal) or known
+    with resolver.store.lock():
         for name in names:
-            known = wallet.vault.delete(f"identity:{name}") or known
+            known = resolver.store.vault.delete(f"identity:{name}") or known
         for user in ours:
-            wallet.vault.delete(user)
-            wallet.note_session(user, None)
+            resolver.store.vault.delete(user)
+            note_session(resolver.store, user, None)
         if options.all:
-            for user in wallet.vault.users() or ():
-                wallet.vault.delete(user)
+            for user in resolver.store.vault.users() or ():
+                resolver.store.vault.delete(user)
         if not known:
             raise Problem(
                 f"no identity named {options.name!r} is stored",
-                f"stored are: {', '.join(sorted(wallet.stored.identities))}" if wallet.stored.identities else "",
+                f"stored are: {', '.join(sorted(resolver.store.stored.identities))}"
+                if resolver.store.stored.identities
+                else "",
             )
-        stored = read_identities(wallet.path)
+        stored = read_identities(resolver.store.path)
         identities = {name: keys for name, keys in stored.identities.items() if name not in names}
         default = stored.default if stored.default in identities else ""
         if identities != stored.identities:
-            write_identities(wallet.path, Stored(default, identities))
-    forget_answers(wallet)
+            write_identities(resolver.store.path, Stored(default, identities))
+    forget_answers(resolver)
     if not options.keep_kubeconfig:
         remove_entries(setting, names)
     say("forgot every identity" if options.all else f"forgot {options.name}")
     return 0
 
 
-def end_sso_session(wallet: Wallet, session: Any, portal: Portal) -> bool:
+def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
     """Revoke an SSO token where the service answers, and forget it either way; false if there was none."""
-    token = read_sso_token(wallet.vault, portal)
+    token = read_sso_token(resolver.store.vault, portal)
     if token is not None:
         try:
             with plain_errors():
@@ -5010,9 +5042,9 @@ def end_sso_session(wallet: Wallet, session: Any, portal: Portal) -> bool:
         except Problem as problem:
             debug(f"the SSO token could not be revoked: {problem.message}")
     user = sso_user(portal)
-    with wallet.vault_lock():
-        found = wallet.vault.delete(user)
-        wallet.note_session(user, None)
+    with resolver.store.lock():
+        found = resolver.store.vault.delete(user)
+        note_session(resolver.store, user, None)
     return found
 
 
@@ -5020,14 +5052,14 @@ def identities_command(setting: Invocation, options: Any) -> int:
     """List the stored identities and the AWS profiles, without opening the keyring."""
     import json
 
-    wallet = Wallet(setting, None, interactive=False)
-    session = wallet.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
-    sessions = wallet.sessions()
+    resolver = Resolver(setting, None, interactive=False)
+    session = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    sessions = read_notes(resolver.store.path)
     rows = []
     for name, laid_over in sorted(session.full_config["profiles"].items()):
         if MFA_SOURCE in laid_over:
             continue
-        stored = wallet.stored.identities.get(name)
+        stored = resolver.store.stored.identities.get(name)
         keys = session.profile_as_written(name) if stored is None else stored
         if stored is None and not (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys():
             continue  # a profile of settings alone
@@ -5044,7 +5076,7 @@ def identities_command(setting: Invocation, options: Any) -> int:
                 "from": "AWS config" if stored is None else "eks-token",
                 "access_key_ending": ending,
                 "session_ends": rfc3339(max(ends)) if ends and max(ends) > time.time() else "",
-                "default": name == wallet.stored.only(),
+                "default": name == resolver.store.stored.only(),
             }
         )
     if options.output == "json":
@@ -5068,14 +5100,14 @@ def whoami_command(setting: Invocation, options: Any) -> int:
     """Ask AWS whom an identity's credentials belong to."""
     import json
 
-    wallet = Wallet(setting, open_cache(setting), interactive=True)
+    resolver = Resolver(setting, open_cache(setting), interactive=True)
     request = Request(PROGRAM, "", options.region or region_variable(setting.environ), options.identity)
-    credentials = wallet.credentials(request)
+    credentials = resolver.credentials(request)
     # keys of the keyring alone need no session before
-    session = wallet._session or wallet.open_session(Choice(wallet.name, named=True, environment=False), request)
+    session = resolver.session or resolver.open_session(Choice(resolver.name, named=True, environment=False), request)
     answer = caller_identity(session, credentials)
     about = {
-        "identity": wallet.name,
+        "identity": resolver.name,
         "arn": answer["Arn"],
         "account": answer["Account"],
         "user_id": answer["UserId"],
@@ -5148,14 +5180,14 @@ def diagnoses(setting: Invocation, online: bool) -> Iterable[Check]:
         yield from check_launcher(setting, cache)
 
     try:
-        wallet = Wallet(setting, None, interactive=False)
-        vault, stored = wallet.vault, wallet.stored
+        resolver = Resolver(setting, None, interactive=False)
+        vault, stored = resolver.store.vault, resolver.store.stored
     except Problem as problem:
         yield check_keyring(Vault(setting.environ, setting.platform, interactive=False), Stored("", {}))
         yield Check("identities", "fail", problem.message, problem.hint)
     else:
         yield check_keyring(vault, stored)
-        yield check_identities(wallet)
+        yield check_identities(resolver)
     if online:
         yield check_clock(setting.environ)
 
@@ -5346,17 +5378,17 @@ def check_keyring(vault: Vault, stored: Stored) -> Check:
     return Check("keyring", "ok", f"{name} is unlocked, and answers in {milliseconds(time.perf_counter() - began)}")
 
 
-def check_identities(wallet: Wallet) -> Check:
+def check_identities(resolver: Resolver) -> Check:
     """What is stored: identities whose keys are gone, and sessions that a person has to begin anew."""
-    identities, now = wallet.stored.identities, time.time()
-    sessions = list(wallet.sessions().values())
+    identities, now = resolver.store.stored.identities, time.time()
+    sessions = list(read_notes(resolver.store.path).values())
     ended = [note for note in sessions if note.ends < now]
     found = f"{len(identities)} stored"
-    if default := wallet.stored.only():
+    if default := resolver.store.stored.only():
         found += f" (where none is named: {default})"
     found += f"; sessions: {len(sessions)}, ended: {len(ended)}"
     try:
-        users = wallet.vault.users()  # None where the keyring cannot list them
+        users = resolver.store.vault.users()  # None where the keyring cannot list them
     except Problem:
         users = None
     keys = [name for name, about in sorted(identities.items()) if kind_of(about).startswith("keys")]

@@ -13,18 +13,6 @@ import eks_token
 
 SOURCE = Path(eks_token.__file__).read_text(encoding="utf-8")
 
-# Annotations of what is still to be taken apart.
-LOOKS_DOWN = {
-    ("find_in_atmos", "Wallet"),
-    ("atmos_session", "Wallet"),
-    ("atmos_keys", "Wallet"),
-    ("SessionCache", "Wallet"),
-    ("SsoTokens", "Wallet"),
-    ("read_sso_token", "Wallet"),
-    ("keep_sso_token", "Wallet"),
-}
-
-
 STARTS = [number for number, line in enumerate(SOURCE.splitlines(), 1) if re.match(r"# -- \d+\. ", line)]
 """The line of each section's heading."""
 
@@ -62,7 +50,7 @@ def test_each_section_uses_only_those_above_it() -> None:
                 continue
             if section[each.id] > section_of(node.lineno):
                 found.add((getattr(node, "name", ""), each.id))
-    assert found == LOOKS_DOWN
+    assert found == set()
 
 
 def test_the_front_page_names_the_sections_in_their_order() -> None:
