@@ -44,6 +44,8 @@ else:
         """What this module needs of typing.NamedTuple, whose import would add 7 ms to a cached answer."""
 
         def __init_subclass__(cls):
+            if "_fields" in vars(cls.__base__):  # a subclass of one, which adds no fields
+                return
             cls._fields = tuple(cls.__annotations__)
             cls._defaults = {name: vars(cls)[name] for name in cls._fields if name in vars(cls)}
             for index, name in enumerate(cls._fields):
@@ -734,7 +736,6 @@ def login_arguments(parser: Any) -> None:
     parser.add_argument("--default", action="store_true", help="use this identity if none is given")
     parser.add_argument("--region", default="", help="the identity's AWS region")
     parser.add_argument("--no-verify", action="store_true", help="do not check the credentials with AWS")
-    parser.set_defaults(mfa_code=None)
 
 
 def logout_arguments(parser: Any) -> None:
@@ -2036,13 +2037,20 @@ RESOLVED_KEYS = {
 SECRET_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
-class Credentials(NamedTuple):
-    """As botocore names them, so that its signer takes them as they are."""
-
+class Keys(NamedTuple):
     access_key: str
     secret_key: str
     token: str | None
     expires: float | None  # seconds since the epoch
+
+
+class Credentials(Keys):
+    """As botocore names them, so that its signer takes them as they are. No message shows what has once been in one."""
+
+    def __new__(cls, access_key: str, secret_key: str, token: str | None, expires: float | None) -> Credentials:
+        keep_secret(secret_key)
+        keep_secret(token)
+        return super().__new__(cls, access_key, secret_key, token, expires)
 
 
 class Stored(NamedTuple):
@@ -2462,6 +2470,19 @@ class Store:
         self.watched = list(look_at([*aws_files(setting.environ), *([self.path] if self.path else [])]))
         self.stored = read_identities(self.path)
         self.foreign: dict[str, AtmosEntry] = {}
+        # What login has in hand, and stores when AWS has said yes: keys by identity, SSO tokens with their marks.
+        self.new_keys: dict[str, Credentials] = {}
+        self.new_tokens: dict[Portal, tuple[Mapping[str, Any], str]] = {}
+
+    def take_up(self, name: str, record: Mapping[str, str], keys: Credentials | None) -> None:
+        """Go on as if an identity were stored."""
+        self.stored = self.stored._replace(identities={**self.stored.identities, name: record})
+        if keys:
+            self.new_keys[name] = keys
+
+    def keys(self, name: str) -> Credentials:
+        """The keys stored for an identity. Raises Problem."""
+        return self.new_keys.get(name) or read_keys(self.vault, name)
 
     def lock(self) -> Any:
         """The lock for writing identities and vault, as a context. Without working locks, writing goes on unlocked."""
@@ -2640,6 +2661,8 @@ class Sessions:
         self.renew = renew  # sign in again, however long the sessions still live
         self.last_resort = False  # sessions that cannot be renewed are used up to their end
         self.ending: set[str] = set()
+        self.hold_back = False  # keep nothing before `keep_held_back` is called
+        self._held_back: dict[str, tuple[Mapping[str, Any], Sequence[str]]] = {}
         self._renewed: set[str] = set()
         self._held: dict[str, Lock] = {}
 
@@ -2648,6 +2671,8 @@ class Sessions:
 
         To sign in again is to renew the identity's own session, and not an MFA session that it shares with others.
         """
+        if user in self._held_back:
+            return dict(self._held_back[user][0])
         if own and self.renew and user not in self._renewed:
             self.hold(user)
             return None
@@ -2670,18 +2695,28 @@ class Sessions:
         keep_secret(keys["SessionToken"])
         expires = keys["Expiration"]
         seconds = parse_time(expires) if isinstance(expires, str) else expires.timestamp()
-        keys["Expiration"] = rfc3339(seconds)
+        entry = {"Credentials": {**keys, "Expiration": rfc3339(seconds)}}
         self._renewed.add(user)
         try:
+            if self.hold_back:
+                self._held_back[user] = (entry, names)
+                return
             with self.store.lock():
                 if not self.store.unchanged():
                     return debug("the session is not kept: identities were changed meanwhile")
-                self.store.vault.set_json(user, {"Credentials": keys})
+                self.store.vault.set_json(user, entry)
                 note_session(self.store, user, SessionNote(tuple(names), seconds))
         except Problem as problem:  # it can be used all the same
             debug(f"the session is not kept: {problem.message}")
         finally:
             self.let_go(user)
+
+    def keep_held_back(self) -> None:
+        """Keep the sessions that were obtained to prove an identity, which is stored now."""
+        self.hold_back = False
+        for user, (entry, names) in self._held_back.items():
+            self.keep(user, entry, names)
+        self._held_back.clear()
 
     def hold(self, user: str) -> bool:
         """Take the lock under which a session is renewed; false if it is held already, or there are no locks."""
@@ -2789,7 +2824,9 @@ class SsoTokens:
         if key not in self.portals:
             return None
         name, portal = self.portals[key]
-        vault = self.sessions.store.vault
+        vault, in_hand = self.sessions.store.vault, self.sessions.store.new_tokens
+        if portal in in_hand:
+            return dict(in_hand[portal][0])
         ours = read_sso_token(vault, portal)
         if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
             self.sessions.hold(sso_user(portal))
@@ -2854,11 +2891,11 @@ def read_sso_token(vault: Vault, portal: Portal) -> dict[str, Any] | None:
 
 
 def keep_sso_token(
-    store: Store, portal: Portal, token: Mapping[str, Any], former: Mapping[str, Any] | None = None
+    store: Store, portal: Portal, token: Mapping[str, Any], former: Mapping[str, Any] | None = None, mark: str = ""
 ) -> None:
     """Store an SSO token in the vault; one made from a `former` token, only if that is still there.
 
-    Raises KeyringUnavailable.
+    The mark tells one sign-in from another; a refreshed token has that of its former one. Raises KeyringUnavailable.
     """
     user = sso_user(portal)
     plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
@@ -2871,10 +2908,8 @@ def keep_sso_token(
         ends = parse_time(plain["expiresAt"])
         forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
         known = read_notes(store.path).get(user) if former is not None else None
-        mark = known.sign_in if known else ""
-        note_session(
-            store, user, SessionNote((portal.start_url,), forgotten, ends, portal, mark or os.urandom(8).hex())
-        )
+        mark = (known.sign_in if known else mark) or os.urandom(8).hex()
+        note_session(store, user, SessionNote((portal.start_url,), forgotten, ends, portal, mark))
 
 
 # -- 6. credentials ---------------------------------------------------------------------------------------------------
@@ -2887,9 +2922,7 @@ class Resolver:
     """The way from a request to credentials: one run's botocore session, and who can be asked on the way."""
 
     def __init__(self, setting: Invocation, cache: Cache | None, interactive: bool, renew: bool = False) -> None:
-        self.setting = setting
         self.store = Store(setting, cache, interactive)
-        self.written: Mapping[str, str] | None = None  # the record that this process has stored
         self.sessions = Sessions(self.store, renew)
         self.person = setting.terminal and interactive  # somebody can be asked for an MFA code
         self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
@@ -2904,7 +2937,7 @@ class Resolver:
         if self.store.is_keys(choice.profile) and not in_environment and not request.role_arn:
             debug(f"{self.name}: keys from the keyring")
             # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
-            return read_keys(self.store.vault, choice.profile)
+            return self.store.keys(choice.profile)
         try:
             return self.resolve(choice, request)
         except Problem as problem:
@@ -3053,7 +3086,8 @@ class Resolver:
             files = look_at(path for name in names for path in aws_cli_files(name, portal.start_url))
             self.store.watched += [one for one in files if one not in self.store.watched]
             note = read_notes(self.store.path).get(sso_user(portal))
-            marks.append([note.sign_in if note else "", files])
+            _, mark = self.store.new_tokens.get(portal, (None, note.sign_in if note else ""))
+            marks.append([mark, files])
         return marks
 
     def ask_mfa_code(self, prompt: str) -> str:
@@ -3317,7 +3351,7 @@ def long_term_keys(resolver: Resolver, source: str) -> Credentials:
     if source in store.foreign:
         return store.foreign[source].keys
     if source in store.stored.identities:
-        return read_keys(store.vault, source)
+        return store.keys(source)
     profile = resolver.session.full_config["profiles"][source]
     keep_secret(profile["aws_secret_access_key"])
     return Credentials(profile["aws_access_key_id"], profile["aws_secret_access_key"], None, None)
@@ -4575,74 +4609,123 @@ KINDS = (
 )
 
 
+class SignIn(NamedTuple):
+    """What `login` is told to do, by its options or by a person; each field is named after its option."""
+
+    name: str
+    stdin: bool
+    new_keys: bool
+    import_profile: str
+    mfa_serial: str
+    mfa_code_stdin: bool
+    role_arn: str
+    source: str
+    external_id: str
+    role_session_name: str
+    duration_seconds: str
+    sso_start_url: str
+    sso_region: str
+    sso_session: str
+    sso_account_id: str
+    sso_role_name: str
+    no_browser: bool
+    cluster_name: str
+    default: bool
+    region: str
+    no_verify: bool
+
+    def kinds(self) -> list[str]:
+        """The options that say what kind of identity it is to be; none to sign in again."""
+        described = {
+            "--stdin": self.stdin,
+            "--new-keys": self.new_keys,
+            "--import-profile": self.import_profile,
+            "--role-arn": self.role_arn or self.source,
+            "--sso-start-url": self.sso_start_url or self.sso_session,
+        }
+        return [option for option, value in described.items() if value]
+
+    def only_default(self) -> bool:
+        """Whether all it is to do is to make an identity the default: no reason to sign in again."""
+        return self.default and not (self.mfa_code_stdin or self.region or self.mfa_serial)
+
+
+class Proposal(NamedTuple):
+    """An identity as it will be stored, if AWS says yes to it."""
+
+    record: Mapping[str, str] | None  # its settings; None leaves what is stored as it is
+    keys: Credentials | None = None
+    mfa_code: str | None = None  # read from stdin
+    arn: str = ""  # whose keys they are, if AWS has been asked already
+    portal: Portal | None = None  # where a person has just signed in
+    advice: str = ""  # what to do when it is stored
+
+
 def login_command(setting: Invocation, options: Any) -> int:
-    """Store an identity as the options describe it, or take the one that is there, and sign in with it."""
+    """Sign in with an identity, a new one or one that is there; what is new is stored once AWS has said yes."""
+    wanted = SignIn(*[getattr(options, field) for field in SignIn._fields])
     resolver = Resolver(setting, open_cache(setting), interactive=True)
-    name = options.name or resolver.store.stored.only() or (ask("Name of the identity: ") if setting.terminal else "")
+    store = resolver.store
+    name = wanted.name or store.stored.only() or (ask("Name of the identity: ") if setting.terminal else "")
     if not name:
         raise usage("which identity?", f"name it: {PROGRAM} login NAME")
-    check_name(name)
-    if options.cluster_name:
-        if not options.region:
-            raise usage("--region is missing: the AWS region of the cluster")
-        named_cluster({"cluster_name": options.cluster_name})
+    wanted = wanted._replace(name=name)
+    check_sign_in(wanted)
+    if wanted.cluster_name:
         find_kubectl(setting)
-    status = store_or_sign_in(options, name, resolver)
-    return provision(setting, name, options.cluster_name, options.region) if options.cluster_name else status
-
-
-def store_or_sign_in(options: Any, name: str, resolver: Resolver) -> int:
-    fill_in(options, name, resolver)
-    if options.import_profile:
-        return import_profile(options, name, resolver)
-    if options.stdin or options.new_keys:
-        return store_keys(options, name, resolver, read_keys_from_stdin(options) if options.stdin else ask_for_keys())
-    if options.role_arn:
-        return store_role(options, name, resolver)
-    if options.sso_start_url or options.sso_session:
-        return store_sso(options, name, resolver)
-    with restored_on_failure(name, resolver):
-        change_settings(options, name, resolver)
-        return sign_in(options, name, resolver.setting)
-
-
-def fill_in(options: Any, name: str, resolver: Resolver) -> None:
-    """See which kind of identity the options describe; where they do not say and none is there, ask."""
-    described = {
-        "--stdin": options.stdin,
-        "--new-keys": options.new_keys,
-        "--import-profile": options.import_profile,
-        "--role-arn": options.role_arn or options.source,
-        "--sso-start-url": options.sso_start_url or options.sso_session,
-    }
-    kinds = [option for option, value in described.items() if value]
-    if len(kinds) > 1:
-        raise usage(f"{kinds[0]} and {kinds[1]} describe two kinds of identity")
-    if bool(options.role_arn) != bool(options.source):
-        raise usage("--role-arn and --source go together: the role, and the identity that assumes it")
-    if options.sso_start_url and not options.sso_region:
-        raise usage("--sso-region is missing: the AWS region of the start URL")
-    if (options.external_id or options.role_session_name) and not options.role_arn:
-        raise usage("--external-id and --role-session-name go with --role-arn")
-    if options.duration_seconds and not (options.duration_seconds.isdecimal() and int(options.duration_seconds) >= 900):
-        raise usage(f"--duration-seconds is a number, at least 900, not {options.duration_seconds!r}")
-    if not kinds and not exists(resolver, name):
-        if not resolver.person:
-            raise usage(
-                f"no identity and no AWS profile is named {name!r}, and no option says what it is to be",
-                f"see {PROGRAM} login --help; --stdin reads keys as credential_process prints them",
-            )
-        if options.mfa_serial:
-            options.new_keys = True  # the option says what it is to be
-        else:
-            ask_for_kind(options, name)
-    if options.new_keys and not resolver.person:
+    if not wanted.kinds() and not exists(resolver, name):
+        wanted = ask_for_kind(wanted, resolver.person)
+        check_sign_in(wanted)
+    if wanted.new_keys and not resolver.person:
         raise usage("no terminal is there to ask for the keys", "--stdin reads them as credential_process prints them")
 
+    proposal = propose(wanted, resolver)
+    if proposal.record is not None:
+        store.take_up(name, proposal.record, proposal.keys)
+    resolver.sessions.hold_back = True
+    resolver.sessions.renew = not wanted.only_default()
+    resolver.mfa_code = proposal.mfa_code
+    arn, expires = proposal.arn, None
+    if not proposal.keys or (wanted.mfa_serial and (wanted.mfa_code_stdin or resolver.person)):
+        arn, expires = prove(wanted, resolver, proposal.portal)
+    keep(wanted, resolver, proposal)
+    if arn:
+        show(arn)
+    if expires is not None:
+        say(f"{name}: signed in until {rfc3339(expires)}")
+    if proposal.keys:
+        say(f"{name}: the keys are in the keyring")
+    if wanted.default and not wanted.kinds():
+        say(f"{name} is the default now")
+    if proposal.advice:
+        say(f"hint: {proposal.advice}")
+    return provision(setting, name, wanted.cluster_name, wanted.region) if wanted.cluster_name else 0
 
-def only_default(options: Any) -> bool:
-    """Whether the one thing asked for is to make a stored identity the default: no reason to sign in anew."""
-    return bool(options.default and not (options.mfa_code_stdin or options.region or options.mfa_serial))
+
+def check_sign_in(wanted: SignIn) -> None:
+    """Raise Problem for options that do not go together, or that no identity could have."""
+    check_name(wanted.name)
+    if wanted.cluster_name:
+        if not wanted.region:
+            raise usage("--region is missing: the AWS region of the cluster")
+        named_cluster({"cluster_name": wanted.cluster_name})
+    kinds = wanted.kinds()
+    if len(kinds) > 1:
+        raise usage(f"{kinds[0]} and {kinds[1]} describe two kinds of identity")
+    if bool(wanted.role_arn) != bool(wanted.source):
+        raise usage("--role-arn and --source go together: the role, and the identity that assumes it")
+    if wanted.sso_start_url and not wanted.sso_region:
+        raise usage("--sso-region is missing: the AWS region of the start URL")
+    if (wanted.external_id or wanted.role_session_name) and not wanted.role_arn:
+        raise usage("--external-id and --role-session-name go with --role-arn")
+    if wanted.duration_seconds and not (wanted.duration_seconds.isdecimal() and int(wanted.duration_seconds) >= 900):
+        raise usage(f"--duration-seconds is a number, at least 900, not {wanted.duration_seconds!r}")
+
+
+def check_name(name: str) -> None:
+    plain = name.isprintable() and name == name.strip() and not set(name) & set("[]")
+    if not plain or name.startswith("-") or len(name) > 128:
+        raise usage(f"{name!r} cannot be an identity's name")
 
 
 def exists(resolver: Resolver, name: str) -> bool:
@@ -4656,28 +4739,53 @@ def exists(resolver: Resolver, name: str) -> bool:
     return True
 
 
-def ask_for_kind(options: Any, name: str) -> None:
+def ask_for_kind(wanted: SignIn, person: bool) -> SignIn:
     """Lead a person through what an identity can be."""
-    say(f"{name} is new. What is it to be?")
+    if not person:
+        raise usage(
+            f"no identity and no AWS profile is named {wanted.name!r}, and no option says what it is to be",
+            f"see {PROGRAM} login --help; --stdin reads keys as credential_process prints them",
+        )
+    if wanted.mfa_serial:
+        return wanted._replace(new_keys=True)  # the option says what it is to be
+    say(f"{wanted.name} is new. What is it to be?")
     kind = KINDS[choose("Kind", [words for _, words in KINDS])][0]
-    options.new_keys = kind in ("keys", "mfa")
-    if kind == "mfa":
-        options.mfa_serial = ask("ARN of the MFA device (arn:aws:iam::ACCOUNT:mfa/NAME): ")
-    elif kind == "role":
-        options.role_arn = ask("ARN of the role: ")
-        options.source = ask("Identity or AWS profile that assumes it: ")
-        options.mfa_serial = ask("ARN of the MFA device that it requires (empty for none): ")
-    elif kind == "sso":
-        options.sso_start_url = ask("Start URL (https://….awsapps.com/start): ")
-        options.sso_region = ask("Its AWS region: ")
-    elif kind == "import":
-        options.import_profile = ask("Profile: ")
+    if kind == "role":
+        return wanted._replace(
+            role_arn=ask("ARN of the role: "),
+            source=ask("Identity or AWS profile that assumes it: "),
+            mfa_serial=ask("ARN of the MFA device that it requires (empty for none): "),
+        )
+    if kind == "sso":
+        url = ask("Start URL (https://….awsapps.com/start): ")
+        return wanted._replace(sso_start_url=url, sso_region=ask("Its AWS region: "))
+    if kind == "import":
+        return wanted._replace(import_profile=ask("Profile: "))
+    serial = ask("ARN of the MFA device (arn:aws:iam::ACCOUNT:mfa/NAME): ") if kind == "mfa" else ""
+    return wanted._replace(new_keys=True, mfa_serial=serial)
 
 
-def check_name(name: str) -> None:
-    plain = name.isprintable() and name == name.strip() and not set(name) & set("[]")
-    if not plain or name.startswith("-") or len(name) > 128:
-        raise usage(f"{name!r} cannot be an identity's name")
+def propose(wanted: SignIn, resolver: Resolver) -> Proposal:
+    """The identity that is wanted, with whatever a person has to say or do for it."""
+    if wanted.import_profile:
+        return imported(wanted, resolver)
+    if wanted.stdin:
+        keys, code = read_keys_from_stdin(wanted.mfa_code_stdin)
+        return proposed_keys(wanted, resolver, keys, code)
+    if wanted.new_keys:
+        return proposed_keys(wanted, resolver, ask_for_keys(), None)
+    if wanted.role_arn:
+        return proposed_role(wanted, resolver)
+    if wanted.sso_start_url or wanted.sso_session:
+        return proposed_sso(wanted, resolver)
+    code = sys.stdin.readline().strip() if wanted.mfa_code_stdin else None
+    return Proposal(changed_settings(wanted, resolver.store), mfa_code=code)
+
+
+def new_record(wanted: SignIn, **settings: str) -> dict[str, str]:
+    """A record of identities.json. The revision makes each login's record another one."""
+    record = {**settings, "region": settings.get("region") or wanted.region, REVISION: os.urandom(8).hex()}
+    return {key: value for key, value in record.items() if value}
 
 
 def ask_for_keys() -> Credentials:
@@ -4689,9 +4797,9 @@ def ask_for_keys() -> Credentials:
     return Credentials(key, secret, None, None)
 
 
-def read_keys_from_stdin(options: Any) -> Credentials:
-    """Keys as a credential_process prints them ("Sourcing credentials with an external process", AWS SDKs guide); an
-    MFA code may follow on a line of its own."""
+def read_keys_from_stdin(with_code: bool) -> tuple[Credentials, str | None]:
+    """Keys as a credential_process prints them ("Sourcing credentials with an external process", AWS SDKs guide), and
+    the MFA code that may follow on a line of its own."""
     import json
 
     text = sys.stdin.read().lstrip()
@@ -4704,9 +4812,10 @@ def read_keys_from_stdin(options: Any) -> Credentials:
     for value in content.values():
         keep_secret(value if isinstance(value, str) and len(value) > 20 else None)
     rest = text[end:].split()
-    if options.mfa_code_stdin:
-        options.mfa_code = rest.pop(0) if rest else ""
-        keep_secret(options.mfa_code)
+    code = None
+    if with_code:
+        code = rest.pop(0) if rest else ""
+        keep_secret(code)
     if rest:
         raise Problem("stdin holds more than one JSON object", "an MFA code after it goes with --mfa-code-stdin")
     if content.get("Version") != 1:
@@ -4726,235 +4835,162 @@ def read_keys_from_stdin(options: Any) -> Credentials:
             raise Problem("stdin's JSON has an Expiration that is no ISO 8601 time") from None
         if expires <= time.time():
             raise Problem(f"these credentials expired at {rfc3339(expires)}; nothing was stored")
-    return Credentials(key, secret, token, expires)
+    return Credentials(key, secret, token, expires), code
 
 
-def store_keys(options: Any, name: str, resolver: Resolver, keys: Credentials) -> int:
-    """Keep keys in the vault, once AWS has said whose they are; with an MFA device, begin a session."""
-    if options.mfa_serial and keys.token:
+def proposed_keys(wanted: SignIn, resolver: Resolver, keys: Credentials, code: str | None) -> Proposal:
+    """Keys to be kept in the vault, once AWS has said whose they are."""
+    if wanted.mfa_serial and keys.token:
         raise usage("an MFA session is made of long-term keys, and these have a session token")
-    arn = "" if options.no_verify else whose_keys(options, name, resolver, keys)
-    settings = {"mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
-    settings[KEY_ENDING] = keys.access_key[-4:]
-    settings[KEYS_END] = rfc3339(keys.expires) if keys.expires is not None else ""
-    if options.mfa_serial and (options.mfa_code_stdin or resolver.person):
-        store_and_sign_in(options, name, resolver, settings, keys)
-    else:
-        store_identity(options, name, resolver, settings, keys)
-        if arn:
-            show(arn)
-    say(f"{name}: the keys are in the keyring")
-    return 0
+    arn = "" if wanted.no_verify else whose_keys(wanted, resolver, keys)
+    record = new_record(
+        wanted,
+        mfa_serial=wanted.mfa_serial,
+        duration_seconds=wanted.duration_seconds,
+        **{KEY_ENDING: keys.access_key[-4:], KEYS_END: rfc3339(keys.expires) if keys.expires is not None else ""},
+    )
+    return Proposal(record, keys, code, arn)
 
 
-def whose_keys(options: Any, name: str, resolver: Resolver, keys: Credentials) -> str:
+def whose_keys(wanted: SignIn, resolver: Resolver, keys: Credentials) -> str:
     """The ARN that AWS knows keys by which are to be stored, asked as the profile says that they are of, if any."""
-    known = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
-    profiles = known.full_config["profiles"]
-    profile = next((each for each in (options.import_profile, name) if each in profiles), "")
-    region = options.region or region_variable(resolver.store.environ) or ("" if profile else "us-east-1")
+    profiles = no_profile(resolver).full_config["profiles"]
+    profile = next((each for each in (wanted.import_profile, wanted.name) if each in profiles), "")
+    region = wanted.region or region_variable(resolver.store.environ) or ("" if profile else "us-east-1")
     session = resolver.open_session(Choice(profile, named=False, environment=False), Request("", "", region, ""))
     return str(caller_identity(session, keys)["Arn"])
 
 
-def import_profile(options: Any, name: str, resolver: Resolver) -> int:
-    """Move a profile's keys into the vault; the file is the user's to edit."""
-    profile = options.import_profile
-    session = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+def no_profile(resolver: Resolver) -> Any:
+    """A botocore session that is of no identity, to look at all of them."""
+    return resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+
+
+def imported(wanted: SignIn, resolver: Resolver) -> Proposal:
+    """A profile's keys, to be copied to the vault; the file is the user's to edit."""
+    profile = wanted.import_profile
+    session = no_profile(resolver)
     keys = session.full_config["profiles"].get(profile, {})
     if profile in resolver.store.stored.identities:
         raise Problem(f"{profile} is a stored identity: its keys are in the keyring already")
     key, secret, token = (keys.get(part) for part in SECRET_KEYS)
-    keep_secret(secret)
-    keep_secret(token)
     if not key or not secret:
         raise Problem(f"the profile {profile!r} has no keys" if keys else f"no AWS profile is named {profile!r}")
-    options.region = options.region or keys.get("region", "")
-    status = store_keys(options, name, resolver, Credentials(key, secret, token, None))
+    wanted = wanted._replace(region=wanted.region or keys.get("region", ""))
+    proposal = proposed_keys(wanted, resolver, Credentials(key, secret, token, None), None)
     credentials_file = session.get_config_variable("credentials_file")
-    say(f"hint: delete aws_access_key_id and aws_secret_access_key from [{profile}] in {credentials_file}")
-    return status
+    advice = f"delete aws_access_key_id and aws_secret_access_key from [{profile}] in {credentials_file}"
+    return proposal._replace(advice=advice)
 
 
-def store_role(options: Any, name: str, resolver: Resolver) -> int:
-    check_role_arn(options.role_arn)
-    if options.source == name or not exists(resolver, options.source):
+def proposed_role(wanted: SignIn, resolver: Resolver) -> Proposal:
+    check_role_arn(wanted.role_arn)
+    if wanted.source == wanted.name or not exists(resolver, wanted.source):
         raise Problem(
-            f"there is no identity {options.source!r} to assume the role from",
-            f"store it first: {PROGRAM} login {options.source}",
+            f"there is no identity {wanted.source!r} to assume the role from",
+            f"store it first: {PROGRAM} login {wanted.source}",
         )
-    settings = {
-        "role_arn": options.role_arn,
-        "source_profile": options.source,
-        "external_id": options.external_id,
-        "role_session_name": options.role_session_name,
-        "duration_seconds": options.duration_seconds,
-        "mfa_serial": options.mfa_serial,
-    }
-    return store_and_sign_in(options, name, resolver, settings)
+    record = new_record(
+        wanted,
+        role_arn=wanted.role_arn,
+        source_profile=wanted.source,
+        external_id=wanted.external_id,
+        role_session_name=wanted.role_session_name,
+        duration_seconds=wanted.duration_seconds,
+        mfa_serial=wanted.mfa_serial,
+    )
+    return Proposal(record, mfa_code=sys.stdin.readline().strip() if wanted.mfa_code_stdin else None)
 
 
-def store_and_sign_in(
-    options: Any,
-    name: str,
-    resolver: Resolver,
-    settings: dict[str, str],
-    keys: Credentials | None = None,
-    token: Mapping[str, Any] | None = None,
-) -> int:
-    """Store an identity and sign in with it; if that fails, what was stored before is stored again."""
-    portal = Portal(token["startUrl"], token["region"]) if token else None
-    users = [sso_user(portal)] if portal else []
-    if keys or name in resolver.store.stored.identities:
-        users.append(f"identity:{name}")
-    with restored_on_failure(name, resolver, users):
-        store_identity(options, name, resolver, settings, keys)
-        if portal and token:
-            keep_sso_token(resolver.store, portal, token)
-        return sign_in(options, name, resolver.setting, token)
+def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
+    """Sign in at an SSO start URL, and choose account and role if they are not named."""
+    settings = {"sso_session": wanted.sso_session}
+    session = no_profile(resolver)
+    if wanted.sso_session:
+        portal = portal_of(session.full_config["sso_sessions"].get(wanted.sso_session, {}))
+        if portal is None:
+            raise Problem(f"AWS config has no sso-session {wanted.sso_session!r} with sso_start_url and sso_region")
+    else:
+        portal = Portal(wanted.sso_start_url, wanted.sso_region)
+        settings |= {"sso_start_url": portal.start_url, "sso_region": portal.region}
+    if not portal.start_url.startswith(("https://", "http://")):
+        raise usage(f"{portal.start_url!r} is no start URL", "one looks like https://example.awsapps.com/start")
+    resolver.store.vault.get(sso_user(portal))  # a keyring that cannot be used is better known before the browser
+    token = authorize_device(session, portal, wanted.no_browser)
+    account, role = wanted.sso_account_id, wanted.sso_role_name
+    if not account or not role:
+        account, role = choose_role(session, portal.region, token["accessToken"], account, role, resolver.person)
+    resolver.store.new_tokens[portal] = (token, os.urandom(8).hex())
+    return Proposal(new_record(wanted, **settings, sso_account_id=account, sso_role_name=role), portal=portal)
 
 
-class restored_on_failure:
-    """Where the `with` block fails, an identity's record and these users' entries in the vault are again what they
-    were before it."""
-
-    def __init__(self, name: str, resolver: Resolver, users: Sequence[str] = ()) -> None:
-        self.name, self.resolver = name, resolver
-        self.stored, self.sessions = resolver.store.stored, read_notes(resolver.store.path)
-        self.entries = {user: self.readable(user) for user in users}
-
-    def readable(self, user: str) -> str | None:
-        try:
-            return self.resolver.store.vault.get(user)
-        except DamagedEntry:
-            return None
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        name, resolver, before = self.name, self.resolver, self.stored
-        with resolver.store.lock():
-            there = read_identities(resolver.store.path).identities.get(name)
-            if resolver.written is not None and there not in (resolver.written, before.identities.get(name)):
-                return warn(f"{name} was stored by another {PROGRAM} meanwhile, and is left as it is")
-            for user, value in self.entries.items():
-                if value is None:
-                    resolver.store.vault.delete(user)
-                else:
-                    resolver.store.vault.set(user, value)
-                if user in self.sessions or user in read_notes(resolver.store.path):
-                    note_session(resolver.store, user, self.sessions.get(user))
-            now = read_identities(resolver.store.path)
-            others = {other: keys for other, keys in now.identities.items() if other != name}
-            former = {name: before.identities[name]} if name in before.identities else {}
-            default = before.default if now.default == name else now.default
-            if former.get(name) != now.identities.get(name) or default != now.default:
-                write_identities(resolver.store.path, Stored(default, {**others, **former}))
-        forget_answers(resolver)
-
-
-def change_settings(options: Any, name: str, resolver: Resolver) -> None:
-    """What can be changed without describing the identity anew: its region, its MFA device, the default."""
-    region = "" if options.cluster_name else options.region  # with a cluster it is the cluster's
-    changes = {"region": region, "mfa_serial": options.mfa_serial, "duration_seconds": options.duration_seconds}
+def changed_settings(wanted: SignIn, store: Store) -> dict[str, str] | None:
+    """What can be changed without describing the identity again: its region, its MFA device, the default."""
+    region = "" if wanted.cluster_name else wanted.region  # with a cluster it is the cluster's
+    changes = {"region": region, "mfa_serial": wanted.mfa_serial, "duration_seconds": wanted.duration_seconds}
     changes = {key: value for key, value in changes.items() if value}
-    stored = resolver.store.stored.identities.get(name)
-    if stored is None:
-        if changes or options.default:
-            raise usage(
-                f"{name} is an AWS profile: its settings stand in AWS config", "store an identity, or edit the file"
-            )
-        return
-    if changes or options.default:
-        with resolver.store.lock():
-            now = read_identities(resolver.store.path)
-            resolver.written = {**stored, **changes}
-            identities = {**now.identities, name: resolver.written}
-            write_identities(resolver.store.path, Stored(name if options.default else now.default, identities))
-    if options.default:
-        say(f"{name} is the default now")
+    stored = store.stored.identities.get(wanted.name)
+    if stored is None and (changes or wanted.default):
+        raise usage(
+            f"{wanted.name} is an AWS profile: its settings stand in AWS config", "store an identity, or edit the file"
+        )
+    return {**stored, **changes} if stored is not None and (changes or wanted.default) else None
 
 
-def store_identity(
-    options: Any, name: str, resolver: Resolver, settings: Mapping[str, str], keys: Credentials | None = None
-) -> None:
-    """Write keys into the vault and the rest into identities.json; then nothing that was cached before counts."""
-    record = {**settings, "region": options.region, REVISION: os.urandom(8).hex()}
-    record = {key: value for key, value in record.items() if value}
-    with resolver.store.lock():
-        stored = read_identities(resolver.store.path)
-        resolver.written = record
-        if keys is not None:
-            entry = dict(zip(SECRET_KEYS, (keys.access_key, keys.secret_key, keys.token), strict=True))
-            entry = {key: value for key, value in entry.items() if value}
-            if keys.expires is not None:
-                entry["expiration"] = rfc3339(keys.expires)
-            resolver.store.vault.set_json(f"identity:{name}", entry)
-        elif name in stored.identities:
-            resolver.store.vault.delete(f"identity:{name}")
-        identities = {**stored.identities, name: record}
-        write_identities(resolver.store.path, Stored(name if options.default else stored.default, identities))
-    forget_answers(resolver)
-
-
-def forget_answers(resolver: Resolver) -> None:
-    if resolver.store.cache:
-        resolver.store.cache.empty()
-
-
-def sign_in(options: Any, name: str, setting: Invocation, token: Any = None) -> int:
-    """Obtain new sessions for an identity, with whatever a person has to do for them, and say who it is."""
-    cache = open_cache(setting)
-    if cache:
-        cache.empty()
-    resolver = Resolver(setting, cache, interactive=True, renew=not only_default(options))
-    if options.mfa_code_stdin and options.mfa_code is None:
-        options.mfa_code = sys.stdin.readline().strip()
-    resolver.mfa_code = options.mfa_code
-    request = Request(PROGRAM, "", options.region or region_variable(setting.environ), name)
+def prove(wanted: SignIn, resolver: Resolver, signed_in: Portal | None) -> tuple[str, float | None]:
+    """Obtain new sessions for an identity, with whatever a person has to do for them: whose they are, and their end."""
+    name = wanted.name
+    request = Request(PROGRAM, "", wanted.region or region_variable(resolver.store.environ), name)
     session = resolver.open_session(Choice(name, named=True, environment=False), request)
-    portal, new = sso_portal(session.full_config, name), token is not None
+    portal, new = sso_portal(session.full_config, name), signed_in is not None
     if portal and portal == own_portal(session.full_config, name) and resolver.sessions.renew and not new:
-        authorize_again(resolver.store, session, portal, options.no_browser)
+        authorize_again(resolver.store, session, portal, wanted.no_browser)
         new = True
     try:
         credentials = resolver.credentials(request)
     except SignInNeeded:  # a token may have been revoked, which nobody knows before it is tried
         if portal is None or new:
             raise
-        authorize_again(resolver.store, session, portal, options.no_browser)
+        authorize_again(resolver.store, session, portal, wanted.no_browser)
         credentials = resolver.credentials(request)
-    if not options.no_verify:
-        show(str(caller_identity(session, credentials)["Arn"]))
-    if credentials.expires is not None:
-        say(f"{name}: signed in until {rfc3339(credentials.expires)}")
-    return 0
+    arn = "" if wanted.no_verify else str(caller_identity(session, credentials)["Arn"])
+    return arn, credentials.expires
 
 
-def store_sso(options: Any, name: str, resolver: Resolver) -> int:
-    """Sign in at an SSO start URL, choose account and role where they are not named, and store the identity."""
-    settings = {"sso_session": options.sso_session}
-    session = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
-    if options.sso_session:
-        portal = portal_of(session.full_config["sso_sessions"].get(options.sso_session, {}))
-        if portal is None:
-            raise Problem(f"AWS config has no sso-session {options.sso_session!r} with sso_start_url and sso_region")
-    else:
-        portal = Portal(options.sso_start_url, options.sso_region)
-        settings |= {"sso_start_url": portal.start_url, "sso_region": portal.region}
-    if not portal.start_url.startswith(("https://", "http://")):
-        raise usage(f"{portal.start_url!r} is no start URL", "one looks like https://example.awsapps.com/start")
-    resolver.store.vault.get(sso_user(portal))  # a keyring that cannot be used is better known before the browser
-    token = authorize_device(session, portal, options.no_browser)
-    account, role = options.sso_account_id, options.sso_role_name
-    if not account or not role:
-        terminal = resolver.person
-        account, role = choose_role(session, portal.region, token["accessToken"], account, role, terminal)
-    settings |= {"sso_account_id": account, "sso_role_name": role}
-    return store_and_sign_in(options, name, resolver, settings, token=token)
+def keep(wanted: SignIn, resolver: Resolver, proposal: Proposal) -> None:
+    """Store what AWS has said yes to: the new secrets first, the record that counts on them, old secrets last.
+
+    What was cached before, or is being minted, does not count from here on.
+    """
+    store, name = resolver.store, wanted.name
+    forget_answers(store)
+    for portal, (token, mark) in store.new_tokens.items():
+        keep_sso_token(store, portal, token, mark=mark)
+    if proposal.record is not None:
+        with store.lock():
+            now = read_identities(store.path)
+            if proposal.keys:
+                store.vault.set_json(f"identity:{name}", key_entry(proposal.keys))
+            default = name if wanted.default else now.default
+            store.stored = Stored(default, {**now.identities, name: proposal.record})
+            write_identities(store.path, store.stored)
+            if wanted.kinds() and not proposal.keys and name in now.identities:
+                store.vault.delete(f"identity:{name}")
+        forget_answers(store)
+    store.generation = store.cache.generation() if store.cache else ""
+    resolver.sessions.keep_held_back()
+
+
+def key_entry(keys: Credentials) -> dict[str, str]:
+    """Keys as they are kept in the vault."""
+    entry = dict(zip(SECRET_KEYS, (keys.access_key, keys.secret_key, keys.token or ""), strict=True))
+    entry["expiration"] = rfc3339(keys.expires) if keys.expires is not None else ""
+    return {key: value for key, value in entry.items() if value}
+
+
+def forget_answers(store: Store) -> None:
+    if store.cache:
+        store.cache.empty()
 
 
 def choose_role(session: Any, region: str, token: str, account: str, role: str, terminal: bool) -> tuple[str, str]:
@@ -4990,7 +5026,7 @@ def logout_command(setting: Invocation, options: Any) -> int:
     if options.all == bool(options.name):
         raise usage("name an identity, or say --all")
     resolver = Resolver(setting, open_cache(setting), interactive=True)
-    session = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    session = no_profile(resolver)
     sessions = read_notes(resolver.store.path)
     names = sorted(resolver.store.stored.identities) if options.all else [options.name]
     ours = [user for user, about in sessions.items() if options.all or options.name in about.names]
@@ -5025,7 +5061,7 @@ def logout_command(setting: Invocation, options: Any) -> int:
         default = stored.default if stored.default in identities else ""
         if identities != stored.identities:
             write_identities(resolver.store.path, Stored(default, identities))
-    forget_answers(resolver)
+    forget_answers(resolver.store)
     if not options.keep_kubeconfig:
         remove_entries(setting, names)
     say("forgot every identity" if options.all else f"forgot {options.name}")
@@ -5053,7 +5089,7 @@ def identities_command(setting: Invocation, options: Any) -> int:
     import json
 
     resolver = Resolver(setting, None, interactive=False)
-    session = resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
+    session = no_profile(resolver)
     sessions = read_notes(resolver.store.path)
     rows = []
     for name, laid_over in sorted(session.full_config["profiles"].items()):

@@ -790,7 +790,7 @@ def test_a_role_that_is_not_the_persons_is_refused_and_nothing_stays(scene: Scen
     scene.sso.assign(ACCOUNT, "Admin")
     options = scene.sso_options("--sso-account-id", ACCOUNT, "--sso-role-name", "Owner")
     assert "AWS refused GetRoleCredentials: ForbiddenException" in scene.refused("login", "work", *options)
-    assert (scene.records()["identities"], scene.kept()) == ({}, [])
+    assert (scene.records(), scene.kept()) == (None, [])
 
 
 @pytest.mark.parametrize("options", [[], ["--no-browser"]], ids=["opened", "not opened"])
