@@ -3719,22 +3719,22 @@ def token_command(setting: Invocation) -> int:
 
 # -- 8. kubeconfig ----------------------------------------------------------------------------------------------------
 #
-# Entries for clusters, and other plugins' entries made ours. `kubectl config` reads and writes the YAML, so that what
-# else is in a file is kept as kubectl keeps it. It edits copies in a private directory; only when all of it has worked
-# does a file get its new content, under kubectl's own lock. A step that fails has then changed nothing. A command that
-# only reads makes no copy: a kill would leave the copy, and the secrets in it.
+# Reads and writes kubeconfig entries. `kubectl config` handles the YAML, and keeps the rest of a file as usual.
+# It edits copies in a private directory. A file gets its new content only after all edits have worked, under kubectl's
+# own lock, so a step that fails changes nothing. A command that only reads does not make a copy: if it were killed, the
+# copy would stay, with the secrets in it.
 
-EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl 1.20 is the first with v1 of it in a stable form
+EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl supports v1 only since 1.22
 INSTALL_HINT = "copy the executable eks-token to a directory on PATH"
-USABLE_STATUS = ("ACTIVE", "UPDATING")  # of a cluster, as `aws eks update-kubeconfig` has it
+USABLE_STATUS = ("ACTIVE", "UPDATING")  # of a cluster; the same as in `aws eks update-kubeconfig`
 KUBECTL_LOCK_SECONDS = 10
-EDIT_SECONDS = 60  # of other programs that change the file each time
+EDIT_SECONDS = 60  # how long to try again if another program keeps changing the file
 BACKUP = ".eks-token-backup-"
 VIEW = ("view", "--raw", "-o", "json")
 TYPES: dict[type, str] = {dict: "mapping", list: "list", str: "string"}
-FIX_KUBECONFIG = "mend {}, or name another file with --kubeconfig"
+FIX_KUBECONFIG = "fix {}, or pass another file with --kubeconfig"
 
-# The commands whose exec entries are adopted, and the grammar that their arguments must be of.
+# The commands whose exec entries can be adopted, and the grammar of their arguments.
 ADOPTED = {
     "aws": AWS,
     "aws-iam-authenticator": AUTHENTICATOR,
@@ -3744,13 +3744,13 @@ ADOPTED = {
 
 
 class Provision(NamedTuple):
-    """Which entries are wanted, and where."""
+    """Which entries to write, and where."""
 
-    request: Request  # whose credentials describe the cluster; without a cluster, all of the region are meant
-    role_arn: str = ""  # that the entry assumes
-    alias: str = ""  # the context's name, else the cluster's ARN
+    request: Request  # whose credentials describe the cluster; without a cluster, it means all clusters in the region
+    role_arn: str = ""  # for the entry to assume
+    alias: str = ""  # the context's name; if empty, the cluster's ARN
     user_alias: str = ""
-    kubeconfig: str = ""  # a path, instead of those that KUBECONFIG names
+    kubeconfig: str = ""  # a path to use instead of KUBECONFIG
     proxy_url: str = ""
     endpoint_url: str = ""  # of the EKS API
     set_current: bool = True
@@ -3760,13 +3760,13 @@ class Provision(NamedTuple):
 
 
 def kubeconfig_command(setting: Invocation, options: Any) -> int:
-    """Write the entries of a cluster, or of all clusters of a region."""
+    """Write the entries for one cluster, or for all clusters in a region."""
     if options.cluster_name and options.all:
         raise usage("--cluster-name and --all cannot be used together")
     if not options.cluster_name and not options.all:
-        raise usage("name a cluster with --cluster-name, or say --all")
+        raise usage("no cluster given", "pass --cluster-name NAME, or --all for all clusters in the region")
     if options.all and (options.alias or options.user_alias):
-        raise usage("--alias and --user-alias name one cluster's entries, and --all means many")
+        raise usage("--alias and --user-alias cannot be used with --all")
     if options.cluster_name:
         named_cluster({"cluster_name": options.cluster_name})
     if options.role_arn:
@@ -3787,7 +3787,7 @@ def kubeconfig_command(setting: Invocation, options: Any) -> int:
 
 
 def update_kubeconfig_command(setting: Invocation) -> int:
-    """What `aws eks update-kubeconfig` does, for an entry of ours."""
+    """Do what `aws eks update-kubeconfig` does, but write an entry for this program."""
     taken = take_apart(UPDATE_KUBECONFIG, setting.argv)
     options = taken.options
     words = taken.words[1:] if taken.words[0] == "aws" else taken.words
@@ -3810,7 +3810,7 @@ def update_kubeconfig_command(setting: Invocation) -> int:
     request = aws_request(general, setting.environ)._replace(grammar="aws")
     if assumed := options.get("assume_role_arn", ""):
         check_role_arn(assumed)
-        request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # as the AWS CLI
+        request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # the AWS CLI's
     return write_entries(
         setting,
         Provision(
@@ -3822,14 +3822,14 @@ def update_kubeconfig_command(setting: Invocation) -> int:
             options.get("proxy_url", ""),
             options.get("endpoint_url", ""),
             dry_run=options.get("dry_run") == "true",
-            raw=True,  # `… --dry-run > FILE` is an idiom
+            raw=True,  # people use `… --dry-run > FILE`
             verbose=options.get("verbose") == "true",
         ),
     )
 
 
 def provision(setting: Invocation, name: str, cluster: str, region: str) -> int:
-    """Write the entries of a cluster for an identity that has just signed in."""
+    """Write the entries for a cluster, for an identity that has just signed in."""
     return write_entries(setting, Provision(Request(PROGRAM, cluster, region, name)))
 
 
@@ -3837,18 +3837,18 @@ def provision(setting: Invocation, name: str, cluster: str, region: str) -> int:
 
 
 class Entry(NamedTuple):
-    """A cluster, and the user and context that go with it."""
+    """A cluster, and the user and the context that go with it."""
 
     cluster: str  # its ARN
     server: str
-    certificate: bytes  # of its authority, PEM
+    certificate: bytes  # of its certificate authority, PEM
     user: str
     arguments: tuple[str, ...]  # of the exec entry
     context: str
 
 
 def write_entries(setting: Invocation, wanted: Provision) -> int:
-    find_kubectl(setting)  # before anybody is asked for anything
+    find_kubectl(setting)  # before we ask anybody for anything
     paths = kubeconfig_paths(setting, wanted.kubeconfig)
     entries, failed = describe(setting, wanted)
 
@@ -3859,25 +3859,25 @@ def write_entries(setting: Invocation, wanted: Provision) -> int:
             draft.config("use-context", "--", entries[-1].context)
 
     if wanted.dry_run:
-        # Even this needs a copy, because `kubectl config` can only show a change after it has written the change.
+        # Even this needs a copy, because `kubectl config` can only show a change after writing it.
         with Draft(setting, paths, secrets=wanted.raw) as draft:
             change(draft)
             show(draft.shown(wanted.raw), end="")
         if not wanted.raw:
-            say("nothing was written; certificates and secrets are left out, as `kubectl config view` leaves them out")
+            say("nothing was written; certificates and secrets are not shown, as in `kubectl config view`")
         return 1 if failed else 0
     changed = edit(setting, paths, change)
     for entry in entries:
-        say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was there already'}")
+        say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was already there'}")
         if wanted.verbose:
             show(kubectl_config(setting, paths, "view", "--minify", "--context", entry.context), end="")
     if entries and setting.platform != "win32" and not on_path(PROGRAM, setting):
-        warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
+        warn(f"{PROGRAM} is not on PATH, so kubectl will not find it: copy or link it to a directory on PATH")
     return 1 if failed else 0
 
 
 def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]:
-    """The entries for the wanted clusters, from the EKS API; and whether one of many could not be had."""
+    """The entries for the wanted clusters, from the EKS API, and whether any of several had to be skipped."""
     resolver = Resolver(setting, open_cache(setting), interactive=True)
     request = wanted.request
     credentials = resolver.credentials(request)
@@ -3894,7 +3894,7 @@ def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]
             return [new_entry(found, identity, wanted)], False
         names = pages(eks.list_clusters, "clusters")
     if not names:
-        raise Problem(f"{resolver.name} sees no cluster in {region}")
+        raise Problem(f"{resolver.name} sees no clusters in {region}")
     entries = []
     for number, name in enumerate(names, 1):
         say(f"[{number}/{len(names)}] {name}")
@@ -3903,14 +3903,14 @@ def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]
                 found = eks.describe_cluster(name=name)["cluster"]
             entries.append(new_entry(found, identity, wanted))
         except Problem as problem:
-            warn(f"{name} is left out: {problem.message}")
+            warn(f"skipped {name}: {problem.message}")
     return entries, len(entries) < len(names)
 
 
 def effective_identity(resolver: Resolver, request: Request) -> str:
-    """Who answered for a request, by a name that a token command can be given; "" if it has none.
+    """The identity or profile whose credentials a request got, as a name for --identity; "" if there is none.
 
-    It is written into the entry, so that no later change of a default gives the cluster to another identity.
+    The entry contains the name, so that it does not use another identity after a default changes.
     """
     environ = resolver.store.environ
     choice = choose_identity(request, environ, resolver.store.stored)
@@ -3918,7 +3918,7 @@ def effective_identity(resolver: Resolver, request: Request) -> str:
         return ""
     if choice.profile:
         return choice.profile
-    session = resolver.session  # there is one: nothing but a named identity's keys is had without
+    session = resolver.session  # there is one: only the keys of a named identity do not need it
     if choice.fallback and session.profile == choice.fallback:
         return choice.fallback
     keys = session.full_config["profiles"].get("default", {})
@@ -3926,20 +3926,20 @@ def effective_identity(resolver: Resolver, request: Request) -> str:
 
 
 def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Entry:
-    """The entry for a cluster as DescribeCluster shows it. Raises Problem for one that cannot be used now."""
+    """The entry for a cluster, from what DescribeCluster returned. Raises Problem if the cluster cannot be used now."""
     import base64
 
     name, status = found.get("name", ""), found.get("status", "unknown")
     if status not in USABLE_STATUS:
         raise Problem(f"the cluster {name} cannot be used: its status is {status}", "try again when it is ACTIVE")
     if not found.get("endpoint") or not found.get("arn"):
-        raise Problem(f"AWS describes the cluster {name} without an endpoint or an ARN")
+        raise Problem(f"AWS returned no endpoint or no ARN for the cluster {name}")
     arn = found["arn"]
     try:
         certificate = base64.b64decode(found.get("certificateAuthority", {}).get("data") or "", validate=True)
     except ValueError:
-        raise Problem(f"AWS describes the cluster {name} with a certificate that is no base64") from None
-    # A local cluster on an Outpost is known to its verifier by its id ("aws eks get-token", AWS CLI Command Reference).
+        raise Problem(f"AWS returned a certificate for the cluster {name} that is not base64") from None
+    # The verifier of a local cluster on an Outpost expects the ID ("aws eks get-token", AWS CLI Command Reference).
     outpost = found.get("outpostConfig")
     local = outpost is not None and outpost.get("etcdInstanceType") is None and found.get("id")
     cluster = ("--cluster-id", found["id"]) if local else ("--cluster-name", name)
@@ -3954,7 +3954,7 @@ def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Ent
 
 
 def write_entry(draft: Draft, entry: Entry, wanted: Provision, command: Sequence[str]) -> None:
-    """Let kubectl write an entry. What else a user has set in it, a namespace or a proxy say, stays."""
+    """Let kubectl write an entry. Anything else that a user has set in it, such as a namespace or a proxy, stays."""
     cluster = ["--server", entry.server]
     if entry.certificate:
         cluster += ["--certificate-authority", draft.file("ca.pem", entry.certificate), "--embed-certs=true"]
@@ -3977,11 +3977,11 @@ def write_entry(draft: Draft, entry: Entry, wanted: Provision, command: Sequence
 
 
 def write_install_hint(draft: Draft, user: str) -> None:
-    """Give a user's exec entry an installHint, which no command of kubectl's writes (measured, 1.27 to 1.33).
+    """Give a user's exec entry an installHint, which no kubectl command can write (measured, 1.27 to 1.33).
 
-    `kubectl config set users.NAME.exec.installHint` is refused, and set-credentials has no option for it but keeps it
-    where it is. So a line is added to what kubectl has just written, below a command that is found nowhere else. In
-    what comes after, kubectl reads the line and writes it anew.
+    kubectl refuses `kubectl config set users.NAME.exec.installHint`. set-credentials has no option for it, but keeps an
+    existing one. So we add a line to what kubectl has just written, below a command that cannot occur anywhere else.
+    The next kubectl command reads that line and writes it again.
     """
     import re
 
@@ -3995,21 +3995,21 @@ def write_install_hint(draft: Draft, user: str) -> None:
 
 
 def listed(option: str, value: str) -> str:
-    """An option whose value kubectl takes for a list in CSV: a comma in it, of a role's name say, must not part it."""
+    """An option whose value kubectl parses as CSV. A comma in the value, as in some role names, must not split it."""
     if not value or set(value) & set(',"\r\n') or value != value.strip():
         value = '"' + value.replace('"', '""') + '"'
     return f"{option}={value}"
 
 
 def exec_command(setting: Invocation) -> list[str]:
-    """How kubectl starts this program. On Windows it cannot start a shell script: there Python is given the file."""
+    """How kubectl starts this program. It cannot start a shell script on Windows, so it starts Python with the file."""
     if setting.platform == "win32" and setting.build:
         return [sys.executable, "-I", "-S", setting.file]
     return [PROGRAM]
 
 
 def our_arguments(user: KubeUser) -> Sequence[str] | None:
-    """The arguments that an exec entry gives to this program; None if it starts another."""
+    """The arguments that an exec entry passes to this program, or None if it starts another one."""
     if user.plugin() == PROGRAM:
         return user.arguments
     if user.arguments[:2] == ("-I", "-S") and len(user.arguments) > 2 and program_name(user.arguments[2]) == PROGRAM:
@@ -4018,7 +4018,7 @@ def our_arguments(user: KubeUser) -> Sequence[str] | None:
 
 
 def program_name(command: str) -> str:
-    """A command without its directory, and without what Windows adds to it."""
+    """A command without its directory and `.exe`, in lower case."""
     return command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
 
 
@@ -4026,17 +4026,17 @@ def find_kubectl(setting: Invocation) -> str:
     if path := on_path("kubectl", setting):
         return path
     hint = "install it: https://kubernetes.io/docs/tasks/tools/"
-    raise Problem("kubectl is not on PATH, and kubeconfig files are written by it", hint)
+    raise Problem(f"kubectl is not on PATH, and {PROGRAM} needs it to read and write kubeconfig files", hint)
 
 
 def kubeconfig_paths(setting: Invocation, named: str, other: str = "") -> list[str]:
-    """The files that kubectl would read: the named one, else KUBECONFIG's, else ~/.kube/config; unless one is named,
-    the other one as well, if it exists."""
+    """The files that kubectl would read: the named one, or those in KUBECONFIG, or ~/.kube/config. If none is named,
+    the other one is included, if it exists."""
     listed = [named] if named else setting.environ.get("KUBECONFIG", "").split(os.pathsep)
     paths = list(dict.fromkeys(os.path.abspath(path) for path in listed if path.strip()))
     home = setting.environ.get("USERPROFILE" if setting.platform == "win32" else "HOME", "")
     if not paths and not home:
-        raise Problem("HOME is not set, nor KUBECONFIG: there is no kubeconfig", "name one with --kubeconfig")
+        raise Problem("no kubeconfig: neither HOME nor KUBECONFIG is set", "pass --kubeconfig PATH")
     paths = paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
     known = {os.path.realpath(path) for path in paths}
     is_new = os.path.isabs(other) and os.path.exists(other) and os.path.realpath(other) not in known
@@ -4044,14 +4044,14 @@ def kubeconfig_paths(setting: Invocation, named: str, other: str = "") -> list[s
 
 
 class KubeUser(NamedTuple):
-    """A kubeconfig's user: the program that kubectl runs for a token, "" and empty for one without an exec entry."""
+    """A kubeconfig's user: the program that kubectl runs for a token. Empty if the user has no exec entry."""
 
     command: str
     arguments: tuple[str, ...]
     variables: Mapping[str, str]
     api_version: str
     rest: Mapping[str, object]  # of the exec entry: installHint, interactiveMode, provideClusterInfo
-    others: tuple[str, ...]  # the keys of its other ways to authenticate
+    others: tuple[str, ...]  # the keys of the user's other ways to authenticate
 
     def plugin(self) -> str:
         return program_name(self.command)
@@ -4065,7 +4065,7 @@ class KubeContext(NamedTuple):
 
 
 class Kubeconfig(NamedTuple):
-    """What matters here of a kubeconfig, by name. Secrets do not, but those in an exec entry's variables."""
+    """What we need from a kubeconfig, by name. It has no secrets, except in the variables of exec entries."""
 
     users: Mapping[str, KubeUser]
     contexts: Mapping[str, KubeContext]
@@ -4074,17 +4074,17 @@ class Kubeconfig(NamedTuple):
 
 
 def parse_kubeconfig(text: str, path: str) -> Kubeconfig:
-    """A kubeconfig, from the JSON that kubectl prints of it. Raises Problem for what is not one."""
+    """A kubeconfig, from the JSON that kubectl prints for it. Raises Problem if it is not a valid one."""
     import json
 
     def take(within: Mapping[str, object], key: str, kind: type[T]) -> T:
-        value = kind() if within.get(key) is None else within[key]  # null is empty, as for kubectl
+        value = kind() if within.get(key) is None else within[key]  # null means empty, as in kubectl
         if not isinstance(value, kind):
             raise ValueError(f"{key} is not a {TYPES[kind]}")
         return value
 
     def items(within: Mapping[str, object], key: str, kind: type[T]) -> list[T]:
-        return [take({f"an item of {key}": item}, f"an item of {key}", kind) for item in take(within, key, list)]
+        return [take({f"an item in {key}": item}, f"an item in {key}", kind) for item in take(within, key, list)]
 
     def named(kind: str) -> dict[str, dict[str, object]]:
         found = {take(item, "name", str): take(item, kind, dict) for item in items(config, f"{kind}s", dict)}
@@ -4104,7 +4104,7 @@ def parse_kubeconfig(text: str, path: str) -> Kubeconfig:
         )
 
     try:
-        config = take({"the whole": json.loads(text)}, "the whole", dict)
+        config = take({"it": json.loads(text)}, "it", dict)
         users = {name: user(given) for name, given in named("user").items()}
         contexts = {
             name: KubeContext(take(given, "cluster", str), take(given, "user", str))
@@ -4116,9 +4116,9 @@ def parse_kubeconfig(text: str, path: str) -> Kubeconfig:
 
 
 def kubectl_config(setting: Invocation, paths: Sequence[str], *arguments: str, copies: Sequence[str] = ()) -> str:
-    """What `kubectl config` prints when it is run on these files, or on their copies. Raises Problem."""
+    """What `kubectl config` prints when it runs on these files, or on their copies. Raises Problem."""
     files, (verb, *more) = copies or paths, arguments
-    if len(files) == 1:  # KUBECONFIG would be split at a colon in its name
+    if len(files) == 1:  # KUBECONFIG would split a name at a colon
         more = [f"--kubeconfig={files[0]}", *more]
     environ = {**setting.environ, "KUBECONFIG": os.pathsep.join(files)}
     done = run_program([find_kubectl(setting), "config", verb, *more], environ)
@@ -4128,8 +4128,8 @@ def kubectl_config(setting: Invocation, paths: Sequence[str], *arguments: str, c
 
 
 def kubectl_problem(stderr: str, files: Mapping[str, str]) -> Problem:
-    """kubectl's error on one line, with each file's real name, and without what kubectl quotes of its content: some
-    errors quote a token, one ("duplicate name") even all users."""
+    """kubectl's error on one line. It shows the real name of each file, and nothing that kubectl quotes from the files:
+    some errors quote a token, and one ("duplicate name") quotes all users."""
     import re
 
     text, hint = " ".join(re.sub(r"\A(.*\n)??error: ", "", stderr, flags=re.DOTALL).split()), ""
@@ -4138,20 +4138,20 @@ def kubectl_problem(stderr: str, files: Mapping[str, str]) -> Problem:
             where, named, reason = text.replace(file, path).partition(f'"{path}": ')
             text = where + named + re.split(r"""["`{|]|(?<!\w)'""", reason)[0].strip()
             hint = FIX_KUBECONFIG.format(path)
-    return Problem(f"kubectl: {text[:400] or 'it failed and did not say why'}", hint)
+    return Problem(f"kubectl: {text[:400] or 'it gave no reason'}", hint)
 
 
 class Draft:
-    """Copies of kubeconfig files in a private directory, to be changed by kubectl and put in place at the end.
+    """Copies of kubeconfig files in a private directory. kubectl edits them, and at the end they are put in place.
 
-    Among several files kubectl decides by its own rules which one it writes ("kubectl config --help"): the one that
-    has the entry, else the first that exists, else the last of the list. Raises Problem.
+    If there are several files, kubectl has its own rules for which one to write ("kubectl config --help"): the one that
+    has the entry, or the first that exists, or the last in the list. Raises Problem.
     """
 
     def __init__(self, setting: Invocation, paths: Sequence[str], secrets: bool = True) -> None:
         self.paths = tuple(paths)
         self._setting = setting
-        self._secrets = secrets  # whether the copies have them; if not, they are only to be looked at
+        self._secrets = secrets  # whether the copies have them; without them, the copies are only for looking at
         self._before: dict[str, bytes | None] = {}
         self._directory = ""
 
@@ -4169,7 +4169,7 @@ class Draft:
                     self.file(self.copy(path), content)
         except OSError as error:
             self.__exit__()
-            raise Problem(f"there is no room for a copy of the kubeconfig: {error.strerror}") from error
+            raise Problem(f"the kubeconfig cannot be copied: {error.strerror}") from error
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -4188,11 +4188,11 @@ class Draft:
         return path
 
     def read(self, path: str) -> bytes | None:
-        """What would be in this file; None if there would be none."""
+        """What would be in this file, or None if it would not exist."""
         return read_kubeconfig(self.copy(path))
 
     def config(self, *arguments: str, only: str = "") -> str:
-        """What `kubectl config` prints when it is run on the copies, or on one of them."""
+        """What `kubectl config` prints when it runs on the copies, or on one of them."""
         paths = [only] if only else self.paths
         return kubectl_config(self._setting, paths, *arguments, copies=[self.copy(path) for path in paths])
 
@@ -4201,7 +4201,7 @@ class Draft:
         return parse_kubeconfig(self.config(*VIEW, only=only), only or ", ".join(self.paths))
 
     def shown(self, raw: bool) -> str:
-        """For people: each file that would change, whole; or all of them merged and without secrets."""
+        """For people: the whole text of each file that would change, or all files merged and without secrets."""
         if not raw:
             return self.config("view")
         paths = self.changed() or [path for path in self.paths if self._before[path] is not None]
@@ -4211,7 +4211,7 @@ class Draft:
         return [path for path in self.paths if self.read(path) != self._before[path]]
 
     def put_in_place(self, backup: bool = False) -> bool:
-        """Give the files their new content; false if one was changed by somebody else since it was copied."""
+        """Give the files their new content. Returns False if somebody has changed one since it was copied."""
         import contextlib
 
         changed = self.changed()
@@ -4233,7 +4233,7 @@ class Draft:
 
 
 def edit(setting: Invocation, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False) -> list[str]:
-    """Have `change` made to a draft of these files, and put it in place; returns the files that it changed."""
+    """Let `change` edit a draft of these files, and put it in place. Returns the files that have changed."""
     deadline = time.monotonic() + EDIT_SECONDS
     while time.monotonic() < deadline:
         with Draft(setting, paths) as draft:
@@ -4245,7 +4245,7 @@ def edit(setting: Invocation, paths: Sequence[str], change: Callable[[Draft], No
 
 
 def read_kubeconfig(path: str) -> bytes | None:
-    """The file's bytes; None if there is no such file."""
+    """The file's bytes, or None if there is no such file."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -4256,8 +4256,8 @@ def read_kubeconfig(path: str) -> bytes | None:
 
 
 def write_in_place(path: str, old: bytes, new: bytes) -> None:
-    """Write a kubeconfig as kubectl does, into the file that is there: so a link stays one, and mode, owner and a
-    mount point in a container are kept. What was there comes back where the new content does not fit."""
+    """Write a kubeconfig as kubectl does, into the existing file. So a link stays a link, and mode, owner and a
+    container's mount point stay as they are. If the new content does not fit, the old content is restored."""
     import stat
 
     try:
@@ -4267,12 +4267,12 @@ def write_in_place(path: str, old: bytes, new: bytes) -> None:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise Problem(f"{path} is no regular file", "name one with --kubeconfig")
+            raise Problem(f"{path} is not a regular file", "pass another file with --kubeconfig")
         try:
             overwrite(file, new)
         except OSError as error:
             overwrite(file, old)
-            raise Problem(f"{path} cannot be written: {error.strerror}; it is as it was") from error
+            raise Problem(f"{path} cannot be written: {error.strerror}; it was not changed") from error
     finally:
         os.close(file)
 
@@ -4287,8 +4287,8 @@ def overwrite(file: int, content: bytes) -> None:
 
 
 class KubectlLock:
-    """The lock that kubectl takes to change a kubeconfig: a file beside it, which is there while the lock is held
-    (kubernetes/client-go, tools/clientcmd/loader.go). kubectl itself does not wait for it; we do."""
+    """The lock that kubectl takes to change a kubeconfig: a file next to it, which exists while the lock is held
+    (kubernetes/client-go, tools/clientcmd/loader.go). kubectl itself does not wait for it, but we do."""
 
     def __init__(self, path: str) -> None:
         self.path = f"{path}.lock"
@@ -4303,12 +4303,12 @@ class KubectlLock:
             except FileExistsError:
                 if time.monotonic() > deadline:
                     raise Problem(
-                        f"another program has had {self.path} for {KUBECTL_LOCK_SECONDS} s",
+                        f"another program has held the lock {self.path} for {KUBECTL_LOCK_SECONDS} s",
                         "remove that file if no kubectl is running",
                     ) from None
                 time.sleep(0.05)
             except OSError as error:
-                raise Problem(f"{self.path} cannot be made: {error.strerror}") from error
+                raise Problem(f"{self.path} cannot be created: {error.strerror}") from error
 
     def __exit__(self, *exception: object) -> None:
         try:
@@ -4318,7 +4318,7 @@ class KubectlLock:
 
 
 def view_files(setting: Invocation, paths: Sequence[str]) -> dict[str, Kubeconfig]:
-    """What kubectl reads in each of these files, which are not copied; an absent one is empty. Raises Problem."""
+    """What kubectl reads in each of these files, without copying them. A missing file is empty. Raises Problem."""
     return {path: parse_kubeconfig(kubectl_config(setting, [path], *VIEW), path) for path in paths}
 
 
@@ -4326,9 +4326,9 @@ def view_files(setting: Invocation, paths: Sequence[str]) -> dict[str, Kubeconfi
 
 
 def remove_entries(setting: Invocation, names: Sequence[str]) -> None:
-    """Take away the users that are one of these identities, and the contexts and clusters that only they used.
+    """Remove the users that use one of these identities, and the contexts and clusters that only they used.
 
-    What hinders is a warning: the identity is forgotten all the same.
+    If that fails, it is only a warning, because the identity is forgotten anyway.
     """
     try:
         paths = kubeconfig_paths(setting, "")
@@ -4337,13 +4337,13 @@ def remove_entries(setting: Invocation, names: Sequence[str]) -> None:
         if users := users_of(view_files(setting, paths), names):
             edit(setting, paths, lambda draft: remove_from(draft, names))
         for user in sorted(users):
-            say(f"removed the kubeconfig's user {user}")
+            say(f"removed the user {user} from the kubeconfig")
     except Problem as problem:
-        warn(f"the identity's kubeconfig entries are left: {problem.message}")
+        warn(f"the identity's kubeconfig entries were not removed: {problem.message}")
 
 
 def remove_from(draft: Draft, names: Sequence[str]) -> None:
-    """Have kubectl delete the identities' entries from each file."""
+    """Let kubectl delete the identities' entries from each file."""
     files = {path: draft.view(path) for path in draft.paths}
     users = users_of(files, names)
     contexts = [context for config in files.values() for context in config.contexts.values()]
@@ -4361,12 +4361,12 @@ def remove_from(draft: Draft, names: Sequence[str]) -> None:
 
 
 def users_of(files: Mapping[str, Kubeconfig], names: Sequence[str]) -> set[str]:
-    """The users of these kubeconfigs that are one of these identities."""
+    """The users in these kubeconfigs that use one of these identities."""
     return {name for config in files.values() for name, user in config.users.items() if entry_identity(user) in names}
 
 
 def entry_identity(user: KubeUser) -> str:
-    """The identity that a user's exec entry names, by argument or in its own environment; "" if it does not."""
+    """The identity that a user's exec entry names, in its arguments or its variables, or "" if there is none."""
     if (arguments := our_arguments(user)) is None:
         return ""
     try:
@@ -4376,12 +4376,12 @@ def entry_identity(user: KubeUser) -> str:
         return ""
 
 
-# A backup's name ends in a number and in the hash of what the file became: so --undo can tell whether somebody has
-# changed it since.
+# A backup's name ends with a number and the hash of the file's new content. So --undo can tell whether somebody has
+# changed the file since.
 
 
 def backups(path: str) -> list[tuple[int, str, str]]:
-    """Number, hash of what the file became, and path of each backup of a kubeconfig, the oldest first."""
+    """The number, hash of the file's new content, and path of each backup of a kubeconfig, oldest first."""
     directory, base = os.path.split(os.path.realpath(path))
     found = []
     try:
@@ -4391,7 +4391,7 @@ def backups(path: str) -> list[tuple[int, str, str]]:
     for name in names:
         number, _, became = name.removeprefix(base + BACKUP).partition("-")
         backup = os.path.join(directory, name)
-        # A kill leaves what is not yet whole under another name: `adopt --undo` trusts what has this one.
+        # If we are killed, an incomplete backup has another name. `adopt --undo` relies on the ones with this name.
         if name.startswith(base + BACKUP) and number.isdecimal() and became.isalnum() and os.path.getsize(backup):
             found.append((int(number), became, backup))
     return sorted(found)
@@ -4404,7 +4404,7 @@ def content_hash(content: bytes) -> str:
 
 
 def keep_backup(path: str, old: bytes, new: bytes) -> str:
-    """Write the old content beside the file, under a name of its own, which is returned."""
+    """Write the old content next to the file, under a new name, and return its path."""
     number = max((number for number, _, _ in backups(path)), default=0) + 1
     backup = f"{os.path.realpath(path)}{BACKUP}{number}-{content_hash(new)}"
     try:
@@ -4415,7 +4415,7 @@ def keep_backup(path: str, old: bytes, new: bytes) -> str:
 
 
 class ExecUser(NamedTuple):
-    """A kubeconfig's user that has an exec entry, and the contexts that use it."""
+    """A kubeconfig's user with an exec entry, and the contexts that use it."""
 
     path: str  # of the kubeconfig
     entry: KubeUser
@@ -4423,13 +4423,13 @@ class ExecUser(NamedTuple):
 
 
 def kubeconfigs(setting: Invocation) -> dict[str, Kubeconfig]:
-    """The kubeconfig files as kubectl reads them, Atmos's own too, by path. Raises Problem."""
+    """The kubeconfig files as kubectl reads them, by path, including Atmos's own. Raises Problem."""
     atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
     return view_files(setting, kubeconfig_paths(setting, "", atmos))
 
 
 def exec_users(setting: Invocation) -> list[ExecUser]:
-    """The users with an exec entry that a context uses; of two files that have one, the first counts for kubectl."""
+    """The users with an exec entry that a context uses. If two files have the same user, kubectl uses the first."""
     users: dict[str, tuple[str, KubeUser]] = {}
     contexts: dict[str, KubeContext] = {}
     for path, config in kubeconfigs(setting).items():
@@ -4487,7 +4487,7 @@ def adopt_command(setting: Invocation, options: Any) -> int:
             f"adopted {len(chosen)} in {', '.join(changed)}; `{PROGRAM} adopt --undo{where}` brings back what was there"
         )
     if chosen and setting.platform != "win32" and not on_path(PROGRAM, setting):
-        warn(f"kubectl will look for {PROGRAM} on PATH, where it is not: link or copy it to a directory there")
+        warn(f"{PROGRAM} is not on PATH, so kubectl will not find it: copy or link it to a directory on PATH")
     return 1 if options.context and any(one.refusal for one in found) else 0
 
 

@@ -159,7 +159,7 @@ def test_a_second_run_changes_nothing(laptop: Sandbox) -> None:
     options = ["kubeconfig", *DEMO, "-i", "dev", "--role-arn", ROLE, "--alias", "a.b/c:d e"]
     ran(laptop, *options)
     before, state = tree(laptop), config_path(laptop).stat()
-    assert "was there already" in ran(laptop, *options).stderr
+    assert "was already there" in ran(laptop, *options).stderr
     assert tree(laptop) == before
     assert config_path(laptop).stat().st_mtime_ns == state.st_mtime_ns
 
@@ -405,7 +405,7 @@ def test_an_endpoint_url_is_where_the_cluster_is_asked_for(laptop: Sandbox, moto
         pytest.param(["eks", "update-kubeconfig", "--name", "demo"], "--region is missing", id="no region"),
         pytest.param([*UPDATE, "more"], "unexpected argument 'more'", id="another word"),
         pytest.param([*UPDATE, "--role-arn", "Admin"], "'Admin' is not a role ARN", id="no role"),
-        pytest.param(["kubeconfig", "--region", REGION], "--cluster-name, or say --all", id="ours without a cluster"),
+        pytest.param(["kubeconfig", "--region", REGION], "--cluster-name NAME, or --all", id="ours without a cluster"),
         pytest.param(["kubeconfig", *DEMO, "--all"], "cannot be used together", id="one cluster and all"),
         pytest.param(["kubeconfig", "--cluster-name", "demo"], "--region", id="ours without a region"),
         pytest.param(["kubeconfig", *DEMO, "--output", "json"], "--output", id="an unknown option of ours"),
@@ -458,7 +458,7 @@ def test_every_usable_cluster_of_a_region_is_written(laptop: Sandbox, moto: Reco
     moto.fail("DescribeCluster", "AccessDeniedException", "no", 403, times=1)
     done = laptop.run("kubeconfig", "--all", "--region", REGION, "-i", "dev")
     assert done.returncode == 1
-    assert "is left out: AWS refused DescribeCluster: AccessDeniedException: no" in done.stderr
+    assert "skipped demo: AWS refused DescribeCluster: AccessDeniedException: no" in done.stderr
 
 
 def test_all_pages_of_a_listing_are_read() -> None:
@@ -537,7 +537,7 @@ def test_a_broken_file_is_one_clear_error(text: str, laptop: Sandbox) -> None:
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()
     assert error.startswith("eks-token: error: kubectl: ") and str(path) in error and str(laptop.tmp) not in error
-    assert hint == f"hint: mend {path}, or name another file with --kubeconfig"
+    assert hint == f"hint: fix {path}, or pass another file with --kubeconfig"
     assert tree(laptop) == before
 
 
@@ -586,7 +586,7 @@ def test_a_file_that_does_not_fit_stays_as_it_was(tmp_path: Path, monkeypatch: p
         return written
 
     monkeypatch.setattr(os, "write", full_disk)
-    with pytest.raises(eks_token.Problem, match="No space left on device; it is as it was"):
+    with pytest.raises(eks_token.Problem, match="No space left on device; it was not changed"):
         eks_token.write_in_place(str(path), b"old content", b"new content, and longer")
     assert path.read_bytes() == b"old content"
 
@@ -668,9 +668,9 @@ def test_what_kubectl_quotes_of_a_broken_file_is_not_shown(users: str, reason: s
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        pytest.param([], "the whole is not a mapping", id="a list"),
+        pytest.param([], "it is not a mapping", id="a list"),
         pytest.param({"users": {"name": "a"}}, "users is not a list", id="users that are no list"),
-        pytest.param({"users": ["a-token"]}, "an item of users is not a mapping", id="a user that is no mapping"),
+        pytest.param({"users": ["a-token"]}, "an item in users is not a mapping", id="a user that is no mapping"),
         pytest.param({"users": [None]}, "a user has no name", id="a user that is null"),
         pytest.param({"contexts": [{"context": {}}]}, "a context has no name", id="a context without a name"),
         pytest.param({"clusters": [{"name": ["a"]}]}, "name is not a string", id="a name that is no string"),
@@ -678,7 +678,7 @@ def test_what_kubectl_quotes_of_a_broken_file_is_not_shown(users: str, reason: s
         pytest.param({"users": [{"name": "a", "user": {"exec": 1}}]}, "exec is not a mapping", id="another exec"),
         pytest.param(
             {"users": [{"name": "a", "user": {"exec": {"args": ["-i", 1]}}}]},
-            "an item of args is not a string",
+            "an item in args is not a string",
             id="an argument that is a number",
         ),
         pytest.param(
@@ -734,7 +734,7 @@ def test_a_damaged_kubeconfig_is_one_clear_error_for_what_only_reads(text: str, 
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()
     assert error.startswith("eks-token: error: ") and str(path) in error and "a-token" not in error
-    assert hint == f"hint: mend {path}, or name another file with --kubeconfig"
+    assert hint == f"hint: fix {path}, or pass another file with --kubeconfig"
     assert "fail  kubeconfig" in (said := laptop.run("doctor").stdout) and str(path) in said, said
     done = laptop.run("completion", "fish", "", "adopt", "--context", "")
     assert (done.returncode, done.stderr, "a-token" in done.stdout) == (0, "", False)
@@ -770,7 +770,7 @@ def test_without_kubectl_there_is_one_clear_error_before_anything_is_asked(
         done = laptop.run(*words, env={"PATH": path})
         assert done.returncode == 1
         assert done.stderr.splitlines() == [
-            "eks-token: error: kubectl is not on PATH, and kubeconfig files are written by it",
+            "eks-token: error: kubectl is not on PATH, and eks-token needs it to read and write kubeconfig files",
             "hint: install it: https://kubernetes.io/docs/tasks/tools/",
         ]
     assert moto.count("DescribeCluster") == 0
@@ -779,7 +779,7 @@ def test_without_kubectl_there_is_one_clear_error_before_anything_is_asked(
 def test_who_has_no_eks_token_on_path_is_told(laptop: Sandbox) -> None:
     (laptop.root / "bin/eks-token").unlink()
     done = ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
-    assert "warning: kubectl will look for eks-token on PATH, where it is not" in done.stderr
+    assert "warning: eks-token is not on PATH, so kubectl will not find it" in done.stderr
     shown = laptop.run("get", "--raw", "/version", command=["kubectl"])
     assert "copy the executable eks-token to a directory on PATH" in shown.stderr
 
@@ -810,7 +810,7 @@ def test_kubectls_lock_is_waited_for_and_then_reported(laptop: Sandbox) -> None:
     lock.touch()
     done = laptop.run("kubeconfig", *DEMO, "-i", "dev", "--alias", "another")
     assert done.returncode == 1
-    assert f"has had {lock} for" in done.stderr and lock.exists()
+    assert f"has held the lock {lock} for" in done.stderr and lock.exists()
 
 
 def test_many_at_once_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
@@ -837,8 +837,8 @@ def test_many_at_once_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
     [
         pytest.param({"status": "CREATING"}, "its status is CREATING", id="not there yet"),
         pytest.param({"status": "DELETING"}, "its status is DELETING", id="going away"),
-        pytest.param({"endpoint": None}, "without an endpoint", id="no endpoint"),
-        pytest.param({"certificateAuthority": {"data": "%"}}, "no base64", id="no certificate"),
+        pytest.param({"endpoint": None}, "no endpoint or no ARN", id="no endpoint"),
+        pytest.param({"certificateAuthority": {"data": "%"}}, "not base64", id="no certificate"),
     ],
 )
 def test_a_cluster_that_cannot_be_used_is_refused(
