@@ -4441,13 +4441,13 @@ def exec_users(setting: Invocation) -> list[ExecUser]:
 
 # -- 9. adopt ---------------------------------------------------------------------------------------------------------
 #
-# Other plugins' entries made ours, and made theirs again by `adopt --undo`.
+# Switches other plugins' entries to this program. `adopt --undo` switches them back.
 
 # adopt
 
 
 class Found(NamedTuple):
-    """A user of a kubeconfig whose exec entry is another plugin's."""
+    """A user in a kubeconfig whose exec entry is another plugin's."""
 
     path: str
     user: str
@@ -4456,14 +4456,14 @@ class Found(NamedTuple):
 
 
 def adopt_command(setting: Invocation, options: Any) -> int:
-    """Make other plugins' exec entries ours, with their arguments and variables as they are."""
+    """Switch other plugins' exec entries to this program, and keep their arguments and variables as they are."""
     atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
     paths = kubeconfig_paths(setting, options.kubeconfig, atmos)
     is_atmos = {path for path in paths if os.path.realpath(path) == os.path.realpath(atmos)}
     if options.undo:
         return undo(paths, options.dry_run)
     if not (options.all or options.context or setting.terminal):
-        raise usage("which entries?", "name contexts with --context NAME, or say --all")
+        raise usage("which entries?", "pass --context NAME, or --all for all of them")
     if options.all and options.context:
         raise usage("--all and --context cannot be used together")
     found = find_entries(view_files(setting, paths), setting, options.context)
@@ -4473,7 +4473,7 @@ def adopt_command(setting: Invocation, options: Any) -> int:
             say(f"left alone: {one.path}: user {one.user}: {one.refusal}")
     for path in sorted(is_atmos & {one.path for one in chosen}):
         warn(
-            f"Atmos writes {path} anew at each sign-in, and its own entries with it:"
+            f"Atmos rewrites {path} with its own entries at each sign-in:"
             " set auto_provision: false in the spec of its aws/eks integrations"
         )
     if not chosen:
@@ -4484,7 +4484,7 @@ def adopt_command(setting: Invocation, options: Any) -> int:
         changed = edit(setting, paths, lambda draft: swap_in(draft, chosen, exec_command(setting)), backup=True)
         where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
         say(
-            f"adopted {len(chosen)} in {', '.join(changed)}; `{PROGRAM} adopt --undo{where}` brings back what was there"
+            f"adopted {len(chosen)} in {', '.join(changed)}; to restore what was there: `{PROGRAM} adopt --undo{where}`"
         )
     if chosen and setting.platform != "win32" and not on_path(PROGRAM, setting):
         warn(f"{PROGRAM} is not on PATH, so kubectl will not find it: copy or link it to a directory on PATH")
@@ -4492,12 +4492,12 @@ def adopt_command(setting: Invocation, options: Any) -> int:
 
 
 def find_entries(files: Mapping[str, Kubeconfig], setting: Invocation, contexts: Sequence[str]) -> list[Found]:
-    """Other plugins' entries in the files, of these contexts or of all. Raises Problem for a context not there."""
+    """Other plugins' entries in the files, for these contexts or for all. Raises Problem if a context is missing."""
     used = [(name, context.user) for config in files.values() for name, context in config.contexts.items()]
     for name in contexts:
         if name not in dict(used):
             close = nearest(name, dict(used))
-            raise Problem(f"no context is named {name!r}", f"did you mean {close}?" if close else "")
+            raise Problem(f"there is no context named {name!r}", f"did you mean {close}?" if close else "")
     wanted = {user for name, user in used if name in contexts}
     found = []
     for path, config in files.items():
@@ -4514,13 +4514,13 @@ def refusal(entry: KubeUser, setting: Invocation) -> str:
     grammar = ADOPTED.get(entry.plugin())
     version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
     if grammar is None:
-        return f"its command {entry.command!r} is none of {', '.join(ADOPTED)}"
+        return f"its command {entry.command!r} is not one of {', '.join(ADOPTED)}"
     if version not in API_VERSIONS:
-        return f"its apiVersion {entry.api_version!r} is not known"
-    # Another way to authenticate, of which we could not say which one is in force; and its certificate's path, if it is
-    # a relative one, kubectl would take to be relative to the draft.
+        return f"its apiVersion {entry.api_version!r} is unknown"
+    # The user can also authenticate in another way, and we cannot tell which one applies. If that way has a certificate
+    # with a relative path, kubectl would look for it next to the draft.
     if entry.others:
-        return f"it has {', '.join(entry.others)} as well"
+        return f"it also has {', '.join(entry.others)}"
     variables = {**setting.environ, **entry.variables}
     try:
         if take_apart(grammar, entry.arguments).words[: len(grammar.words)] != grammar.words:
@@ -4532,7 +4532,7 @@ def refusal(entry: KubeUser, setting: Invocation) -> str:
 
 
 def is_chosen(one: Found, setting: Invocation, options: Any) -> bool:
-    """Show an entry before and after; where it was not chosen beforehand, a person decides."""
+    """Show an entry before and after. If the options do not choose it, a person decides."""
     say(f"{one.path}: user {one.user}")
     for sign, entry in (("-", one.entry), ("+", adopted(one.entry, exec_command(setting)))):
         version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
@@ -4544,54 +4544,54 @@ def is_chosen(one: Found, setting: Invocation, options: Any) -> bool:
 
 def adopted(entry: KubeUser, ours: Sequence[str]) -> KubeUser:
     command, *arguments = ours
-    version = entry.api_version.replace("v1alpha1", "v1beta1")  # the two are alike, and kubectl 1.24 dropped v1alpha1
+    version = entry.api_version.replace("v1alpha1", "v1beta1")  # they are alike, and kubectl 1.24 dropped v1alpha1
     return entry._replace(command=command, arguments=(*arguments, *entry.arguments), api_version=version)
 
 
 def swap_in(draft: Draft, chosen: Sequence[Found], ours: Sequence[str]) -> None:
-    """Have kubectl write the adopted entries; what was changed since it was shown is an error."""
+    """Let kubectl write the adopted entries. It is an error if one has changed since it was shown."""
     for one in chosen:
         if draft.view(one.path).users.get(one.user) != one.entry:
-            raise Problem(f"{one.path}: the user {one.user} was changed meanwhile", "try again")
+            raise Problem(f"{one.path}: the user {one.user} has changed meanwhile", "try again")
         new = adopted(one.entry, ours)
         draft.config(
             "set-credentials",
             f"--exec-command={new.command}",
             f"--exec-api-version={new.api_version}",
-            *[listed("--exec-arg", word) for word in new.arguments],  # with a command they are lost if not said again
+            *[listed("--exec-arg", word) for word in new.arguments],  # else --exec-command drops them
             "--",
             one.user,
             only=one.path,
         )
         if draft.view(one.path).users.get(one.user) != new:
-            raise Problem(f"kubectl does not write the user {one.user} as it should be; nothing was changed")
+            raise Problem(f"kubectl did not write the user {one.user} correctly; nothing was changed")
 
 
 def undo(paths: Sequence[str], dry_run: bool) -> int:
-    """Bring back what was in the files before the first `adopt`."""
+    """Restore what was in the files before the first `adopt`."""
     known = [path for path in paths if backups(path)]
     if not known:
-        raise Problem("there is nothing to undo", "no backup lies beside the kubeconfig")
+        raise Problem("there is nothing to undo", "there is no backup next to the kubeconfig")
     for path in known:
         kept = backups(path)
         if dry_run:
-            say(f"{path} would be as it is in {kept[0][2]}")
+            say(f"{path} would be restored from {kept[0][2]}")
             continue
         with KubectlLock(path):
             first, *later = [read_kubeconfig(backup) or b"" for _, _, backup in kept]
             now = read_kubeconfig(path) or b""
             if not first:
                 raise Problem(f"{kept[0][2]} is gone", "try again")
-            # What one `adopt` left is what the next one found, and the last one's is there now: or somebody changed it.
+            # If nobody has changed the file, each `adopt` found what the one before left, and the last result is there.
             for (_, became, _), found in zip(kept, [*later, now], strict=True):
                 if content_hash(found) != became:
                     aside = f"{os.path.realpath(path)}.before-undo-{content_hash(found)}"
                     write_in_place(aside, b"", found)
-                    warn(f"{path} was changed after it was adopted: what was in it is now in {aside}")
+                    warn(f"{path} has changed since it was adopted: the changed version is now in {aside}")
             write_in_place(path, now, first)
             for _, _, backup in kept:
                 os.unlink(backup)
-        say(f"{path} is as it was before")
+        say(f"{path} is restored")
     return 0
 
 

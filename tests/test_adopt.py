@@ -411,9 +411,9 @@ def test_a_person_is_asked_for_each_entry(laptop: Sandbox, all_forms: Path) -> N
 @pytest.mark.parametrize(
     ("args", "status", "said"),
     [
-        pytest.param([], 2, "hint: name contexts with --context NAME, or say --all", id="nobody to ask"),
+        pytest.param([], 2, "hint: pass --context NAME, or --all for all of them", id="nobody to ask"),
         pytest.param(["--all", "--context", "0"], 2, "cannot be used together", id="all and some"),
-        pytest.param(["--context", "none"], 1, "no context is named 'none'", id="an unknown context"),
+        pytest.param(["--context", "none"], 1, "there is no context named 'none'", id="an unknown context"),
         pytest.param(["--undo"], 1, "there is nothing to undo", id="nothing to undo"),
     ],
 )
@@ -458,8 +458,8 @@ def test_what_is_not_understood_is_left_alone_and_named(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        pytest.param("client-certificate: ../x.pem, ", "it has client-certificate as well", id="a certificate too"),
-        pytest.param("", "its apiVersion 'client.authentication.k8s.io/v2' is not known", id="another apiVersion"),
+        pytest.param("client-certificate: ../x.pem, ", "it also has client-certificate", id="a certificate too"),
+        pytest.param("", "its apiVersion 'client.authentication.k8s.io/v2' is unknown", id="another apiVersion"),
     ],
 )
 def test_a_named_context_that_is_left_alone_is_a_failure(
@@ -496,7 +496,7 @@ def test_atmos_own_file_is_looked_at_and_its_rewriting_told(laptop: Sandbox, api
     atmos = laptop.write(".config/atmos/kube/config", FORMS["Atmos"].kubeconfig(api_server))
     first = atmos.read_bytes()
     done = adopt(laptop, "--all")
-    assert f"Atmos writes {atmos} anew at each sign-in" in done.stderr and "auto_provision: false" in done.stderr
+    assert f"Atmos rewrites {atmos} with its own entries" in done.stderr and "auto_provision: false" in done.stderr
     assert is_let_in(laptop, "--kubeconfig", atmos)
     adopt(laptop, "--undo")
     assert atmos.read_bytes() == first
