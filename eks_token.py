@@ -5165,23 +5165,23 @@ def whoami_command(setting: Invocation, options: Any) -> int:
 
 # -- 11. doctor -------------------------------------------------------------------------------------------------------
 #
-# What may be wrong on a laptop, looked at one thing at a time. Nobody is asked anything and no secret is read: of the
-# keyring a name that is not there, of a token no more than that it came.
+# Checks everything that can be wrong on a laptop, one thing at a time. It never asks a person, and reads no secrets:
+# from the keyring only a name that does not exist, and from a token only when it ends.
 
-CLOCK_WARN, CLOCK_FAIL = 60, 300  # seconds; "Signing AWS requests", IAM User Guide: AWS refuses what is 5 minutes off
-LITTLE_ROOM = 50_000_000  # bytes; the unpacked program takes 7 MB, and a new build stands beside the old one
+CLOCK_WARN, CLOCK_FAIL = 60, 300  # seconds; AWS rejects 5 minutes or more ("Signing AWS requests", IAM User Guide)
+LITTLE_ROOM = 50_000_000  # bytes; the unpacked program takes 7 MB, and a new build is stored next to the old one
 CONTEXTS_AT_ONCE = 8
 LAUNCHER_RUNS = 9
 
-# What else writes an entry that was adopted, and how to keep it from that.
+# Who else writes an entry that was adopted, and how to prevent that.
 REWRITERS = {
-    "aws": f"`{PROGRAM} kubeconfig` does what `aws eks update-kubeconfig` does",
-    "atmos": "auto_provision: false in the spec of Atmos's aws/eks integrations leaves the entries alone",
+    "aws": f"use `{PROGRAM} kubeconfig` instead of `aws eks update-kubeconfig`",
+    "atmos": "set auto_provision: false in the spec of Atmos's aws/eks integrations",
 }
 
 
 class Check(NamedTuple):
-    """One thing that was looked at, and what to do about it."""
+    """One thing that was checked, and what to do about it."""
 
     name: str
     status: str  # ok, warn or fail
@@ -5190,7 +5190,7 @@ class Check(NamedTuple):
 
 
 def doctor_command(setting: Invocation, options: Any) -> int:
-    """Look at everything that a token depends on; 1 where something keeps it from being printed."""
+    """Check everything that a token depends on. Returns 1 if something keeps kubectl from getting one."""
     import json
 
     checks = []
@@ -5245,12 +5245,12 @@ def check_python(setting: Invocation) -> Check:
     try:
         _, took = ask_program([setting.file, "--version"], setting.environ)
     except Problem as problem:
-        return Check("python", "fail", f"the executable starts none: {problem.message}", problem.hint)
+        return Check("python", "fail", f"the executable cannot start Python: {problem.message}", problem.hint)
     return Check("python", "ok", f"{version}, {python}; the program starts in {milliseconds(took)}")
 
 
 def check_executable(setting: Invocation) -> Check:
-    """Whether the file is whole, and the one that a kubeconfig's `command: eks-token` means."""
+    """Whether the file is complete, and is the one that `command: eks-token` finds."""
     import filecmp
     import zipfile
 
@@ -5265,7 +5265,7 @@ def check_executable(setting: Invocation) -> Check:
             damaged_member = archive.testzip()
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
         damaged_member = first_line(error)
-    except Exception as error:  # zlib.error, of a module that a Python may lack
+    except Exception as error:  # zlib.error, from a module that some Pythons lack
         damaged_member = type(error).__name__
     if damaged_member:
         return Check("executable", "fail", f"{found}, is damaged: {damaged_member}", "install it again")
@@ -5275,21 +5275,21 @@ def check_executable(setting: Invocation) -> Check:
         return Check("executable", "fail", f"{found}, is not executable", f"chmod +x {file}")
     first = on_path(PROGRAM, setting)
     if first is None:
-        return Check("executable", "warn", f"{found}, is not on PATH as {PROGRAM}", "kubeconfigs look for it there")
+        return Check("executable", "warn", f"{found}, is not on PATH as {PROGRAM}", "kubectl looks for it there")
     if not os.path.samefile(first, file) and not filecmp.cmp(first, file, shallow=False):
         return Check("executable", "warn", f"{found}; kubectl finds another one: {first}", "remove one of the two")
     return Check("executable", "ok", found)
 
 
 def check_cache(setting: Invocation) -> Check:
-    """Owner, mode and room of the cache directory."""
+    """The owner, mode and free space of the cache directory."""
     import shutil
     import stat
 
     directory = cache_home(setting.environ, setting.platform)
     if directory is None:
-        return Check("cache", "fail", "there is none: HOME names no absolute path", "set HOME")
-    repair = f"every call signs a new token until {directory} is a directory of your own, mode 0700"
+        return Check("cache", "fail", "there is none: HOME is not an absolute path", "set HOME")
+    repair = f"every call signs a new token; make {directory} a directory that you own, with mode 0700"
     try:
         make_trusted(directory, setting.environ)
         probe = os.path.join(directory, "doctor")
@@ -5301,43 +5301,43 @@ def check_cache(setting: Invocation) -> Check:
     except OSError as error:
         return Check("cache", "fail", f"{directory}: {error.strerror or type(error).__name__}", repair)
     if setting.cache is None:
-        return Check("cache", "fail", f"{directory} is not used: it could not be when this began", repair)
+        return Check("cache", "fail", f"{directory} is not used: it was not usable when this started", repair)
     found = f"{directory}, yours, mode {mode:04o}, {room / 1e6:,.0f} MB free"
-    return Check("cache", "warn" if room < LITTLE_ROOM else "ok", found, "make room" if room < LITTLE_ROOM else "")
+    return Check("cache", "warn" if room < LITTLE_ROOM else "ok", found, "free up space" if room < LITTLE_ROOM else "")
 
 
 def check_locks(cache: Cache) -> Check:
-    """Whether a lock keeps a second holder out, and is free again afterwards."""
-    hint = f"XDG_CACHE_HOME can name a directory on a local disk; {cache.root} may lie on a network"
+    """Whether a lock keeps out a second holder, and is free again afterwards."""
+    hint = f"{cache.root} may be on a network; set XDG_CACHE_HOME to a directory on a local disk"
     try:
         with cache.lock("doctor"):
             try:
                 with Lock(os.path.join(cache.root, "lock", "doctor"), seconds=0):
-                    return Check("cache locks", "fail", "a lock was given out twice, and nothing is cached", hint)
+                    return Check("cache locks", "fail", "the same lock was granted twice, so nothing is cached", hint)
             except Problem:
                 pass
         with cache.lock("doctor"):
-            return Check("cache locks", "ok", "work: one process signs, the others wait for it")
+            return Check("cache locks", "ok", "they work: one process signs, the others wait for it")
     except (LocksUnavailable, Problem):
-        return Check("cache locks", "fail", "do not work there, and nothing is cached", hint)
+        return Check("cache locks", "fail", "they do not work there, so nothing is cached", hint)
 
 
 def check_file_times(cache: Cache) -> Check:
-    hint = "the clock of the file system's server has to be set; XDG_CACHE_HOME can name a directory on a local disk"
+    hint = "set the clock of the file server, or set XDG_CACHE_HOME to a directory on a local disk"
     try:
         agrees = cache.clock_agrees(time.time())
     except OSError as error:
         return Check("cache clock", "fail", error.strerror or type(error).__name__, hint)
     if not agrees:
-        found = "the file system has another time than this machine, and nothing is cached"
+        found = "the file system's clock differs from this machine's, so nothing is cached"
         return Check("cache clock", "fail", found, hint)
-    return Check("cache clock", "ok", "the file system's time is this machine's")
+    return Check("cache clock", "ok", "the file system's clock agrees with this machine's")
 
 
 def check_launcher(setting: Invocation, cache: Cache) -> Iterable[Check]:
-    """How fast a cached answer is printed here, and by whom: the script at the head of the executable, or Python.
+    """How fast a cached answer is printed here, and by what: the script at the start of the executable, or Python.
 
-    It is an answer to words that are no request, left in the cache for a moment; no credentials are needed for it.
+    It uses an answer to words that are not a real request, cached for a moment, so it does not need any credentials.
     """
     if setting.platform == "win32" or not setting.build:
         return
@@ -5352,9 +5352,9 @@ def check_launcher(setting: Invocation, cache: Cache) -> Iterable[Check]:
     cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), (), cache.generation())
     try:
         if cache.lookup(key, time.time()) is None:
-            yield Check("launcher", "fail", "an answer that was just cached is not found again", "see the checks above")
+            yield Check("launcher", "fail", "an answer that was just cached cannot be found", "see the checks above")
             return
-        # With no Python to be found whoever answers is the launcher.
+        # If there is no Python, only the launcher can answer.
         took = answer_time([setting.file, *words], answer, environ | {"EKS_TOKEN_PYTHON": os.devnull})
         if took is not None:
             yield Check("launcher", "ok", f"prints a cached answer in {milliseconds(took)}, run by {shell}")
@@ -5362,15 +5362,15 @@ def check_launcher(setting: Invocation, cache: Cache) -> Iterable[Check]:
         took = answer_time([setting.file, *words], answer, environ)
     finally:
         cache.remove_expired(os.path.join(cache.root, "tokens"), key.directory, float("inf"))
-    reason = why_not_launcher(setting.environ) or f"{shell}, which is /bin/sh, cannot"
+    reason = why_not_launcher(setting.environ) or f"/bin/sh is {shell}, which cannot print it"
     if took is None:
-        yield Check("launcher", "fail", "a cached answer is not printed", f"{setting.file} --debug may show why")
+        yield Check("launcher", "fail", "cached answers are not printed", f"run {setting.file} with --debug to see why")
     else:
-        yield Check("launcher", "warn", f"Python prints cached answers, in {milliseconds(took)}: {reason}")
+        yield Check("launcher", "warn", f"a cached answer goes through Python, in {milliseconds(took)}: {reason}")
 
 
 def answer_time(command: Sequence[str], answer: str, environ: Mapping[str, str]) -> float | None:
-    """The seconds, by median, until the executable has printed the answer; None if it prints something else."""
+    """The median of the seconds until the executable has printed the answer, or None if it prints anything else."""
     times = []
     for _ in range(LAUNCHER_RUNS):
         try:
@@ -5384,17 +5384,17 @@ def answer_time(command: Sequence[str], answer: str, environ: Mapping[str, str])
 
 
 def why_not_launcher(environ: Mapping[str, str]) -> str:
-    """What in the environment leaves cached answers to Python: build/launcher.sh, et_answer."""
+    """What in the environment makes cached answers go through Python (build/launcher.sh, et_answer)."""
     if secret := [name for name in variables_of("secret") if environ.get(name)]:
-        return f"{', '.join(secret)} is in the environment, and is never written to a file name"
+        return f"{', '.join(secret)} is set, and secrets are never part of a file name"
     if environ.get("EKS_TOKEN_DEBUG"):
         return "EKS_TOKEN_DEBUG is set"
     for name, kind in REQUEST_VARIABLES.items():
         value = environ.get(name, "")
         if value and not is_plain(quoted(f"{name}={value}")):
-            return f"{name} has characters that are not plain"
+            return f"{name} contains special characters"
         if value and kind == "path" and not value.startswith("/"):
-            return f"{name} is no absolute path"
+            return f"{name} is not an absolute path"
     return ""
 
 
@@ -5402,7 +5402,7 @@ def why_not_launcher(environ: Mapping[str, str]) -> str:
 
 
 def check_keyring(vault: Vault, stored: Stored) -> Check:
-    """Whether the keyring answers when nobody can be asked: a name is read that is not there."""
+    """Whether the keyring answers without asking anybody. It reads a name that does not exist."""
     began = time.perf_counter()
     try:
         vault.get("doctor")
@@ -5411,39 +5411,39 @@ def check_keyring(vault: Vault, stored: Stored) -> Check:
         return Check("keyring", status, problem.message, problem.hint)
     kind = type(vault._backend)
     name = "the Secret Service" if kind.__module__ == __name__ else f"{kind.__module__}.{kind.__qualname__}"
-    return Check("keyring", "ok", f"{name} is unlocked, and answers in {milliseconds(time.perf_counter() - began)}")
+    return Check("keyring", "ok", f"{name} is unlocked and answers in {milliseconds(time.perf_counter() - began)}")
 
 
 def check_identities(resolver: Resolver) -> Check:
-    """What is stored: identities whose keys are gone, and sessions that a person has to begin anew."""
+    """What is stored, which identities have lost their keys, and which sessions only a person can start again."""
     identities, now = resolver.store.stored.identities, time.time()
     sessions = list(read_notes(resolver.store.path).values())
     ended = [note for note in sessions if note.ends < now]
     found = f"{len(identities)} stored"
     if default := resolver.store.stored.only():
-        found += f" (where none is named: {default})"
+        found += f" (default: {default})"
     found += f"; sessions: {len(sessions)}, ended: {len(ended)}"
     try:
-        users = resolver.store.vault.users()  # None where the keyring cannot list them
+        users = resolver.store.vault.users()  # None if the keyring cannot list them
     except Problem:
         users = None
     keys = [name for name, about in sorted(identities.items()) if kind_of(about).startswith("keys")]
     lost = [name for name in keys if users is not None and f"identity:{name}" not in users]
     if lost:
         hint = f"store them again: {PROGRAM} login {lost[0]} --new-keys"
-        return Check("identities", "fail", f"{found}; the keyring lacks the keys of {', '.join(lost)}", hint)
-    # A role's session is begun anew by whatever needs it.
+        return Check("identities", "fail", f"{found}; the keyring has no keys for {', '.join(lost)}", hint)
+    # A role's session starts again when something needs it.
     by_a_person = {
         note.names[0] for note in ended if note.portal or "MFA" in kind_of(identities.get(note.names[0], {}))
     }
     if by_a_person:
-        hint = f"{PROGRAM} login NAME begins a new one"
+        hint = f"`{PROGRAM} login NAME` starts a new one"
         return Check("identities", "warn", f"{found}: {', '.join(sorted(by_a_person))}", hint)
     return Check("identities", "ok", found)
 
 
 def check_clock(environ: Mapping[str, str]) -> Check:
-    """This machine's clock beside the one of STS: the Date header of its answer to an unsigned request."""
+    """This machine's clock compared with that of STS: the Date header of its answer to an unsigned request."""
     import email.utils
 
     ignored_urls = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
@@ -5464,15 +5464,15 @@ def check_clock(environ: Mapping[str, str]) -> Check:
             middle = (began + time.time()) / 2
             theirs = email.utils.parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
     except Problem as problem:
-        found = f"{url or 'STS'} does not tell the time: {problem.message}"
-        return Check("clock", "fail", found, "is there a network?")
-    off = middle - theirs - 0.5  # the header has whole seconds
+        found = f"cannot get the time from {url or 'STS'}: {problem.message}"
+        return Check("clock", "fail", found, "check the network")
+    off = middle - theirs - 0.5  # the header is in whole seconds
     if abs(off) <= CLOCK_WARN:
         return Check("clock", "ok", f"within {max(1, round(abs(off)))} s of {url}")
     found = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} {url}"
     if abs(off) <= CLOCK_FAIL:
-        return Check("clock", "warn", found, "set it; from 5 minutes on AWS refuses what is signed here")
-    return Check("clock", "fail", f"{found}: AWS refuses what is signed here", "set it")
+        return Check("clock", "warn", found, "set it; from 5 minutes on, AWS rejects what is signed here")
+    return Check("clock", "fail", f"{found}, so AWS rejects what is signed here", "set it")
 
 
 # kubectl and its contexts
@@ -5483,7 +5483,7 @@ def check_kubectl(setting: Invocation) -> Check:
 
     path = on_path("kubectl", setting)
     if path is None:
-        return Check("kubectl", "fail", "is not on PATH", "https://kubernetes.io/docs/tasks/tools/ has it")
+        return Check("kubectl", "fail", "is not on PATH", "install it: https://kubernetes.io/docs/tasks/tools/")
     try:
         output, _ = ask_program([path, "version", "--client", "-o", "json"], setting.environ)
         version = json.loads(output)["clientVersion"]["gitVersion"]
@@ -5491,9 +5491,9 @@ def check_kubectl(setting: Invocation) -> Check:
     except Problem as problem:
         return Check("kubectl", "fail", f"{path}: {problem.message}", problem.hint)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return Check("kubectl", "fail", f"{path} does not tell its version", "is it kubectl?")
+        return Check("kubectl", "fail", f"{path} does not print its version", "is it kubectl?")
     if minor < 22:  # Kubernetes' changelog 1.22: client.authentication.k8s.io/v1
-        return Check("kubectl", "warn", f"{version}, {path}, knows no {CLIENT_AUTHENTICATION}v1", "1.22 and later do")
+        return Check("kubectl", "warn", f"{version}, {path}, lacks {CLIENT_AUTHENTICATION}v1", "use 1.22 or later")
     return Check("kubectl", "ok", f"{version}, {path}")
 
 
@@ -5511,7 +5511,7 @@ def check_contexts(setting: Invocation) -> Iterable[Check]:
     if ours:
         yield Check("kubeconfig", "ok", f"contexts that use {PROGRAM}: {sum(len(user.contexts) for user in ours)}")
     else:
-        hint = f"`{PROGRAM} adopt` changes those of other plugins" if others else f"see {PROGRAM} kubeconfig --help"
+        hint = f"`{PROGRAM} adopt` switches those of other plugins" if others else f"see `{PROGRAM} kubeconfig --help`"
         yield Check("kubeconfig", "warn", f"no context uses {PROGRAM}", hint)
     with ThreadPoolExecutor(CONTEXTS_AT_ONCE) as pool:
         outcomes = pool.map(lambda user: try_entry(user, setting), ours)
@@ -5524,15 +5524,15 @@ def check_contexts(setting: Invocation) -> Iterable[Check]:
 
 
 def try_entry(user: ExecUser, setting: Invocation) -> tuple[str, str, str]:
-    """Run an exec entry as kubectl does where no person can answer: status, what was found, hint."""
+    """Run an exec entry as kubectl does if nobody can answer. Returns the status, what was found, and a hint."""
     import json
     import shutil
 
     named_version, command = user.entry.api_version, user.entry.command
     version = named_version.removeprefix(CLIENT_AUTHENTICATION)
     if version == "v1alpha1":
-        hint = f"{CLIENT_AUTHENTICATION}v1beta1 is the same, and understood by all"
-        return "fail", f"{named_version} is refused by kubectl 1.24 and later", hint
+        hint = f"change it to {CLIENT_AUTHENTICATION}v1beta1, which is the same and works everywhere"
+        return "fail", f"kubectl 1.24 and later reject {named_version}", hint
     known = [raw for raw, about in KUBECTL_EXEC_INFO.items() if about == (version, False)]
     info = known[0] if known else json.dumps({"kind": "ExecCredential", "apiVersion": named_version, "spec": {}})
     environ = {**setting.environ, **user.entry.variables, "KUBERNETES_EXEC_INFO": info}
@@ -5540,19 +5540,19 @@ def try_entry(user: ExecUser, setting: Invocation) -> tuple[str, str, str]:
         command = os.path.normpath(os.path.join(os.path.dirname(user.path), command))
     executable = shutil.which(command, path=environ.get("PATH", ""))
     if executable is None:
-        return "fail", f"kubectl finds no {command}", "put it on PATH, or its whole path into the kubeconfig"
+        return "fail", f"kubectl cannot find {command}", "put it on PATH, or its full path in the kubeconfig"
     try:
         output, took = ask_program([executable, *user.entry.arguments], environ)
         expires = json.loads(output)["status"]["expirationTimestamp"]
     except Problem as problem:
         return "fail", problem.message, problem.hint
     except (ValueError, KeyError, TypeError):
-        return "fail", f"{command} prints no ExecCredential", ""
+        return "fail", f"{command} did not print an ExecCredential", ""
     return "ok", f"a token until {expires}, in {milliseconds(took)}", ""
 
 
 def about_other(user: ExecUser, context: str) -> tuple[str, str]:
-    """What to say of a context on a slower plugin, and the way out."""
+    """What to say about a context that uses a slower plugin, and what to do."""
     import shlex
 
     plugin = user.entry.plugin()
@@ -5560,7 +5560,7 @@ def about_other(user: ExecUser, context: str) -> tuple[str, str]:
     kept = backups(user.path)
     if not kept or content_hash(read_kubeconfig(user.path) or b"") == kept[-1][1]:
         return f"still uses {plugin}", way_out
-    found = f"uses {plugin} again, or still: {user.path} was changed after entries of it were adopted"
+    found = f"uses {plugin} again, or still: {user.path} has changed since entries in it were adopted"
     return found, "; ".join([way_out, *([REWRITERS[plugin]] if plugin in REWRITERS else [])])
 
 

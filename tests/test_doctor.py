@@ -105,7 +105,7 @@ def test_a_healthy_machine_passes_every_check(laptop: Sandbox) -> None:
     ]
     assert str(laptop.cache) in report.checks["cache"].found
     assert "mode 0700" in report.checks["cache"].found
-    assert "1 stored (where none is named: dev)" in report.checks["identities"].found
+    assert "1 stored (default: dev)" in report.checks["identities"].found
     assert "a token until" in report.checks["context demo"].found
 
 
@@ -202,13 +202,13 @@ def test_a_cache_directory_that_is_a_link(laptop: Sandbox) -> None:
 
 def test_no_home(laptop: Sandbox) -> None:
     check = doctor(laptop, env={"HOME": None}).checks["cache"]
-    assert check == eks_token.Check("cache", "fail", "there is none: HOME names no absolute path", "set HOME")
+    assert check == eks_token.Check("cache", "fail", "there is none: HOME is not an absolute path", "set HOME")
 
 
 def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     check = eks_token.check_cache(invocation(environ={"HOME": str(tmp_path)}, cache=str(tmp_path)))
-    assert (check.status, check.hint) == ("warn", "make room")
+    assert (check.status, check.hint) == ("warn", "free up space")
     assert "1 MB free" in check.found
 
 
@@ -226,14 +226,14 @@ def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(str(tmp_path))
     assert eks_token.check_locks(cache).status == "ok"
     monkeypatch.setattr(eks_token, "lock_file", lambda _: True)
-    assert "given out twice" in eks_token.check_locks(cache).found
+    assert "granted twice" in eks_token.check_locks(cache).found
 
     def none(_: int) -> bool:
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(eks_token, "lock_file", none)
     check = eks_token.check_locks(cache)
-    assert (check.status, check.found) == ("fail", "do not work there, and nothing is cached")
+    assert (check.status, check.found) == ("fail", "they do not work there, so nothing is cached")
 
 
 def test_a_file_system_with_another_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,9 +249,9 @@ def test_a_file_system_with_another_time(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        pytest.param({"AWS_SESSION_TOKEN": "IQoJb3JpZ2luX2VjEXAMPLE"}, "AWS_SESSION_TOKEN is in", id="a secret"),
-        pytest.param({"AWS_PROFILE": "a profile"}, "AWS_PROFILE has characters", id="a space"),
-        pytest.param({"AWS_CONFIG_FILE": "config"}, "AWS_CONFIG_FILE is no absolute path", id="a relative path"),
+        pytest.param({"AWS_SESSION_TOKEN": "IQoJb3JpZ2luX2VjEXAMPLE"}, "AWS_SESSION_TOKEN is set", id="a secret"),
+        pytest.param({"AWS_PROFILE": "a profile"}, "AWS_PROFILE contains special characters", id="a space"),
+        pytest.param({"AWS_CONFIG_FILE": "config"}, "AWS_CONFIG_FILE is not an absolute path", id="a relative path"),
         pytest.param({"EKS_TOKEN_DEBUG": "1"}, "EKS_TOKEN_DEBUG is set", id="debugging"),
     ],
 )
@@ -297,7 +297,7 @@ def test_an_identity_whose_keys_are_gone(laptop: Sandbox, keyring_daemon: Keyrin
     keyring_daemon.clear()
     check = doctor(laptop).checks["identities"]
     assert check.status == "fail"
-    assert "the keyring lacks the keys of dev" in check.found
+    assert "the keyring has no keys for dev" in check.found
     assert check.hint == "store them again: eks-token login dev --new-keys"
 
 
@@ -311,7 +311,7 @@ def test_a_session_that_a_person_has_to_begin_anew(laptop: Sandbox) -> None:
     check = doctor(laptop).checks["identities"]
     assert check.status == "warn"
     assert check.found == "2 stored; sessions: 2, ended: 2: dev"
-    assert check.hint == "eks-token login NAME begins a new one"
+    assert check.hint == "`eks-token login NAME` starts a new one"
 
 
 # --- the clock ----------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def sts_with_a_clock(ahead: float) -> Iterator[str]:
         pytest.param(-50, "ok", "within", id="50 s fast"),
         pytest.param(120, "warn", "behind", id="2 minutes slow"),
         pytest.param(-120, "warn", "ahead of", id="2 minutes fast"),
-        pytest.param(400, "fail", "AWS refuses what is signed here", id="too slow"),
+        pytest.param(400, "fail", "AWS rejects what is signed here", id="too slow"),
     ],
 )
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"])
@@ -361,7 +361,7 @@ def test_the_clock_beside_that_of_sts(ahead: float, status: str, says: str, vari
 def test_an_sts_that_cannot_be_reached(home: Sandbox) -> None:
     report = doctor(home, "--online", env={"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
     assert (report.status, report.checks["clock"].status) == (1, "fail")
-    assert "http://127.0.0.1:1 does not tell the time" in report.checks["clock"].found
+    assert "cannot get the time from http://127.0.0.1:1" in report.checks["clock"].found
 
 
 def test_nobody_is_asked_for_the_time_offline(home: Sandbox) -> None:
@@ -377,7 +377,7 @@ def test_nobody_is_asked_for_the_time_offline(home: Sandbox) -> None:
     [
         pytest.param(None, "fail", "is not on PATH", id="missing"),
         pytest.param("echo error: broken >&2; exit 1", "fail", "broken", id="broken"),
-        pytest.param("echo hello", "fail", "does not tell its version", id="something else"),
+        pytest.param("echo hello", "fail", "does not print its version", id="something else"),
         pytest.param(
             """echo '{"clientVersion": {"gitVersion": "v1.20.4-eks"}}'""", "warn", "v1.20.4-eks", id="too old"
         ),
@@ -404,7 +404,7 @@ def test_no_context_uses_the_program(laptop: Sandbox) -> None:
     laptop.write(".kube/config", kubeconfig())
     report = doctor(laptop)
     assert (report.status, report.checks["kubeconfig"].status) == (0, "warn")
-    assert report.checks["kubeconfig"].hint == "see eks-token kubeconfig --help"
+    assert report.checks["kubeconfig"].hint == "see `eks-token kubeconfig --help`"
 
 
 ALPHA = "client.authentication.k8s.io/v1alpha1"
@@ -436,17 +436,17 @@ ALPHA = "client.authentication.k8s.io/v1alpha1"
         ),
         pytest.param(
             {"command": "/nowhere/eks-token"},
-            "kubectl finds no /nowhere/eks-token",
-            "put it on PATH, or its whole path into the kubeconfig",
+            "kubectl cannot find /nowhere/eks-token",
+            "put it on PATH, or its full path in the kubeconfig",
             id="a command that is not there",
         ),
         pytest.param(
             {"apiVersion": ALPHA},
-            f"{ALPHA} is refused by kubectl 1.24 and later",
-            "client.authentication.k8s.io/v1beta1 is the same, and understood by all",
+            f"kubectl 1.24 and later reject {ALPHA}",
+            "change it to client.authentication.k8s.io/v1beta1, which is the same and works everywhere",
             id="an API version that has gone",
         ),
-        pytest.param({"args": ["--version"]}, "eks-token prints no ExecCredential", "", id="no credential"),
+        pytest.param({"args": ["--version"]}, "eks-token did not print an ExecCredential", "", id="no credential"),
     ],
 )
 def test_a_context_that_gets_no_token(entry: dict[str, Any], found: str, hint: str, laptop: Sandbox) -> None:
@@ -492,9 +492,9 @@ def test_a_context_that_was_turned_back(laptop: Sandbox) -> None:
     check = doctor(laptop).checks["context demo"]
     assert (check.status, check.found) == (
         "warn",
-        f"uses aws again, or still: {laptop.home}/.kube/config was changed after entries of it were adopted",
+        f"uses aws again, or still: {laptop.home}/.kube/config has changed since entries in it were adopted",
     )
-    assert check.hint.startswith("eks-token adopt --context demo; `eks-token kubeconfig` does what")
+    assert check.hint.startswith("eks-token adopt --context demo; use `eks-token kubeconfig` instead")
 
 
 def test_atmos_own_kubeconfig_is_looked_at_too(laptop: Sandbox) -> None:
