@@ -5566,13 +5566,13 @@ def about_other(user: ExecUser, context: str) -> tuple[str, str]:
 
 # -- 12. completion ---------------------------------------------------------------------------------------------------
 #
-# The scripts ask the program what may come next, so that options, commands and names are always the program's own. All
-# that each adds is its shell's way of quoting.
+# The scripts ask the program what can come next, so that options, commands and names always match the program. Each
+# script only adds its shell's quoting.
 
 BASH_SCRIPT = r"""# bash completion for eks-token: eval "$(eks-token completion bash)"
 
 _eks_token() {
-    # bash cuts words at : and =, which are no limits here: what stands together on the line is one word again.
+    # bash also splits words at : and =. Join the parts that have no space between them on the line.
     local rest=${COMP_LINE:0:COMP_POINT} index part
     local -a words=()
     for ((index = 0; index <= COMP_CWORD; index++)); do
@@ -5603,7 +5603,7 @@ _eks_token() {
 complete -F _eks_token eks-token
 """
 ZSH_SCRIPT = r"""#compdef eks-token
-# zsh completion for eks-token: a file _eks-token in a directory of $fpath, or source <(eks-token completion zsh)
+# zsh completion for eks-token: save it as _eks-token in $fpath, or source <(eks-token completion zsh)
 
 _eks-token() {
     local line
@@ -5648,10 +5648,10 @@ end
 complete --command eks-token --no-files --arguments '(__eks_token_complete)'
 """
 SCRIPTS = {"bash": BASH_SCRIPT, "zsh": ZSH_SCRIPT, "fish": FISH_SCRIPT}
-FILES = ":files"  # tells a script to let its shell complete file names
-COMPLETION_ANSWERS = 200  # cached answers that are looked at for names of clusters
+FILES = ":files"  # tells a script that its shell should complete file names
+COMPLETION_ANSWERS = 200  # how many cached answers to search for cluster names
 
-# What the values of a field of a grammar, or of an argument of a command, are.
+# What the values of a field in a grammar, or of an argument of a command, can be.
 COMPLETED = {
     "cluster_id": "clusters",
     "cluster_name": "clusters",
@@ -5663,27 +5663,27 @@ COMPLETED = {
     "source": "identities",
     "sso_region": "regions",
 }
-COMPLETED_NAMES = ("login", "logout", "whoami")  # whose argument `name` is an identity
+COMPLETED_NAMES = ("login", "logout", "whoami")  # commands whose argument `name` is an identity
 
 FIELD_HELP = {
-    "cluster_id": "the cluster's id",
+    "cluster_id": "for a local cluster on Outposts, instead of the name",
     "cluster_name": "the EKS cluster",
-    "debug": "say on stderr what is done",
-    "external_id": "what the role's trust policy asks for",
+    "debug": "show on stderr what is done, without any secrets",
+    "external_id": "the external ID that the role's trust policy requires",
     "identity": "a stored identity or an AWS profile",
-    "refresh": "sign a new token even if one is cached",
+    "refresh": "always sign a new token",
     "region": "the cluster's AWS region",
     "role_arn": "also assume this role",
-    "session_name": "of the role's session",
+    "session_name": "the name of the role session",
 }
 
 
 class Slot(NamedTuple):
     """An option or an argument, as completion sees it."""
 
-    names: tuple[str, ...]  # none of an argument's
+    names: tuple[str, ...]  # empty for an argument
     about: str
-    takes: str  # what values it takes: a kind, "any", or "" for a flag
+    takes: str  # the kind of values it takes, "any", or "" for a flag
     choices: tuple[str, ...] = ()
     many: bool = False
 
@@ -5694,11 +5694,11 @@ class Candidate(NamedTuple):
 
 
 def completion_command(setting: Invocation, options: Any) -> int:
-    """Print a shell's script, or, called by that with the words so far, what may come next."""
+    """Print a shell's script, or what can come next if that script passes the words so far."""
     if not options.words:
         show(SCRIPTS[options.shell], end="")
         return 0
-    # Not from argparse, which would take a -- for its own.
+    # Not from argparse, which would interpret a --.
     breaks, *words = setting.argv[setting.argv.index(options.shell) + 1 :]
     if options.shell == "bash":
         for line in bash_candidates(words or [""], breaks, setting):
@@ -5707,14 +5707,14 @@ def completion_command(setting: Invocation, options: Any) -> int:
     for value, about in candidates(words or [""], setting):
         option, equals, _ = (words or [""])[-1].partition("=")
         joined = f"{option}=" if equals and option.startswith("--") and value != FILES else ""
-        if options.shell == "zsh":  # its script has put the option aside
+        if options.shell == "zsh":  # its script has already removed the option
             joined = ""
         show(f"{joined}{value}\t{about}" if about else f"{joined}{value}")
     return 0
 
 
 def candidates(words: Sequence[str], setting: Invocation) -> list[Candidate]:
-    """What the last word may become, given those before it. The shells choose those that fit what is typed of it."""
+    """What the last word can become after the words before it. The shells keep what fits the part typed so far."""
     *before, current = words
     if not before and not current.startswith("-"):
         return [Candidate(name, command.summary) for name, command in COMMANDS.items()]
@@ -5741,7 +5741,7 @@ def candidates(words: Sequence[str], setting: Invocation) -> list[Candidate]:
 
 
 def walk(words: Sequence[str], options: Sequence[Slot]) -> tuple[Slot | None, set[str], list[str]]:
-    """The option that waits for a value, the names of those that are given, and the arguments."""
+    """The option that is still waiting for a value, the names of the options given, and the arguments."""
     by_name = {name: slot for slot in options for name in slot.names}
     pending: Slot | None = None
     fed = False
@@ -5761,13 +5761,13 @@ def walk(words: Sequence[str], options: Sequence[Slot]) -> tuple[Slot | None, se
 
 
 def slots(before: Sequence[str]) -> tuple[list[Slot], list[Slot]]:
-    """The options and arguments of the command that the words begin with, or of a token in our own grammar."""
+    """The options and arguments of the command that the words start with, or of a token in our own grammar."""
     if before and before[0] in COMMANDS:
         options, arguments = command_slots(before[0])
-        return options, [Slot((), "", "any"), *arguments]  # the command's own name is the first
+        return options, [Slot((), "", "any"), *arguments]  # the first is the command's own name
     options = token_slots()
     _, _, given = walk(before, options)
-    return ([], []) if given else (options, [])  # other programs' words are for kubeconfigs, not for a person to type
+    return ([], []) if given else (options, [])  # nobody types other programs' words, which are for kubeconfigs
 
 
 def command_slots(name: str) -> tuple[list[Slot], list[Slot]]:
@@ -5787,7 +5787,7 @@ def command_slots(name: str) -> tuple[list[Slot], list[Slot]]:
 
 
 def token_slots() -> list[Slot]:
-    """The options of a token. One without help is taken, and not offered."""
+    """The options of a token. Options without help are accepted but not offered."""
     found: dict[str, Slot] = {}
     for names, takes in ((BARE.values, "any"), (BARE.flags, "")):
         for name, field in names.items():
@@ -5829,7 +5829,7 @@ def values(slot: Slot, setting: Invocation) -> list[Candidate]:
 
 
 def known_identities(setting: Invocation) -> dict[str, str]:
-    """The stored identities and the profiles of AWS config, read without botocore, which takes 60 ms to import."""
+    """The stored identities and the AWS profiles. It does not use botocore, which takes 60 ms to import."""
     found: dict[str, str] = {}
     environ = setting.environ
     for variable, native, mark in (
@@ -5850,7 +5850,7 @@ def known_identities(setting: Invocation) -> dict[str, str]:
 
 
 def profile_name(line: str, mark: str) -> str:
-    """The profile that a section's first line begins, or "" ("Configuration and credential file settings", AWS CLI)."""
+    """The profile whose section this line starts, or "" ("Configuration and credential file settings", AWS CLI)."""
     import shlex
 
     line = line.strip()
@@ -5867,7 +5867,7 @@ def profile_name(line: str, mark: str) -> str:
 
 
 def known_clusters(setting: Invocation) -> dict[str, str]:
-    """The clusters that kubeconfig entries and cached answers are for."""
+    """The clusters of kubeconfig entries and cached answers."""
     found: dict[str, str] = {}
     for words in cached_requests(setting):
         if name := cluster_of(words):
@@ -5896,7 +5896,7 @@ def cluster_of(words: Sequence[str]) -> str:
 
 
 def cached_requests(setting: Invocation) -> Iterable[list[str]]:
-    """The arguments of the requests that the cache has answers to."""
+    """The arguments of the requests that have cached answers."""
     from urllib.parse import unquote
 
     left = COMPLETION_ANSWERS
@@ -5919,7 +5919,7 @@ def known_contexts(setting: Invocation) -> dict[str, str]:
 
 
 def known_regions(setting: Invocation) -> dict[str, str]:
-    """AWS's regions, from the file that botocore has them from."""
+    """AWS's regions, from the file that botocore reads them from."""
     import json
     from importlib.util import find_spec
 
@@ -5939,7 +5939,7 @@ def known_regions(setting: Invocation) -> dict[str, str]:
 
 
 def bash_candidates(words: Sequence[str], breaks: str, setting: Invocation) -> list[str]:
-    """The candidates as bash is to insert them, in the place of what follows the last break of the current word."""
+    """The candidates as bash should insert them, in place of what follows the last break in the current word."""
     read = [unquoted(word)[0] for word in words]
     current, quote, kept = unquoted(words[-1], breaks)
     option, equals, _ = current.partition("=")
@@ -5954,9 +5954,9 @@ def bash_candidates(words: Sequence[str], breaks: str, setting: Invocation) -> l
 
 
 def unquoted(word: str, breaks: str = "") -> tuple[str, str, int]:
-    """A word as bash reads it, the quote that is open at its end, and how many of its characters bash keeps.
+    """A word as bash reads it, the quote that is still open at its end, and how many of its characters bash keeps.
 
-    bash replaces what follows an open quote, or else the last of its breaks that is not quoted.
+    bash replaces what follows an open quote. If no quote is open, it replaces what follows the last unquoted break.
     """
     text, quote, opened, broken = "", "", 0, 0
     chars = iter(word)
