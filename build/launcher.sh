@@ -1,11 +1,11 @@
 #!/bin/sh
-# eks-token @VERSION@. The head of this file is a POSIX shell script, the rest of it a Python zip archive.
+# eks-token @VERSION@. This file starts with a POSIX shell script. The rest of it is a Python zip archive.
 #
-# The script prints a fresh answer from the cache, in a millisecond or two, and leaves everything else to Python. It
-# looks an answer up by the same rule as the section "cache" of eks_token.py; it may miss, and it may never be wrong. Its
-# variables begin with et_, so that none of the user's exported ones changes on the way to Python.
+# The script prints a fresh answer from the cache, which takes 1 to 3 ms, and leaves everything else to Python. It looks
+# for an answer by the same rules as the section "cache" of eks_token.py. It may miss an answer, but it must never print
+# a wrong one. Its variables start with et_, so that Python gets the variables that the user exported unchanged.
 #
-# -nt and -ot came to POSIX with its eighth issue; every shell named in the tests has had them for decades.
+# -nt and -ot are new in POSIX issue 8, but every shell in the tests has had them for decades.
 # shellcheck disable=SC3013
 
 et_build=@BUILD@
@@ -14,8 +14,8 @@ et_newline='
 '
 umask 077
 
-# The cache directory, as eks_token.cache_home has it. /System/Library/CoreServices exists on macOS alone, and a look
-# at it is a hundred times cheaper than uname.
+# The cache directory, by the same rule as eks_token.cache_home. /System/Library/CoreServices only exists on macOS, and
+# checking for it is a hundred times cheaper than running uname.
 case ${HOME-} in
 /*)
 	case ${XDG_CACHE_HOME-} in
@@ -28,8 +28,8 @@ case ${HOME-} in
 		fi
 		;;
 	esac
-	# Neither a link nor another user's directory is read or run from; and the HOME is the user's own, which keeps a
-	# root shell that kept somebody's HOME away from the answers there.
+	# Do not read or run anything from a link or from another user's directory. HOME must be the user's own too, so that
+	# a root shell that kept another user's HOME does not use the answers there.
 	if ! [ -O "$et_cache" ] || [ -h "$et_cache" ] || ! [ -O "$HOME" ]; then
 		et_cache=
 	fi
@@ -37,9 +37,9 @@ case ${HOME-} in
 *) et_cache= ;;
 esac
 
-# et_plain PART: whether the part of a request stands for itself in the answer's path. Safe characters only, spelled
-# out since a range means other things in other locales (the frequent ones first, as dash looks through them for each
-# character); no empty, . or .. component; short enough for a file name.
+# et_plain PART: whether this part of a request can be used in the answer's path as it is. It may only have safe
+# characters, no empty, . or .. component, and must be short enough for a file name. The characters are listed one by
+# one because ranges depend on the locale, and the frequent ones come first because dash searches the list every time.
 et_plain() {
 	case /$1/ in
 	*[!abcdefghijklmnopqrstuvwxyz/0123456789=_.:@,+ABCDEFGHIJKLMNOPQRSTUVWXYZ-]* | *//* | */./* | */../*) return 1 ;;
@@ -47,17 +47,17 @@ et_plain() {
 	[ ${#1} -le 200 ]
 }
 
-# et_answer ARGUMENT...: prints the fresh answer to this request and ends the script, or returns. Called with stderr
-# shut, and kept for cat as descriptor 3: what fails on the way is a miss, and Python's to report.
+# et_answer ARGUMENT...: prints the fresh answer to this request and ends the script, or returns. Its stderr is
+# discarded, and descriptor 3 is the real one, for cat. Any failure here is a miss, and Python reports what is wrong.
 et_answer() {
-	# yash drops bytes that are no UTF-8 from variables: two requests could look like one.
+	# yash drops bytes that are not UTF-8 from variables, so two requests could look like the same one.
 	[ -z "${YASH_VERSION-}${EKS_TOKEN_DEBUG-}" ] || return
 
-	# Secrets enter a request as their hash, which only Python can make.
+	# A request contains the hash of each secret, which only Python can compute.
 	et_secrets=@SECRETS@
 	[ -z "$et_secrets" ] || return
 
-	# The version that kubectl asks for, in kubectl's own words. The newline at their end tells v1 from v1beta1.
+	# The version that kubectl asks for, exactly as kubectl writes it. The newline at the end distinguishes v1 and v1beta1.
 	et_info='{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/'
 	case ${KUBERNETES_EXEC_INFO-} in
 	'' | "${et_info}v1beta1\",\"spec\":{\"interactive\":true}}$et_newline") et_line='v1beta1|' ;;
@@ -79,10 +79,10 @@ et_answer() {
 		et_here="$et_here/$et_word|"
 	done
 
-	# A bar of its own parts the arguments from the variables.
+	# An extra bar separates the arguments from the variables.
 	et_line="$et_line|"
 	et_here="$et_here/|"
-	# shellcheck disable=SC2043 # build/package.py puts in all of them, from eks_token.py
+	# shellcheck disable=SC2043 # build/package.py puts them in, from eks_token.py
 	for et_name in \
 		@VARIABLES@; do
 		eval "et_value=\${$et_name-}"
@@ -90,7 +90,7 @@ et_answer() {
 		case $et_name in
 		@REGIONS@) [ -z "$et_region" ] || continue ;;
 		AWS_STS_REGIONAL_ENDPOINTS) [ "$et_value" != regional ] || continue ;;
-		# These name files: what is relative, or begins with a tilde or a variable, is made absolute by Python.
+		# These are paths. If one is relative, or starts with a tilde or a variable, Python makes it absolute.
 		@PATHS@)
 			case $et_value in /*) ;; *) return ;; esac
 			;;
@@ -100,19 +100,19 @@ et_answer() {
 		et_here="$et_here/$et_name=$et_value|"
 	done
 
-	# The clock is the modification time of a file just written: FRESH_UNTIL is that of the answer, ISSUED that of the
-	# request's record. (A process for date would double the time this takes. Python makes sure that emptying an empty
-	# file dates it anew here, before it leaves any answer.)
+	# A file that we have just written is our clock: compare its modification time with that of the answer (FRESH_UNTIL)
+	# and of the request's record (ISSUED). Starting date would double the time this takes. Before Python stores any
+	# answer, it makes sure that truncating an empty file updates its time on this file system.
 	[ -O "$et_here/%answer" ] || return
 	{ :; } >|"$et_cache/now" || return
 	[ "$et_here/%answer" -nt "$et_cache/now" ] || return
 	if [ "$et_here/%request" -nt "$et_cache/now" ]; then return; fi
 
-	# The record names the request (a file system that folds case leads two requests to one path) and the AWS files
-	# that were read for the answer, each with a stamp of its modification time then. A record that was cut short lacks
-	# its last line.
+	# The record names the request (if the file system ignores case, two requests can have the same path) and the AWS
+	# files that were read for the answer, each with a stamp that has its modification time at that time. An incomplete
+	# record does not have the last line.
 	{
-		# shellcheck disable=SC2034 # ISSUED and FRESH_UNTIL are for Python: here the files' times say the same
+		# shellcheck disable=SC2034 # ISSUED and FRESH_UNTIL are for Python; the files' times say the same here
 		read -r et_tag et_issued et_fresh et_request || return
 		[ "$et_tag $et_request" = "eks-token-1 $et_line" ] || return
 		while :; do
@@ -128,8 +128,8 @@ et_answer() {
 		done
 	} <"$et_here/%request" || return
 
-	# Opened before cat is started: if the cache is emptied just now there is still Python to ask. Without a locale to
-	# load cat takes a fifth less, and nothing comes after it.
+	# Open the answer before starting cat, so that if the cache is emptied right now, Python can still answer. Without a
+	# locale to load, cat takes a fifth less time. Nothing runs after it.
 	{
 		LC_ALL=C
 		export LC_ALL
@@ -137,11 +137,11 @@ et_answer() {
 	} <"$et_here/%answer"
 }
 
-# et_start PYTHON ARGUMENT...: hands over to Python, isolated from its environment variables and the user's packages.
+# et_start PYTHON ARGUMENT...: runs Python instead of this script, isolated from PYTHON* variables and user packages.
 et_start() {
 	et_python=$1
 	shift
-	# One that is empty, or was written to after its manifest, would not do what it is for; the archive will.
+	# If the file is empty, or was changed after its manifest was written, run the archive instead.
 	if [ -n "$et_cache" ] && [ -O "$et_cache/app/$et_build/__main__.py" ] &&
 		[ -s "$et_cache/app/$et_build/__main__.py" ] &&
 		! [ "$et_cache/app/$et_build/__main__.py" -nt "$et_cache/app/$et_build/manifest" ]; then
@@ -150,24 +150,24 @@ et_start() {
 	exec "$et_python" -I -S "$et_file" "$@"
 }
 
-# et_suits PYTHON: whether it runs (a shim of a version manager may be there and not run) and is new enough.
+# et_suits PYTHON: whether it runs (a version manager's shim may exist and not run) and is new enough.
 et_suits() {
 	"$1" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 if [ -n "$et_cache" ]; then
-	et_answer "$@" 3>&2 2>/dev/null || : # the shell may have been told, in SHELLOPTS, to end at what fails
+	et_answer "$@" 3>&2 2>/dev/null || : # SHELLOPTS may tell the shell to exit if a command fails
 fi
 
 if [ -n "${EKS_TOKEN_PYTHON-}" ]; then
 	if ! command -v "$EKS_TOKEN_PYTHON" >/dev/null 2>&1; then
-		printf '%s\n' "eks-token: error: EKS_TOKEN_PYTHON is no program: $EKS_TOKEN_PYTHON" >&2
+		printf '%s\n' "eks-token: error: EKS_TOKEN_PYTHON is not a program: $EKS_TOKEN_PYTHON" >&2
 		exit 1
 	fi
 	et_start "$EKS_TOKEN_PYTHON" "$@"
 fi
 
-# The interpreter that worked last, written by build/start.py.
+# The interpreter that worked last. build/start.py writes this file.
 if [ -n "$et_cache" ] && [ -O "$et_cache/python" ]; then
 	et_python=
 	{ read -r et_python <"$et_cache/python"; } 2>/dev/null
@@ -176,13 +176,13 @@ if [ -n "$et_cache" ] && [ -O "$et_cache/python" ]; then
 	fi
 fi
 
-# macOS's own python3 comes last: without the developer tools it is a stub that opens a dialogue.
+# macOS's own python3 comes last, because without the developer tools it is a stub that opens a dialog.
 et_last=
 for et_name in python3 python3.15 python3.14 python3.13 python3.12 python3.11; do
 	et_python=$(command -v "$et_name") || continue
 	if [ "$et_python" = /usr/bin/python3 ] && [ -e /System/Library/CoreServices ]; then
 		et_last=$et_python
-	elif et_suits "$et_name"; then # by its name: ksh quotes a path that has spaces
+	elif et_suits "$et_name"; then # by name, because ksh quotes a path that has spaces
 		et_start "$et_name" "$@"
 	fi
 done
@@ -190,5 +190,5 @@ if [ -n "$et_last" ] && et_suits "$et_last"; then
 	et_start "$et_last" "$@"
 fi
 printf '%s\n' 'eks-token: error: no Python 3.11 or newer was found' \
-	'hint: install one, or name it in EKS_TOKEN_PYTHON' >&2
+	'hint: install one, or set EKS_TOKEN_PYTHON to its path' >&2
 exit 1

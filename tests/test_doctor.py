@@ -138,7 +138,7 @@ def test_a_python_that_the_executable_cannot_start(laptop: Sandbox) -> None:
     report = doctor(laptop, command=command, python="/nowhere/python")
     assert report.status == 1
     assert report.checks["python"].status == "fail"
-    assert "EKS_TOKEN_PYTHON is no program: /nowhere/python" in report.checks["python"].found
+    assert "EKS_TOKEN_PYTHON is not a program: /nowhere/python" in report.checks["python"].found
 
 
 def test_a_damaged_executable(laptop: Sandbox) -> None:

@@ -986,7 +986,7 @@ def test_pythons_status_and_messages_pass_through(desk: Desk, shell: Shell) -> N
 def test_a_named_python_that_is_not_there_is_one_error_line(desk: Desk, shell: Shell, named: str) -> None:
     done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": named})
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"eks-token: error: EKS_TOKEN_PYTHON is no program: {named}\n"
+    assert done.stderr == f"eks-token: error: EKS_TOKEN_PYTHON is not a program: {named}\n"
 
 
 def test_a_fresh_answer_needs_no_python(desk: Desk, shell: Shell) -> None:
@@ -1084,7 +1084,7 @@ def test_without_a_python_there_is_one_error_and_a_hint(programs: Programs, shel
     done = programs.run(shell)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "eks-token: error: no Python 3.11 or newer was found\nhint: install one, or name it in EKS_TOKEN_PYTHON\n"
+        "eks-token: error: no Python 3.11 or newer was found\nhint: install one, or set EKS_TOKEN_PYTHON to its path\n"
     )
 
 
