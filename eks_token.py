@@ -182,10 +182,10 @@ def milliseconds(seconds: float) -> str:
 # Programs and files
 
 
-def on_path(command: str, setting: Invocation) -> str | None:
+def on_path(command: str, invocation: Invocation) -> str | None:
     import shutil
 
-    return shutil.which(command, path=setting.environ.get("PATH", os.defpath))
+    return shutil.which(command, path=invocation.environ.get("PATH", os.defpath))
 
 
 def make_directories(path: str) -> None:
@@ -1332,8 +1332,8 @@ class Cache:
             raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
 
 
-def open_cache(setting: Invocation) -> Cache | None:
-    return Cache(setting.cache) if setting.cache else None
+def open_cache(invocation: Invocation) -> Cache | None:
+    return Cache(invocation.cache) if invocation.cache else None
 
 
 # -- 3. keyring -------------------------------------------------------------------------------------------------------
@@ -1933,7 +1933,7 @@ def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
     addresses = []
     for address in wanted.split(";"):
         transport, _, settings = address.partition(":")
-        keys = dict(setting.partition("=")[::2] for setting in settings.split(","))
+        keys = dict(invocation.partition("=")[::2] for invocation in settings.split(","))
         if transport != "unix":
             continue
         if "path" in keys:
@@ -2459,15 +2459,15 @@ def go_seconds(duration: str) -> str:
 class Store:
     """The identities as this run finds them, and the places where they are kept: the vault and identities.json."""
 
-    def __init__(self, setting: Invocation, cache: Cache | None, interactive: bool) -> None:
-        self.environ = setting.environ
-        self.platform = setting.platform
+    def __init__(self, invocation: Invocation, cache: Cache | None, interactive: bool) -> None:
+        self.environ = invocation.environ
+        self.platform = invocation.platform
         self.cache = cache
-        self.vault = Vault(setting.environ, setting.platform, interactive)
-        self.path = identities_path(setting.environ, setting.platform)
+        self.vault = Vault(invocation.environ, invocation.platform, interactive)
+        self.path = identities_path(invocation.environ, invocation.platform)
         self.generation = cache.generation() if cache else ""
         # The files that decide an answer, as they are before anything is read that they hold; more may be added.
-        self.watched = list(look_at([*aws_files(setting.environ), *([self.path] if self.path else [])]))
+        self.watched = list(look_at([*aws_files(invocation.environ), *([self.path] if self.path else [])]))
         self.stored = read_identities(self.path)
         self.foreign: dict[str, AtmosEntry] = {}
         # What login has in hand, and stores when AWS has said yes: keys by identity, SSO tokens with their marks.
@@ -2921,10 +2921,10 @@ def keep_sso_token(
 class Resolver:
     """The way from a request to credentials: one run's botocore session, and who can be asked on the way."""
 
-    def __init__(self, setting: Invocation, cache: Cache | None, interactive: bool, renew: bool = False) -> None:
-        self.store = Store(setting, cache, interactive)
+    def __init__(self, invocation: Invocation, cache: Cache | None, interactive: bool, renew: bool = False) -> None:
+        self.store = Store(invocation, cache, interactive)
         self.sessions = Sessions(self.store, renew)
-        self.person = setting.terminal and interactive  # somebody can be asked for an MFA code
+        self.person = invocation.terminal and interactive  # somebody can be asked for an MFA code
         self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
         self.name = ""  # of the chosen identity
         self.session: Any = None  # botocore's, once there is one
@@ -3308,16 +3308,16 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
 def metadata_fetcher(session: Any) -> Any:
     from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
 
-    setting = session.get_config_variable
+    variable = session.get_config_variable
     return InstanceMetadataFetcher(
-        timeout=setting("metadata_service_timeout"),
-        num_attempts=setting("metadata_service_num_attempts"),
+        timeout=variable("metadata_service_timeout"),
+        num_attempts=variable("metadata_service_num_attempts"),
         user_agent=session.user_agent(),
         config={
-            "ec2_metadata_service_endpoint": setting("ec2_metadata_service_endpoint"),
+            "ec2_metadata_service_endpoint": variable("ec2_metadata_service_endpoint"),
             "ec2_metadata_service_endpoint_mode": resolve_imds_endpoint_mode(session),
             "ec2_credential_refresh_window": RENEW_SECONDS,
-            "ec2_metadata_v1_disabled": setting("ec2_metadata_v1_disabled"),
+            "ec2_metadata_v1_disabled": variable("ec2_metadata_v1_disabled"),
         },
     )
 
@@ -3682,23 +3682,23 @@ def mint(request: Request, resolver: Resolver) -> Minted:
     return Minted(rendered(exec_credential(token, request.version, expires), request), issued, expires, cacheable)
 
 
-def token_command(setting: Invocation) -> int:
+def token_command(invocation: Invocation) -> int:
     """The token on stdout: from the cache if it is there, else minted by one process while the others wait."""
-    info = exec_info(setting.environ.get("KUBERNETES_EXEC_INFO", ""))
-    cache = open_cache(setting)
-    key = request_key(info.version, setting.argv, setting.environ, setting.platform) if cache else None
-    refresh = "--refresh" in setting.argv
+    info = exec_info(invocation.environ.get("KUBERNETES_EXEC_INFO", ""))
+    cache = open_cache(invocation)
+    key = request_key(info.version, invocation.argv, invocation.environ, invocation.platform) if cache else None
+    refresh = "--refresh" in invocation.argv
     if cache and key and not refresh and (answer := cache.lookup(key, time.time())):
         debug("answered from the cache")
         show(answer)
         return 0
 
-    request = parse_request(setting.argv, setting.environ, info.version)
+    request = parse_request(invocation.argv, invocation.environ, info.version)
     asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
     debug(f"minting: {', '.join(asked)}")
-    person = setting.terminal and info.interactive
+    person = invocation.terminal and info.interactive
     if cache is None or key is None:
-        show(mint(request, Resolver(setting, cache, person)).text)
+        show(mint(request, Resolver(invocation, cache, person)).text)
         return 0
     try:
         lock = cache.lock(f"request {key.line}")
@@ -3707,12 +3707,12 @@ def token_command(setting: Invocation) -> int:
                 debug("answered by another process meanwhile")
                 show(answer)
                 return 0
-            resolver = Resolver(setting, cache, person)
+            resolver = Resolver(invocation, cache, person)
             minted, store = mint(request, resolver), resolver.store
             cache.store(key, minted, store.watched, store.generation, own=store.path)
     except LocksUnavailable:
         debug("locks do not work in the cache directory")
-        minted = mint(request, Resolver(setting, None, person))
+        minted = mint(request, Resolver(invocation, None, person))
     show(minted.text)
     return 0
 
@@ -3759,7 +3759,7 @@ class Provision(NamedTuple):
     verbose: bool = False
 
 
-def kubeconfig_command(setting: Invocation, options: Any) -> int:
+def kubeconfig_command(invocation: Invocation, options: Any) -> int:
     """Write the entries for one cluster, or for all clusters in a region."""
     if options.cluster_name and options.all:
         raise usage("--cluster-name and --all cannot be used together")
@@ -3773,7 +3773,7 @@ def kubeconfig_command(setting: Invocation, options: Any) -> int:
         check_role_arn(options.role_arn)
     request = Request(PROGRAM, options.cluster_name, options.region, options.identity)
     return write_entries(
-        setting,
+        invocation,
         Provision(
             request,
             options.role_arn,
@@ -3786,9 +3786,9 @@ def kubeconfig_command(setting: Invocation, options: Any) -> int:
     )
 
 
-def update_kubeconfig_command(setting: Invocation) -> int:
+def update_kubeconfig_command(invocation: Invocation) -> int:
     """Do what `aws eks update-kubeconfig` does, but write an entry for this program."""
-    taken = take_apart(UPDATE_KUBECONFIG, setting.argv)
+    taken = take_apart(UPDATE_KUBECONFIG, invocation.argv)
     options = taken.options
     words = taken.words[1:] if taken.words[0] == "aws" else taken.words
     if taken.broken:
@@ -3807,12 +3807,12 @@ def update_kubeconfig_command(setting: Invocation) -> int:
     if role_arn := options.get("role_arn", ""):
         check_role_arn(role_arn)
     general = {field: value for field, value in options.items() if field not in ("role_arn", "output", "query")}
-    request = aws_request(general, setting.environ)._replace(grammar="aws")
+    request = aws_request(general, invocation.environ)._replace(grammar="aws")
     if assumed := options.get("assume_role_arn", ""):
         check_role_arn(assumed)
         request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # the AWS CLI's
     return write_entries(
-        setting,
+        invocation,
         Provision(
             request,
             role_arn,
@@ -3828,9 +3828,9 @@ def update_kubeconfig_command(setting: Invocation) -> int:
     )
 
 
-def provision(setting: Invocation, name: str, cluster: str, region: str) -> int:
+def provision(invocation: Invocation, name: str, cluster: str, region: str) -> int:
     """Write the entries for a cluster, for an identity that has just signed in."""
-    return write_entries(setting, Provision(Request(PROGRAM, cluster, region, name)))
+    return write_entries(invocation, Provision(Request(PROGRAM, cluster, region, name)))
 
 
 # What is written
@@ -3847,38 +3847,38 @@ class Entry(NamedTuple):
     context: str
 
 
-def write_entries(setting: Invocation, wanted: Provision) -> int:
-    find_kubectl(setting)  # before we ask anybody for anything
-    paths = kubeconfig_paths(setting, wanted.kubeconfig)
-    entries, failed = describe(setting, wanted)
+def write_entries(invocation: Invocation, wanted: Provision) -> int:
+    find_kubectl(invocation)  # before we ask anybody for anything
+    paths = kubeconfig_paths(invocation, wanted.kubeconfig)
+    entries, failed = describe(invocation, wanted)
 
     def change(draft: Draft) -> None:
         for entry in entries:
-            write_entry(draft, entry, wanted, exec_command(setting))
+            write_entry(draft, entry, wanted, exec_command(invocation))
         if wanted.set_current and entries and draft.view().current != entries[-1].context:
             draft.config("use-context", "--", entries[-1].context)
 
     if wanted.dry_run:
         # Even this needs a copy, because `kubectl config` can only show a change after writing it.
-        with Draft(setting, paths, secrets=wanted.raw) as draft:
+        with Draft(invocation, paths, secrets=wanted.raw) as draft:
             change(draft)
             show(draft.shown(wanted.raw), end="")
         if not wanted.raw:
             say("nothing was written; certificates and secrets are not shown, as in `kubectl config view`")
         return 1 if failed else 0
-    changed = edit(setting, paths, change)
+    changed = edit(invocation, paths, change)
     for entry in entries:
         say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was already there'}")
         if wanted.verbose:
-            show(kubectl_config(setting, paths, "view", "--minify", "--context", entry.context), end="")
-    if entries and setting.platform != "win32" and not on_path(PROGRAM, setting):
+            show(kubectl_config(invocation, paths, "view", "--minify", "--context", entry.context), end="")
+    if entries and invocation.platform != "win32" and not on_path(PROGRAM, invocation):
         warn(f"{PROGRAM} is not on PATH, so kubectl will not find it: copy or link it to a directory on PATH")
     return 1 if failed else 0
 
 
-def describe(setting: Invocation, wanted: Provision) -> tuple[list[Entry], bool]:
+def describe(invocation: Invocation, wanted: Provision) -> tuple[list[Entry], bool]:
     """The entries for the wanted clusters, from the EKS API, and whether any of several had to be skipped."""
-    resolver = Resolver(setting, open_cache(setting), interactive=True)
+    resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     request = wanted.request
     credentials = resolver.credentials(request)
     region = request.region or resolver.region()
@@ -4001,10 +4001,10 @@ def listed(option: str, value: str) -> str:
     return f"{option}={value}"
 
 
-def exec_command(setting: Invocation) -> list[str]:
+def exec_command(invocation: Invocation) -> list[str]:
     """How kubectl starts this program. It cannot start a shell script on Windows, so it starts Python with the file."""
-    if setting.platform == "win32" and setting.build:
-        return [sys.executable, "-I", "-S", setting.file]
+    if invocation.platform == "win32" and invocation.build:
+        return [sys.executable, "-I", "-S", invocation.file]
     return [PROGRAM]
 
 
@@ -4022,19 +4022,19 @@ def program_name(command: str) -> str:
     return command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
 
 
-def find_kubectl(setting: Invocation) -> str:
-    if path := on_path("kubectl", setting):
+def find_kubectl(invocation: Invocation) -> str:
+    if path := on_path("kubectl", invocation):
         return path
     hint = "install it: https://kubernetes.io/docs/tasks/tools/"
     raise Problem(f"kubectl is not on PATH, and {PROGRAM} needs it to read and write kubeconfig files", hint)
 
 
-def kubeconfig_paths(setting: Invocation, named: str, other: str = "") -> list[str]:
+def kubeconfig_paths(invocation: Invocation, named: str, other: str = "") -> list[str]:
     """The files that kubectl would read: the named one, or those in KUBECONFIG, or ~/.kube/config. If none is named,
     the other one is included, if it exists."""
-    listed = [named] if named else setting.environ.get("KUBECONFIG", "").split(os.pathsep)
+    listed = [named] if named else invocation.environ.get("KUBECONFIG", "").split(os.pathsep)
     paths = list(dict.fromkeys(os.path.abspath(path) for path in listed if path.strip()))
-    home = setting.environ.get("USERPROFILE" if setting.platform == "win32" else "HOME", "")
+    home = invocation.environ.get("USERPROFILE" if invocation.platform == "win32" else "HOME", "")
     if not paths and not home:
         raise Problem("no kubeconfig: neither HOME nor KUBECONFIG is set", "pass --kubeconfig PATH")
     paths = paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
@@ -4115,13 +4115,13 @@ def parse_kubeconfig(text: str, path: str) -> Kubeconfig:
         raise Problem(f"{path} is not a kubeconfig: {error}", FIX_KUBECONFIG.format(path)) from None
 
 
-def kubectl_config(setting: Invocation, paths: Sequence[str], *arguments: str, copies: Sequence[str] = ()) -> str:
+def kubectl_config(invocation: Invocation, paths: Sequence[str], *arguments: str, copies: Sequence[str] = ()) -> str:
     """What `kubectl config` prints when it runs on these files, or on their copies. Raises Problem."""
     files, (verb, *more) = copies or paths, arguments
     if len(files) == 1:  # KUBECONFIG would split a name at a colon
         more = [f"--kubeconfig={files[0]}", *more]
-    environ = {**setting.environ, "KUBECONFIG": os.pathsep.join(files)}
-    done = run_program([find_kubectl(setting), "config", verb, *more], environ)
+    environ = {**invocation.environ, "KUBECONFIG": os.pathsep.join(files)}
+    done = run_program([find_kubectl(invocation), "config", verb, *more], environ)
     if done.returncode:
         raise kubectl_problem(done.stderr, dict(zip(files, paths, strict=True)))
     return done.stdout
@@ -4148,9 +4148,9 @@ class Draft:
     has the entry, or the first that exists, or the last in the list. Raises Problem.
     """
 
-    def __init__(self, setting: Invocation, paths: Sequence[str], secrets: bool = True) -> None:
+    def __init__(self, invocation: Invocation, paths: Sequence[str], secrets: bool = True) -> None:
         self.paths = tuple(paths)
-        self._setting = setting
+        self._invocation = invocation
         self._secrets = secrets  # whether the copies have them; without them, the copies are only for looking at
         self._before: dict[str, bytes | None] = {}
         self._directory = ""
@@ -4161,7 +4161,7 @@ class Draft:
         self._before = {path: read_kubeconfig(path) for path in self.paths}
         if not self._secrets:
             for path in [path for path, content in self._before.items() if content]:
-                self._before[path] = kubectl_config(self._setting, [path], "view").encode()
+                self._before[path] = kubectl_config(self._invocation, [path], "view").encode()
         try:
             self._directory = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
             for path, content in self._before.items():
@@ -4194,7 +4194,7 @@ class Draft:
     def config(self, *arguments: str, only: str = "") -> str:
         """What `kubectl config` prints when it runs on the copies, or on one of them."""
         paths = [only] if only else self.paths
-        return kubectl_config(self._setting, paths, *arguments, copies=[self.copy(path) for path in paths])
+        return kubectl_config(self._invocation, paths, *arguments, copies=[self.copy(path) for path in paths])
 
     def view(self, only: str = "") -> Kubeconfig:
         """The copies, merged, or one of them."""
@@ -4232,11 +4232,13 @@ class Draft:
         return True
 
 
-def edit(setting: Invocation, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False) -> list[str]:
+def edit(
+    invocation: Invocation, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False
+) -> list[str]:
     """Let `change` edit a draft of these files, and put it in place. Returns the files that have changed."""
     deadline = time.monotonic() + EDIT_SECONDS
     while time.monotonic() < deadline:
-        with Draft(setting, paths) as draft:
+        with Draft(invocation, paths) as draft:
             change(draft)
             changed = draft.changed()
             if draft.put_in_place(backup):
@@ -4317,25 +4319,25 @@ class KubectlLock:
             pass
 
 
-def view_files(setting: Invocation, paths: Sequence[str]) -> dict[str, Kubeconfig]:
+def view_files(invocation: Invocation, paths: Sequence[str]) -> dict[str, Kubeconfig]:
     """What kubectl reads in each of these files, without copying them. A missing file is empty. Raises Problem."""
-    return {path: parse_kubeconfig(kubectl_config(setting, [path], *VIEW), path) for path in paths}
+    return {path: parse_kubeconfig(kubectl_config(invocation, [path], *VIEW), path) for path in paths}
 
 
 # logout
 
 
-def remove_entries(setting: Invocation, names: Sequence[str]) -> None:
+def remove_entries(invocation: Invocation, names: Sequence[str]) -> None:
     """Remove the users that use one of these identities, and the contexts and clusters that only they used.
 
     If that fails, it is only a warning, because the identity is forgotten anyway.
     """
     try:
-        paths = kubeconfig_paths(setting, "")
+        paths = kubeconfig_paths(invocation, "")
         if not any(PROGRAM.encode() in (read_kubeconfig(path) or b"") for path in paths):
             return
-        if users := users_of(view_files(setting, paths), names):
-            edit(setting, paths, lambda draft: remove_from(draft, names))
+        if users := users_of(view_files(invocation, paths), names):
+            edit(invocation, paths, lambda draft: remove_from(draft, names))
         for user in sorted(users):
             say(f"removed the user {user} from the kubeconfig")
     except Problem as problem:
@@ -4422,17 +4424,17 @@ class ExecUser(NamedTuple):
     contexts: tuple[str, ...]
 
 
-def kubeconfigs(setting: Invocation) -> dict[str, Kubeconfig]:
+def kubeconfigs(invocation: Invocation) -> dict[str, Kubeconfig]:
     """The kubeconfig files as kubectl reads them, by path, including Atmos's own. Raises Problem."""
-    atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
-    return view_files(setting, kubeconfig_paths(setting, "", atmos))
+    atmos = os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
+    return view_files(invocation, kubeconfig_paths(invocation, "", atmos))
 
 
-def exec_users(setting: Invocation) -> list[ExecUser]:
+def exec_users(invocation: Invocation) -> list[ExecUser]:
     """The users with an exec entry that a context uses. If two files have the same user, kubectl uses the first."""
     users: dict[str, tuple[str, KubeUser]] = {}
     contexts: dict[str, KubeContext] = {}
-    for path, config in kubeconfigs(setting).items():
+    for path, config in kubeconfigs(invocation).items():
         users |= {name: (path, user) for name, user in config.users.items() if name not in users}
         contexts |= {name: context for name, context in config.contexts.items() if name not in contexts}
     of = {name: tuple(each for each, context in contexts.items() if context.user == name) for name in users}
@@ -4455,19 +4457,19 @@ class Found(NamedTuple):
     refusal: str  # why it is left alone, or ""
 
 
-def adopt_command(setting: Invocation, options: Any) -> int:
+def adopt_command(invocation: Invocation, options: Any) -> int:
     """Switch other plugins' exec entries to this program, and keep their arguments and variables as they are."""
-    atmos = os.path.join(atmos_home(setting.environ, setting.platform), "kube", "config")
-    paths = kubeconfig_paths(setting, options.kubeconfig, atmos)
+    atmos = os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
+    paths = kubeconfig_paths(invocation, options.kubeconfig, atmos)
     is_atmos = {path for path in paths if os.path.realpath(path) == os.path.realpath(atmos)}
     if options.undo:
         return undo(paths, options.dry_run)
-    if not (options.all or options.context or setting.terminal):
+    if not (options.all or options.context or invocation.terminal):
         raise usage("which entries?", "pass --context NAME, or --all for all of them")
     if options.all and options.context:
         raise usage("--all and --context cannot be used together")
-    found = find_entries(view_files(setting, paths), setting, options.context)
-    chosen = [one for one in found if not one.refusal and is_chosen(one, setting, options)]
+    found = find_entries(view_files(invocation, paths), invocation, options.context)
+    chosen = [one for one in found if not one.refusal and is_chosen(one, invocation, options)]
     for one in found:
         if one.refusal:
             say(f"left alone: {one.path}: user {one.user}: {one.refusal}")
@@ -4481,17 +4483,17 @@ def adopt_command(setting: Invocation, options: Any) -> int:
     elif options.dry_run:
         say("nothing was written: this is a dry run")
     else:
-        changed = edit(setting, paths, lambda draft: swap_in(draft, chosen, exec_command(setting)), backup=True)
+        changed = edit(invocation, paths, lambda draft: swap_in(draft, chosen, exec_command(invocation)), backup=True)
         where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
         say(
             f"adopted {len(chosen)} in {', '.join(changed)}; to restore what was there: `{PROGRAM} adopt --undo{where}`"
         )
-    if chosen and setting.platform != "win32" and not on_path(PROGRAM, setting):
+    if chosen and invocation.platform != "win32" and not on_path(PROGRAM, invocation):
         warn(f"{PROGRAM} is not on PATH, so kubectl will not find it: copy or link it to a directory on PATH")
     return 1 if options.context and any(one.refusal for one in found) else 0
 
 
-def find_entries(files: Mapping[str, Kubeconfig], setting: Invocation, contexts: Sequence[str]) -> list[Found]:
+def find_entries(files: Mapping[str, Kubeconfig], invocation: Invocation, contexts: Sequence[str]) -> list[Found]:
     """Other plugins' entries in the files, for these contexts or for all. Raises Problem if a context is missing."""
     used = [(name, context.user) for config in files.values() for name, context in config.contexts.items()]
     for name in contexts:
@@ -4505,11 +4507,11 @@ def find_entries(files: Mapping[str, Kubeconfig], setting: Invocation, contexts:
             if not entry.command or our_arguments(entry) is not None or (contexts and user not in wanted):
                 continue
             if contexts or any(program_name(word) in ADOPTED for word in (entry.command, *entry.arguments)):
-                found.append(Found(path, user, entry, refusal(entry, setting)))
+                found.append(Found(path, user, entry, refusal(entry, invocation)))
     return found
 
 
-def refusal(entry: KubeUser, setting: Invocation) -> str:
+def refusal(entry: KubeUser, invocation: Invocation) -> str:
     """Why a user's exec entry cannot be adopted, or ""."""
     grammar = ADOPTED.get(entry.plugin())
     version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
@@ -4521,7 +4523,7 @@ def refusal(entry: KubeUser, setting: Invocation) -> str:
     # with a relative path, kubectl would look for it next to the draft.
     if entry.others:
         return f"it also has {', '.join(entry.others)}"
-    variables = {**setting.environ, **entry.variables}
+    variables = {**invocation.environ, **entry.variables}
     try:
         if take_apart(grammar, entry.arguments).words[: len(grammar.words)] != grammar.words:
             return f"its arguments are not those of {' '.join(grammar.words)!r}"
@@ -4531,10 +4533,10 @@ def refusal(entry: KubeUser, setting: Invocation) -> str:
     return ""
 
 
-def is_chosen(one: Found, setting: Invocation, options: Any) -> bool:
+def is_chosen(one: Found, invocation: Invocation, options: Any) -> bool:
     """Show an entry before and after. If the options do not choose it, a person decides."""
     say(f"{one.path}: user {one.user}")
-    for sign, entry in (("-", one.entry), ("+", adopted(one.entry, exec_command(setting)))):
+    for sign, entry in (("-", one.entry), ("+", adopted(one.entry, exec_command(invocation)))):
         version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
         say(f"  {sign} {' '.join([entry.command, *entry.arguments])}  ({version})")
     if options.all or options.context or options.dry_run:
@@ -4661,18 +4663,18 @@ class Proposal(NamedTuple):
     advice: str = ""  # what to do when it is stored
 
 
-def login_command(setting: Invocation, options: Any) -> int:
+def login_command(invocation: Invocation, options: Any) -> int:
     """Sign in with an identity, a new one or one that is there; what is new is stored once AWS has said yes."""
     wanted = SignIn(*[getattr(options, field) for field in SignIn._fields])
-    resolver = Resolver(setting, open_cache(setting), interactive=True)
+    resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     store = resolver.store
-    name = wanted.name or store.stored.only() or (ask("Name of the identity: ") if setting.terminal else "")
+    name = wanted.name or store.stored.only() or (ask("Name of the identity: ") if invocation.terminal else "")
     if not name:
         raise usage("which identity?", f"name it: {PROGRAM} login NAME")
     wanted = wanted._replace(name=name)
     check_sign_in(wanted)
     if wanted.cluster_name:
-        find_kubectl(setting)
+        find_kubectl(invocation)
     if not wanted.kinds() and not exists(resolver, name):
         wanted = ask_for_kind(wanted, resolver.person)
         check_sign_in(wanted)
@@ -4699,7 +4701,7 @@ def login_command(setting: Invocation, options: Any) -> int:
         say(f"{name} is the default now")
     if proposal.advice:
         say(f"hint: {proposal.advice}")
-    return provision(setting, name, wanted.cluster_name, wanted.region) if wanted.cluster_name else 0
+    return provision(invocation, name, wanted.cluster_name, wanted.region) if wanted.cluster_name else 0
 
 
 def check_sign_in(wanted: SignIn) -> None:
@@ -5021,11 +5023,11 @@ def pick(what: str, option: str, labels: Sequence[str], terminal: bool) -> int:
 # logout, identities, whoami
 
 
-def logout_command(setting: Invocation, options: Any) -> int:
+def logout_command(invocation: Invocation, options: Any) -> int:
     """Forget identities: keys, records, sessions, SSO tokens, cached answers."""
     if options.all == bool(options.name):
         raise usage("name an identity, or say --all")
-    resolver = Resolver(setting, open_cache(setting), interactive=True)
+    resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     session = no_profile(resolver)
     sessions = read_notes(resolver.store.path)
     names = sorted(resolver.store.stored.identities) if options.all else [options.name]
@@ -5063,7 +5065,7 @@ def logout_command(setting: Invocation, options: Any) -> int:
             write_identities(resolver.store.path, Stored(default, identities))
     forget_answers(resolver.store)
     if not options.keep_kubeconfig:
-        remove_entries(setting, names)
+        remove_entries(invocation, names)
     say("forgot every identity" if options.all else f"forgot {options.name}")
     return 0
 
@@ -5084,11 +5086,11 @@ def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
     return found
 
 
-def identities_command(setting: Invocation, options: Any) -> int:
+def identities_command(invocation: Invocation, options: Any) -> int:
     """List the stored identities and the AWS profiles, without opening the keyring."""
     import json
 
-    resolver = Resolver(setting, None, interactive=False)
+    resolver = Resolver(invocation, None, interactive=False)
     session = no_profile(resolver)
     sessions = read_notes(resolver.store.path)
     rows = []
@@ -5132,12 +5134,12 @@ def identities_command(setting: Invocation, options: Any) -> int:
     return 0
 
 
-def whoami_command(setting: Invocation, options: Any) -> int:
+def whoami_command(invocation: Invocation, options: Any) -> int:
     """Ask AWS whom an identity's credentials belong to."""
     import json
 
-    resolver = Resolver(setting, open_cache(setting), interactive=True)
-    request = Request(PROGRAM, "", options.region or region_variable(setting.environ), options.identity)
+    resolver = Resolver(invocation, open_cache(invocation), interactive=True)
+    request = Request(PROGRAM, "", options.region or region_variable(invocation.environ), options.identity)
     credentials = resolver.credentials(request)
     # keys of the keyring alone need no session before
     session = resolver.session or resolver.open_session(Choice(resolver.name, named=True, environment=False), request)
@@ -5189,12 +5191,12 @@ class Check(NamedTuple):
     hint: str = ""
 
 
-def doctor_command(setting: Invocation, options: Any) -> int:
+def doctor_command(invocation: Invocation, options: Any) -> int:
     """Check everything that a token depends on. Returns 1 if something keeps kubectl from getting one."""
     import json
 
     checks = []
-    for check in diagnoses(setting, options.online):
+    for check in diagnoses(invocation, options.online):
         checks.append(check)
         if options.output == "text":
             show(f"{check.status:5} {one_line(check.name)}: {one_line(check.found)}")
@@ -5206,60 +5208,60 @@ def doctor_command(setting: Invocation, options: Any) -> int:
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 
-def diagnoses(setting: Invocation, online: bool) -> Iterable[Check]:
-    yield check_python(setting)
-    yield check_executable(setting)
-    yield check_cache(setting)
-    if cache := open_cache(setting):
+def diagnoses(invocation: Invocation, online: bool) -> Iterable[Check]:
+    yield check_python(invocation)
+    yield check_executable(invocation)
+    yield check_cache(invocation)
+    if cache := open_cache(invocation):
         yield check_locks(cache)
         yield check_file_times(cache)
-        yield from check_launcher(setting, cache)
+        yield from check_launcher(invocation, cache)
 
     try:
-        resolver = Resolver(setting, None, interactive=False)
+        resolver = Resolver(invocation, None, interactive=False)
         vault, stored = resolver.store.vault, resolver.store.stored
     except Problem as problem:
-        yield check_keyring(Vault(setting.environ, setting.platform, interactive=False), Stored("", {}))
+        yield check_keyring(Vault(invocation.environ, invocation.platform, interactive=False), Stored("", {}))
         yield Check("identities", "fail", problem.message, problem.hint)
     else:
         yield check_keyring(vault, stored)
         yield check_identities(resolver)
     if online:
-        yield check_clock(setting.environ)
+        yield check_clock(invocation.environ)
 
-    kubectl = check_kubectl(setting)
+    kubectl = check_kubectl(invocation)
     yield kubectl
     if kubectl.status != "fail":
-        yield from check_contexts(setting)
+        yield from check_contexts(invocation)
 
 
 # The program
 
 
-def check_python(setting: Invocation) -> Check:
+def check_python(invocation: Invocation) -> Check:
     """Which Python this is, and whether the executable finds one when kubectl starts it."""
     version = ".".join(map(str, sys.version_info[:3]))
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    if setting.platform == "win32" or not setting.build:
+    if invocation.platform == "win32" or not invocation.build:
         return Check("python", "ok", f"{version}, {python}")
     try:
-        _, took = ask_program([setting.file, "--version"], setting.environ)
+        _, took = ask_program([invocation.file, "--version"], invocation.environ)
     except Problem as problem:
         return Check("python", "fail", f"the executable cannot start Python: {problem.message}", problem.hint)
     return Check("python", "ok", f"{version}, {python}; the program starts in {milliseconds(took)}")
 
 
-def check_executable(setting: Invocation) -> Check:
+def check_executable(invocation: Invocation) -> Check:
     """Whether the file is complete, and is the one that `command: eks-token` finds."""
     import filecmp
     import zipfile
 
-    file = setting.file
-    if not setting.build:
+    file = invocation.file
+    if not invocation.build:
         return Check(
             "executable", "warn", f"{file} belongs to an installed package, {__version__}, which starts slowly"
         )
-    found = f"{file}, {__version__}, build {setting.build}"
+    found = f"{file}, {__version__}, build {invocation.build}"
     try:
         with zipfile.ZipFile(file) as archive:
             damaged_member = archive.testzip()
@@ -5269,11 +5271,11 @@ def check_executable(setting: Invocation) -> Check:
         damaged_member = type(error).__name__
     if damaged_member:
         return Check("executable", "fail", f"{found}, is damaged: {damaged_member}", "install it again")
-    if setting.platform == "win32":
+    if invocation.platform == "win32":
         return Check("executable", "ok", found)
     if not os.access(file, os.X_OK):
         return Check("executable", "fail", f"{found}, is not executable", f"chmod +x {file}")
-    first = on_path(PROGRAM, setting)
+    first = on_path(PROGRAM, invocation)
     if first is None:
         return Check("executable", "warn", f"{found}, is not on PATH as {PROGRAM}", "kubectl looks for it there")
     if not os.path.samefile(first, file) and not filecmp.cmp(first, file, shallow=False):
@@ -5281,17 +5283,17 @@ def check_executable(setting: Invocation) -> Check:
     return Check("executable", "ok", found)
 
 
-def check_cache(setting: Invocation) -> Check:
+def check_cache(invocation: Invocation) -> Check:
     """The owner, mode and free space of the cache directory."""
     import shutil
     import stat
 
-    directory = cache_home(setting.environ, setting.platform)
+    directory = cache_home(invocation.environ, invocation.platform)
     if directory is None:
         return Check("cache", "fail", "there is none: HOME is not an absolute path", "set HOME")
     repair = f"every call signs a new token; make {directory} a directory that you own, with mode 0700"
     try:
-        make_trusted(directory, setting.environ)
+        make_trusted(directory, invocation.environ)
         probe = os.path.join(directory, "doctor")
         write_file(probe, "room?")
         os.unlink(probe)
@@ -5300,7 +5302,7 @@ def check_cache(setting: Invocation) -> Check:
         return Check("cache", "fail", f"not used: {refused}", repair)
     except OSError as error:
         return Check("cache", "fail", f"{directory}: {error.strerror or type(error).__name__}", repair)
-    if setting.cache is None:
+    if invocation.cache is None:
         return Check("cache", "fail", f"{directory} is not used: it was not usable when this started", repair)
     found = f"{directory}, yours, mode {mode:04o}, {room / 1e6:,.0f} MB free"
     return Check("cache", "warn" if room < LITTLE_ROOM else "ok", found, "free up space" if room < LITTLE_ROOM else "")
@@ -5334,19 +5336,19 @@ def check_file_times(cache: Cache) -> Check:
     return Check("cache clock", "ok", "the file system's clock agrees with this machine's")
 
 
-def check_launcher(setting: Invocation, cache: Cache) -> Iterable[Check]:
+def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
     """How fast a cached answer is printed here, and by what: the script at the start of the executable, or Python.
 
     It uses an answer to words that are not a real request, cached for a moment, so it does not need any credentials.
     """
-    if setting.platform == "win32" or not setting.build:
+    if invocation.platform == "win32" or not invocation.build:
         return
     words = ("no-command", "--cluster-name", "a-cluster-name", "--region", "us-east-2", "--identity", "somebody")
-    key = request_key("v1beta1", words, setting.environ, setting.platform)
+    key = request_key("v1beta1", words, invocation.environ, invocation.platform)
     now = int(time.time())
     answer = "an answer of the usual length ".ljust(1500, ".")
     shell = os.path.basename(os.path.realpath("/bin/sh"))
-    environ = {name: value for name, value in setting.environ.items() if name != "KUBERNETES_EXEC_INFO"}
+    environ = {name: value for name, value in invocation.environ.items() if name != "KUBERNETES_EXEC_INFO"}
     if key is None:
         return
     cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), (), cache.generation())
@@ -5355,16 +5357,18 @@ def check_launcher(setting: Invocation, cache: Cache) -> Iterable[Check]:
             yield Check("launcher", "fail", "an answer that was just cached cannot be found", "see the checks above")
             return
         # If there is no Python, only the launcher can answer.
-        took = answer_time([setting.file, *words], answer, environ | {"EKS_TOKEN_PYTHON": os.devnull})
+        took = answer_time([invocation.file, *words], answer, environ | {"EKS_TOKEN_PYTHON": os.devnull})
         if took is not None:
             yield Check("launcher", "ok", f"prints a cached answer in {milliseconds(took)}, run by {shell}")
             return
-        took = answer_time([setting.file, *words], answer, environ)
+        took = answer_time([invocation.file, *words], answer, environ)
     finally:
         cache.remove_expired(os.path.join(cache.root, "tokens"), key.directory, float("inf"))
-    reason = why_not_launcher(setting.environ) or f"/bin/sh is {shell}, which cannot print it"
+    reason = why_not_launcher(invocation.environ) or f"/bin/sh is {shell}, which cannot print it"
     if took is None:
-        yield Check("launcher", "fail", "cached answers are not printed", f"run {setting.file} with --debug to see why")
+        yield Check(
+            "launcher", "fail", "cached answers are not printed", f"run {invocation.file} with --debug to see why"
+        )
     else:
         yield Check("launcher", "warn", f"a cached answer goes through Python, in {milliseconds(took)}: {reason}")
 
@@ -5478,14 +5482,14 @@ def check_clock(environ: Mapping[str, str]) -> Check:
 # kubectl and its contexts
 
 
-def check_kubectl(setting: Invocation) -> Check:
+def check_kubectl(invocation: Invocation) -> Check:
     import json
 
-    path = on_path("kubectl", setting)
+    path = on_path("kubectl", invocation)
     if path is None:
         return Check("kubectl", "fail", "is not on PATH", "install it: https://kubernetes.io/docs/tasks/tools/")
     try:
-        output, _ = ask_program([path, "version", "--client", "-o", "json"], setting.environ)
+        output, _ = ask_program([path, "version", "--client", "-o", "json"], invocation.environ)
         version = json.loads(output)["clientVersion"]["gitVersion"]
         minor = int(version.split(".")[1])
     except Problem as problem:
@@ -5497,12 +5501,12 @@ def check_kubectl(setting: Invocation) -> Check:
     return Check("kubectl", "ok", f"{version}, {path}")
 
 
-def check_contexts(setting: Invocation) -> Iterable[Check]:
+def check_contexts(invocation: Invocation) -> Iterable[Check]:
     """Each context: whether it gets a token, or which other plugin it still uses."""
     from concurrent.futures import ThreadPoolExecutor
 
     try:
-        users = exec_users(setting)
+        users = exec_users(invocation)
     except Problem as problem:
         yield Check("kubeconfig", "fail", problem.message, problem.hint)
         return
@@ -5514,7 +5518,7 @@ def check_contexts(setting: Invocation) -> Iterable[Check]:
         hint = f"`{PROGRAM} adopt` switches those of other plugins" if others else f"see `{PROGRAM} kubeconfig --help`"
         yield Check("kubeconfig", "warn", f"no context uses {PROGRAM}", hint)
     with ThreadPoolExecutor(CONTEXTS_AT_ONCE) as pool:
-        outcomes = pool.map(lambda user: try_entry(user, setting), ours)
+        outcomes = pool.map(lambda user: try_entry(user, invocation), ours)
         for user, (status, found, hint) in zip(ours, outcomes, strict=True):
             for context in user.contexts:
                 yield Check(f"context {context}", status, found, hint)
@@ -5523,7 +5527,7 @@ def check_contexts(setting: Invocation) -> Iterable[Check]:
             yield Check(f"context {context}", "warn", *about_other(user, context))
 
 
-def try_entry(user: ExecUser, setting: Invocation) -> tuple[str, str, str]:
+def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
     """Run an exec entry as kubectl does if nobody can answer. Returns the status, what was found, and a hint."""
     import json
     import shutil
@@ -5535,7 +5539,7 @@ def try_entry(user: ExecUser, setting: Invocation) -> tuple[str, str, str]:
         return "fail", f"kubectl 1.24 and later reject {named_version}", hint
     known = [raw for raw, about in KUBECTL_EXEC_INFO.items() if about == (version, False)]
     info = known[0] if known else json.dumps({"kind": "ExecCredential", "apiVersion": named_version, "spec": {}})
-    environ = {**setting.environ, **user.entry.variables, "KUBERNETES_EXEC_INFO": info}
+    environ = {**invocation.environ, **user.entry.variables, "KUBERNETES_EXEC_INFO": info}
     if "/" in command:  # relative to the kubeconfig (kubernetes/client-go, tools/clientcmd/loader.go)
         command = os.path.normpath(os.path.join(os.path.dirname(user.path), command))
     executable = shutil.which(command, path=environ.get("PATH", ""))
@@ -5693,18 +5697,18 @@ class Candidate(NamedTuple):
     about: str = ""
 
 
-def completion_command(setting: Invocation, options: Any) -> int:
+def completion_command(invocation: Invocation, options: Any) -> int:
     """Print a shell's script, or what can come next if that script passes the words so far."""
     if not options.words:
         show(SCRIPTS[options.shell], end="")
         return 0
     # Not from argparse, which would interpret a --.
-    breaks, *words = setting.argv[setting.argv.index(options.shell) + 1 :]
+    breaks, *words = invocation.argv[invocation.argv.index(options.shell) + 1 :]
     if options.shell == "bash":
-        for line in bash_candidates(words or [""], breaks, setting):
+        for line in bash_candidates(words or [""], breaks, invocation):
             show(line)
         return 0
-    for value, about in candidates(words or [""], setting):
+    for value, about in candidates(words or [""], invocation):
         option, equals, _ = (words or [""])[-1].partition("=")
         joined = f"{option}=" if equals and option.startswith("--") and value != FILES else ""
         if options.shell == "zsh":  # its script has already removed the option
@@ -5713,7 +5717,7 @@ def completion_command(setting: Invocation, options: Any) -> int:
     return 0
 
 
-def candidates(words: Sequence[str], setting: Invocation) -> list[Candidate]:
+def candidates(words: Sequence[str], invocation: Invocation) -> list[Candidate]:
     """What the last word can become after the words before it. The shells keep what fits the part typed so far."""
     *before, current = words
     if not before and not current.startswith("-"):
@@ -5723,16 +5727,16 @@ def candidates(words: Sequence[str], setting: Invocation) -> list[Candidate]:
         return []
     pending, used, given = walk(before, options)
     if pending is not None and not (current.startswith("-") and pending.many):
-        found = values(pending, setting)
+        found = values(pending, invocation)
         return found if not pending.many else found + [each for each in option_names(options, used) if not found]
     if current.startswith("--") and "=" in current:
         option = next((slot for slot in options if current.partition("=")[0] in slot.names), None)
-        return values(option, setting) if option and option.takes else []
+        return values(option, invocation) if option and option.takes else []
     if not current.startswith("-"):
         if len(given) < len(arguments):
-            found = values(arguments[len(given)], setting)
+            found = values(arguments[len(given)], invocation)
         elif arguments and arguments[-1].many:
-            found = values(arguments[-1], setting)
+            found = values(arguments[-1], invocation)
         else:
             found = []
         if found:
@@ -5808,7 +5812,7 @@ def option_names(options: Sequence[Slot], used: set[str]) -> list[Candidate]:
     ]
 
 
-def values(slot: Slot, setting: Invocation) -> list[Candidate]:
+def values(slot: Slot, invocation: Invocation) -> list[Candidate]:
     if slot.choices:
         return [Candidate(choice) for choice in slot.choices]
     if slot.takes == FILES:
@@ -5822,16 +5826,16 @@ def values(slot: Slot, setting: Invocation) -> list[Candidate]:
     if slot.takes not in sources:
         return []
     try:
-        found = sources[slot.takes](setting)
+        found = sources[slot.takes](invocation)
     except (Problem, OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
     return [Candidate(name, about) for name, about in sorted(found.items()) if name and name.isprintable()]
 
 
-def known_identities(setting: Invocation) -> dict[str, str]:
+def known_identities(invocation: Invocation) -> dict[str, str]:
     """The stored identities and the AWS profiles. It does not use botocore, which takes 60 ms to import."""
     found: dict[str, str] = {}
-    environ = setting.environ
+    environ = invocation.environ
     for variable, native, mark in (
         ("AWS_CONFIG_FILE", "~/.aws/config", "profile"),
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", ""),
@@ -5843,7 +5847,7 @@ def known_identities(setting: Invocation) -> dict[str, str]:
         except OSError:
             continue
     try:
-        stored = read_identities(identities_path(environ, setting.platform))
+        stored = read_identities(identities_path(environ, invocation.platform))
     except Problem:
         return found
     return found | {name: kind_of(keys) for name, keys in stored.identities.items()}
@@ -5866,14 +5870,14 @@ def profile_name(line: str, mark: str) -> str:
     return words[1] if len(words) == 2 and words[0] == mark else ""
 
 
-def known_clusters(setting: Invocation) -> dict[str, str]:
+def known_clusters(invocation: Invocation) -> dict[str, str]:
     """The clusters of kubeconfig entries and cached answers."""
     found: dict[str, str] = {}
-    for words in cached_requests(setting):
+    for words in cached_requests(invocation):
         if name := cluster_of(words):
             found[name] = ""
     try:
-        configs = kubeconfigs(setting)
+        configs = kubeconfigs(invocation)
     except Problem:
         return found
     for config in configs.values():
@@ -5895,12 +5899,12 @@ def cluster_of(words: Sequence[str]) -> str:
     return taken.options.get("cluster_name") or taken.options.get("cluster_id") or ""
 
 
-def cached_requests(setting: Invocation) -> Iterable[list[str]]:
+def cached_requests(invocation: Invocation) -> Iterable[list[str]]:
     """The arguments of the requests that have cached answers."""
     from urllib.parse import unquote
 
     left = COMPLETION_ANSWERS
-    for directory, _, names in os.walk(os.path.join(setting.cache, "tokens")) if setting.cache else ():
+    for directory, _, names in os.walk(os.path.join(invocation.cache, "tokens")) if invocation.cache else ():
         if "%request" not in names:
             continue
         left -= 1
@@ -5914,11 +5918,11 @@ def cached_requests(setting: Invocation) -> Iterable[list[str]]:
         yield ["" if part == "%" else unquote(part) for part in arguments]
 
 
-def known_contexts(setting: Invocation) -> dict[str, str]:
-    return {context: f"uses {user.entry.plugin()}" for user in exec_users(setting) for context in user.contexts}
+def known_contexts(invocation: Invocation) -> dict[str, str]:
+    return {context: f"uses {user.entry.plugin()}" for user in exec_users(invocation) for context in user.contexts}
 
 
-def known_regions(setting: Invocation) -> dict[str, str]:
+def known_regions(invocation: Invocation) -> dict[str, str]:
     """AWS's regions, from the file that botocore reads them from."""
     import json
     from importlib.util import find_spec
@@ -5938,14 +5942,14 @@ def known_regions(setting: Invocation) -> dict[str, str]:
 # bash
 
 
-def bash_candidates(words: Sequence[str], breaks: str, setting: Invocation) -> list[str]:
+def bash_candidates(words: Sequence[str], breaks: str, invocation: Invocation) -> list[str]:
     """The candidates as bash should insert them, in place of what follows the last break in the current word."""
     read = [unquoted(word)[0] for word in words]
     current, quote, kept = unquoted(words[-1], breaks)
     option, equals, _ = current.partition("=")
     joined = f"{option}=" if equals and option.startswith("--") else ""
     found = []
-    for value, _ in candidates(read, setting):
+    for value, _ in candidates(read, invocation):
         if value == FILES:
             return [FILES]
         if (joined + value).startswith(current):
@@ -6087,24 +6091,24 @@ SHORT_HELP = f"""\
 See `{PROGRAM} --help` for the options, examples and files."""
 
 
-def run(setting: Invocation) -> int:
-    command = setting.argv[0] if setting.argv else ""
+def run(invocation: Invocation) -> int:
+    command = invocation.argv[0] if invocation.argv else ""
     if command in COMMANDS:
-        return ACTS[command](setting, command_parser(command).parse_args(setting.argv[1:]))
-    if not setting.argv:
+        return ACTS[command](invocation, command_parser(command).parse_args(invocation.argv[1:]))
+    if not invocation.argv:
         say(f"{PROGRAM}: error: no command or option given")
         for line in SHORT_HELP.splitlines():
             say(line)
         return 2
-    if "--help" in setting.argv or "-h" in setting.argv:
+    if "--help" in invocation.argv or "-h" in invocation.argv:
         show(HELP, end="")
         return 0
-    if setting.argv == ("--version",):
+    if invocation.argv == ("--version",):
         show(f"{PROGRAM} {__version__}")
         return 0
-    if is_update_kubeconfig(setting.argv):
-        return update_kubeconfig_command(setting)
-    return token_command(setting)
+    if is_update_kubeconfig(invocation.argv):
+        return update_kubeconfig_command(invocation)
+    return token_command(invocation)
 
 
 def clear_empty_variables() -> None:
