@@ -3,7 +3,7 @@
 # test     build, then run all tests; as root on a system with apt, this first installs what they need
 # coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
 # lint     run ruff, mypy and shellcheck
-# bench    build, then measure how long answers take
+# bench    build, then measure how long answers take; BEFORE=FILE compares with another build
 # install  build, then copy the executable to PREFIX/bin
 # clean    remove everything that the other targets made here
 #
@@ -58,7 +58,7 @@ lint: .venv/dev.done
 	else echo "make: shellcheck is not installed; build/launcher.sh was not checked" >&2; fi
 
 bench: build .venv/dev.done
-	.venv/bin/python tests/bench.py
+	.venv/bin/python tests/bench.py $(if $(BEFORE),--before $(BEFORE))
 
 # Rename the file into place, because the old one may be in use. Not every shell expands the tilde of PREFIX=~/.local.
 install: build

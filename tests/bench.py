@@ -1,18 +1,21 @@
-"""How long answers take, beside what they are measured against: python tests/bench.py [-n ROUNDS]
+"""How long answers take, compared with other programs: python tests/bench.py [-n ROUNDS] [--before FILE]
 
-Every command is started many times in one run, in an order that is shuffled anew each round, so that whatever else
-the machine does hits all alike. A time is that from the call that starts a process to its end, as the parent sees
-it; the table has their medians, and below them what the project promises of their ratios. Nothing here passes or
-fails: a promise that a noisy machine does not keep is marked, and the exit status is 0.
+Each round starts every command several times, in a new random order, so that other load on the machine affects all
+of them alike. A time runs from the call that starts a process until the process ends, as its parent sees it. The
+table shows medians, and below them the ratios that the project promises. Nothing here passes or fails: a promise
+that a noisy machine does not keep is marked, and the exit status is 0.
 
-Where other processes are busy, `chrt -f 10 make bench`, as root, puts all of this before them.
+--before FILE (make bench BEFORE=FILE) adds rows for another build of eks-token, measured in the same run.
 
-What a command needs and this machine lacks (a keyring, the AWS CLI, Go, kubectl) is named, and its row left out.
+On a busy machine, root can give all of this priority with `chrt -f 10 make bench`.
+
+If this machine lacks what a command needs (a keyring, the AWS CLI, Go, kubectl), its row is left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -35,16 +38,16 @@ import pytest
 from conftest import ROOT, KeyringDaemon, kubectls
 from servers import ApiServer, Keys
 
-LONGEST = 600  # seconds that rounds may take: an answer is fresh for 780
-BUILDING = 900  # seconds for Go to fetch and build
+LONGEST = 600  # seconds that all rounds may take; an answer is fresh for 780
+BUILDING = 900  # seconds that Go may take to download and build
 ANSWERS = 1000
 
-# AWS's own examples of keys; nothing that is measured calls AWS.
+# The example keys from AWS's documentation. Nothing that is measured here calls AWS.
 EXAMPLE_KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
 }
-# What kubectl says to a plugin; every plugin here is told.
+# What kubectl passes to a plugin. Every plugin here gets it.
 EXEC_INFO = (
     '{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/v1beta1","spec":{"interactive":false}}\n'
 )
@@ -59,6 +62,7 @@ HIT_AMONG_MANY = f"hit, {ANSWERS:,} answers in the cache"
 HIT_IN_PYTHON = "hit through Python (keys in the environment)"
 MISS = "miss (--refresh)"
 FIRST_RUN = "first run (empty cache)"
+BEFORE = ", before"
 AWS = "aws eks get-token"
 AWS_IAM_AUTHENTICATOR = "aws-iam-authenticator token"
 KUBECTL = "kubectl get namespaces, static token"
@@ -66,7 +70,7 @@ KUBECTL_PLUGIN = "kubectl get namespaces, eks-token (hit)"
 
 
 class Promise(NamedTuple):
-    """What is expected of one median, or of two: their ratio, or their difference."""
+    """What is expected of one median, or of the ratio or difference of two."""
 
     of: str
     to: str
@@ -104,11 +108,11 @@ class Command(NamedTuple):
     """A row of the table."""
 
     name: str
-    argv: tuple[str, ...]  # begins with an absolute path
+    argv: tuple[str, ...]  # starts with an absolute path
     env: Mapping[str, str]
-    times: int  # started in each round: more often where a process is short
-    shows: str = ""  # what stdout must hold
-    before: Callable[[], object] = lambda: None  # not timed
+    times: int  # starts in each round: more for a shorter process
+    shows: str = ""  # what stdout must contain
+    prepare: Callable[[], object] = lambda: None  # not timed
 
 
 class Missing(Exception):
@@ -116,22 +120,22 @@ class Missing(Exception):
 
 
 class Wrong(Exception):
-    """A command that does not do what is measured."""
+    """A command did not do what is being measured."""
 
 
 # --- time ---------------------------------------------------------------------------------------------------
 
 
 def seconds_taken(command: Command) -> float:
-    """Runs it once. stdout is a pipe, as kubectl's plugins have it. Raises Wrong for a failure."""
-    command.before()
+    """Run it once. Its stdout is a pipe, as under kubectl. Raises Wrong if it fails."""
+    command.prepare()
     output, stdout = os.pipe()
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, stdout, 1),
         (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
     ]
-    # Python ignores these two, which a child would inherit
+    # Python ignores these two signals, and a child would inherit that.
     signals = [signal.SIGPIPE, signal.SIGXFSZ]
     try:
         begun = time.perf_counter()
@@ -144,7 +148,7 @@ def seconds_taken(command: Command) -> float:
             raise
         os.close(stdout)
         stdout = -1
-        # all outputs here fit a pipe's buffer, so that nobody had to read meanwhile
+        # Every output here fits into a pipe's buffer, so nobody had to read from it until now.
         text = os.read(output, 1 << 20).decode()
     finally:
         os.close(output)
@@ -156,11 +160,11 @@ def seconds_taken(command: Command) -> float:
 
 
 def measured(commands: Sequence[Command], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each start, by command; without a command that went wrong. Says on stderr how it goes."""
+    """The seconds of each start, by command, without commands that went wrong. Progress goes to stderr."""
     times: dict[str, list[float]] = {}
     for command in commands:
         try:
-            seconds_taken(command)  # the first start reads files from the disk, and writes bytecode
+            seconds_taken(command)  # not counted: the first start reads files from the disk and writes bytecode
             times[command.name] = []
         except Wrong as error:
             say(f"{command.name}: left out: {error}")
@@ -168,7 +172,7 @@ def measured(commands: Sequence[Command], rounds: int) -> dict[str, list[float]]
     begun = time.monotonic()
     for done in range(rounds):
         if time.monotonic() - begun > LONGEST:
-            say(f"ended after {done} rounds and {LONGEST} s: answers would no longer be fresh")
+            say(f"stopped after {done} rounds and {LONGEST} s, because answers expire soon")
             break
         turn = [command for command in commands for _ in range(command.times) if command.name in times]
         shuffle(turn)
@@ -186,10 +190,11 @@ def measured(commands: Sequence[Command], rounds: int) -> dict[str, list[float]]
 
 
 class Bench:
-    """Homes with what the commands need in them; all of it is gone when `end` closes."""
+    """Home directories with what the commands need. All of them are removed when `end` closes."""
 
     def __init__(self, end: ExitStack) -> None:
         self.end = end
+        self.label = ""
         self.root = Path(end.enter_context(tempfile.TemporaryDirectory(prefix="eks-token-bench-")))
         self.python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
         self.executable = str(Path(os.environ.get("EKS_TOKEN_EXECUTABLE") or ROOT / "dist/eks-token").resolve())
@@ -209,10 +214,17 @@ class Bench:
             self.env["DBUS_SESSION_BUS_ADDRESS"] = daemon.address
         except (pytest.skip.Exception, pytest.fail.Exception) as error:
             self.keys_in = "~/.aws/credentials"
-            say(f"{error}; the keys are in {self.keys_in} instead, which takes another time")
+            say(f"{error}; the keys are in {self.keys_in} instead, which changes the times")
+
+    def of(self, executable: str, label: str) -> Bench:
+        """The same for another executable, with homes of its own. `label` is added to the names of its rows."""
+        other = copy.copy(self)
+        other.executable, other.label, other.root = executable, label, self.root / label.strip(", ")
+        other.root.mkdir()
+        return other
 
     def home(self, name: str) -> dict[str, str]:
-        """The environment of a new home, with the identity `dev` where such keys are kept."""
+        """The environment of a new home that has the identity `dev`."""
         home = self.root / name
         home.mkdir(0o700)
         env = self.env | {"HOME": str(home)}
@@ -228,7 +240,7 @@ class Bench:
             settings = "".join(f"{name.lower()} = {value}\n" for name, value in EXAMPLE_KEYS.items())
             (home / ".aws").mkdir()
             (home / ".aws/credentials").write_text(f"[dev]\n{settings}")
-        # an answer that depends on a new file is not kept
+        # An answer that depends on a file modified just now would not be stored.
         for path in [*home.rglob("identities.json"), *home.glob(".aws/*")]:
             os.utime(path, (1_000_000_000, 1_000_000_000))
         return env
@@ -237,14 +249,17 @@ class Bench:
         return (self.executable, "--cluster-name", cluster, "--region", "us-east-1", "-i", "dev", *more)
 
     def hit(self, name: str, env: Mapping[str, str]) -> Command:
-        """An answer that is there. The launcher has to give it, since the Python named here is none."""
+        """A cached answer. It must come from the launcher, because EKS_TOKEN_PYTHON is not a Python."""
         complete(self.request("demo"), env=env)
-        return Command(name, self.request("demo"), {**env, "EKS_TOKEN_PYTHON": "none"}, 10, TOKEN)
+        return Command(name + self.label, self.request("demo"), {**env, "EKS_TOKEN_PYTHON": "none"}, 10, TOKEN)
+
+    def miss(self, env: Mapping[str, str]) -> Command:
+        return Command(MISS + self.label, self.request("missed", "--refresh"), env, 2, TOKEN)
 
     def hit_among_many(self) -> Command:
-        """The same in a cache that has answers for other clusters too; each was minted."""
+        """The same in a cache that also has answers for many other clusters, each of them really minted."""
         env = self.home("many")
-        # a hundred in a process: one each would take minutes, and a process keeps its connection to the bus
+        # One process mints a hundred of them, because one process for each would take minutes.
         script = (
             "import sys, eks_token\n"
             "for number in range(int(sys.argv[1]), int(sys.argv[1]) + 100):\n"
@@ -256,7 +271,7 @@ class Bench:
         hit = self.hit(HIT_AMONG_MANY, env)
         kept = sum("%answer" in names for _, _, names in os.walk(self.root / "many"))
         if kept < ANSWERS:
-            raise Missing(f"only {kept} answers were kept")
+            raise Missing(f"only {kept} answers were stored")
         return hit
 
     def first_run(self) -> Command:
@@ -267,21 +282,21 @@ class Bench:
             for cache in caches:
                 shutil.rmtree(cache, ignore_errors=True)
 
-        return Command(FIRST_RUN, self.request("demo"), env, 1, TOKEN, empty)
+        return Command(FIRST_RUN + self.label, self.request("demo"), env, 1, TOKEN, empty)
 
     def with_keys(self, name: str) -> dict[str, str]:
-        """The environment of a new home that has no identity and the keys in the environment."""
+        """The environment of a new home without identities, with keys in environment variables."""
         (self.root / name).mkdir(0o700)
         return self.env | EXAMPLE_KEYS | {"HOME": str(self.root / name)}
 
     def hit_in_python(self) -> Command:
         argv = (self.executable, "--cluster-name", "demo", "--region", "us-east-1")
-        return Command(HIT_IN_PYTHON, argv, self.with_keys("environment"), 4, TOKEN)
+        return Command(HIT_IN_PYTHON + self.label, argv, self.with_keys("environment"), 4, TOKEN)
 
     def aws(self) -> Command:
         aws = Path(sys.executable).with_name("aws")
         if not aws.exists():
-            raise Missing("the AWS CLI is not installed beside this Python")
+            raise Missing("the AWS CLI is not installed next to this Python")
         argv = (str(aws), "eks", "get-token", "--cluster-name", "demo", "--region", "us-east-1")
         return Command(AWS, argv, self.with_keys("aws"), 1, TOKEN)
 
@@ -290,13 +305,13 @@ class Bench:
         return Command(AWS_IAM_AUTHENTICATOR, argv, self.with_keys("authenticator"), 4, TOKEN)
 
     def kubectl(self, hit: Command) -> list[Command]:
-        """The same call of kubectl's with the plugin, and with the plugin's token in its kubeconfig."""
+        """The same kubectl command with the plugin, and with the plugin's token in the kubeconfig."""
         found = kubectls()
         if not found:
             raise Missing("kubectl is not installed")
         server = self.end.enter_context(ApiServer(Keys()))
         token = json.loads(complete(hit.argv, env=hit.env))["status"]["token"]
-        # to the server, both are the same: it does not verify this one
+        # The server treats both alike, because it does not verify this token.
         server.static_token = token
         given = {name: value for name, value in hit.env.items() if name not in ("PATH", "KUBERNETES_EXEC_INFO")}
         plugin = {
@@ -316,7 +331,7 @@ class Bench:
 
 
 def complete(argv: Sequence[str], **settings: object) -> str:
-    """What a command writes, which has to succeed. Raises Missing."""
+    """The output of a command that must succeed. Raises Missing if it does not."""
     done = subprocess.run(argv, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
     if done.returncode:
         raise Missing(f"{Path(argv[0]).name} failed: {(done.stderr.strip().splitlines() or ['silently'])[-1]}")
@@ -324,10 +339,9 @@ def complete(argv: Sequence[str], **settings: object) -> str:
 
 
 def built_authenticator() -> Path:
-    """aws-iam-authenticator, built once: the newest 0.7 that the module proxy has, else the newest. Raises Missing.
+    """aws-iam-authenticator, built once: the newest 0.7 that the module proxy has, or the newest. Raises Missing.
 
-    `go install` refuses a module with replace directives, as 0.7 has; as a tool of another module it is built all
-    the same.
+    `go install` refuses a module with replace directives, which 0.7 has, but builds it as a tool of another module.
     """
     kept = ROOT / ".venv/bench"
     for path in kept.glob("aws-iam-authenticator-v*"):
@@ -335,7 +349,7 @@ def built_authenticator() -> Path:
     go = shutil.which("go")
     if go is None:
         raise Missing("Go is not installed")
-    say("building aws-iam-authenticator, once: a minute or two")
+    say("building aws-iam-authenticator, which takes a minute or two, but only once")
     with tempfile.TemporaryDirectory(prefix="eks-token-go-") as directory:
         settings = {"cwd": directory, "env": os.environ | {"GOFLAGS": "-mod=mod"}, "timeout": BUILDING}
         program = f"{AUTHENTICATOR}/cmd/aws-iam-authenticator"
@@ -348,22 +362,26 @@ def built_authenticator() -> Path:
             version = complete([go, "list", "-m", "-f", "{{.Version}}", AUTHENTICATOR], **settings).strip()
             complete([go, "build", "-o", "built", program], **settings)
         except subprocess.TimeoutExpired:
-            raise Missing(f"Go was not done in {BUILDING} s") from None
+            raise Missing(f"Go did not finish within {BUILDING} s") from None
         kept.mkdir(parents=True, exist_ok=True)
         path = kept / f"aws-iam-authenticator-{version}"
         shutil.move(Path(directory, "built"), path)
     return path
 
 
-def commands_here(bench: Bench) -> list[Command]:
+def commands_here(bench: Bench, before: Bench | None) -> list[Command]:
+    """The rows of the table in their order: each program next to what it is compared with."""
     env = bench.home("home")
     hit = bench.hit(HIT, env)
     commands = [
         Command(TRUE, ("/bin/true",), env, 10),
         hit,
         Command(PYTHON, (bench.python, "-I", "-S", "-c", "pass"), env, 4),
-        Command(MISS, bench.request("missed", "--refresh"), env, 2, TOKEN),
+        bench.miss(env),
     ]
+    if before:
+        env = before.home("home")
+        commands += [before.hit(HIT, env), before.hit_in_python(), before.miss(env), before.first_run()]
     makers: dict[str, Callable[[], Command | list[Command]]] = {
         HIT_AMONG_MANY: bench.hit_among_many,
         HIT_IN_PYTHON: bench.hit_in_python,
@@ -379,10 +397,9 @@ def commands_here(bench: Bench) -> list[Command]:
             say(f"{name}: left out: {error}")
         else:
             commands += made if isinstance(made, list) else [made]
-    # as a row belongs to the one before
     order = [TRUE, HIT, HIT_AMONG_MANY, AWS_IAM_AUTHENTICATOR, PYTHON, HIT_IN_PYTHON, MISS, FIRST_RUN, AWS]
     order += [KUBECTL, KUBECTL_PLUGIN]
-    return sorted(commands, key=lambda command: order.index(command.name))
+    return sorted(commands, key=lambda command: order.index(command.name.removesuffix(BEFORE)))
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -398,7 +415,7 @@ def versions(bench: Bench, commands: Sequence[Command], load: float) -> str:
     if KUBECTL in here:
         found = re.search(r"v(1\.\d+\.\d+)", complete([str(here[KUBECTL]), "version", "--client"]))
         shown.append(f"kubectl {found[1] if found else '(?)'}")
-    shown.append(f"load {load:.1f} on {os.cpu_count()} processors before")
+    shown.append(f"the load was {load:.1f} on {os.cpu_count()} processors")
     return "; ".join(shown)
 
 
@@ -434,19 +451,21 @@ def terminated(*_: object) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measures how long answers take.")
+    parser = argparse.ArgumentParser(description="Measure how long answers take.")
     parser.add_argument("-n", type=int, default=20, metavar="ROUNDS", help="rounds (default: %(default)s)")
+    parser.add_argument("--before", metavar="FILE", help="another build of eks-token, to compare with")
     options = parser.parse_args(argv)
     if os.name != "posix":
-        say("only on POSIX systems, where the launcher runs")
+        say("this needs a POSIX system, because it measures the launcher")
         return 0
-    signal.signal(signal.SIGTERM, terminated)  # so that what was started ends
+    signal.signal(signal.SIGTERM, terminated)  # so that the processes that we started end too
     load = os.getloadavg()[0]
     with ExitStack() as end:
         bench = Bench(end)
         if not os.path.exists(bench.executable):
-            parser.error(f"{bench.executable} is not there: make build")
-        commands = commands_here(bench)
+            parser.error(f"{bench.executable} does not exist; run `make build` first")
+        before = bench.of(os.path.abspath(options.before), BEFORE) if options.before else None
+        commands = commands_here(bench, before)
         say(f"{options.n} rounds")
         times = measured(commands, max(options.n, 1))
         print(versions(bench, commands, load), "", *table(times), "", *promises(times), sep="\n")
