@@ -31,6 +31,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from subprocess import CompletedProcess
     from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -693,11 +694,11 @@ SHELLS = ("bash", "zsh", "fish")
 
 class Command(NamedTuple):
     summary: str
-    arguments: Callable[[Any], None]
+    arguments: Callable[[ArgumentParser], None]
     examples: str = ""
 
 
-def login_arguments(parser: Any) -> None:
+def login_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "name", nargs="?", default="", metavar="NAME", help="the identity (default: the default or only one)"
     )
@@ -738,23 +739,23 @@ def login_arguments(parser: Any) -> None:
     parser.add_argument("--no-verify", action="store_true", help="do not check the credentials with AWS")
 
 
-def logout_arguments(parser: Any) -> None:
+def logout_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the identity")
     parser.add_argument("--all", action="store_true", help="every identity, session and SSO token")
     parser.add_argument("--keep-kubeconfig", action="store_true", help="keep the identity's kubeconfig entries")
 
 
-def identities_arguments(parser: Any) -> None:
+def identities_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="the output format")
 
 
-def whoami_arguments(parser: Any) -> None:
+def whoami_arguments(parser: ArgumentParser) -> None:
     identities_arguments(parser)
     parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity (default: as for a token)")
     parser.add_argument("--region", default="", help="the AWS region of the STS endpoint to ask")
 
 
-def kubeconfig_arguments(parser: Any) -> None:
+def kubeconfig_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--cluster-name", default="", metavar="NAME", help="the EKS cluster")
     parser.add_argument("--all", action="store_true", help="every cluster in the region; keeps the current context")
     parser.add_argument("--region", required=True, help="the cluster's AWS region")
@@ -767,7 +768,7 @@ def kubeconfig_arguments(parser: Any) -> None:
     parser.add_argument("--no-set-current", action="store_true", help="do not change the current context")
 
 
-def adopt_arguments(parser: Any) -> None:
+def adopt_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--context", nargs="+", action="extend", default=[], metavar="NAME", help="adopt the entries of these contexts"
     )
@@ -779,12 +780,12 @@ def adopt_arguments(parser: Any) -> None:
     parser.add_argument("--undo", action="store_true", help="restore the files as they were before")
 
 
-def doctor_arguments(parser: Any) -> None:
+def doctor_arguments(parser: ArgumentParser) -> None:
     identities_arguments(parser)
     parser.add_argument("--online", action="store_true", help="also compare this machine's clock with AWS's")
 
 
-def completion_arguments(parser: Any) -> None:
+def completion_arguments(parser: ArgumentParser) -> None:
     import argparse
 
     parser.add_argument("shell", choices=SHELLS, help="the shell to print the script for")
@@ -859,12 +860,12 @@ COMMANDS = {
 }
 
 
-def command_parser(name: str) -> Any:
+def command_parser(name: str) -> ArgumentParser:
     """The argparse parser for one of our own commands."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
-        def print_help(self, file: Any = None) -> None:
+        def print_help(self, file: object = None) -> None:
             show(self.format_help(), end="")
 
         def error(self, message: str) -> NoReturn:
@@ -3759,7 +3760,7 @@ class Provision(NamedTuple):
     verbose: bool = False
 
 
-def kubeconfig_command(invocation: Invocation, options: Any) -> int:
+def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
     """Write the entries for one cluster, or for all clusters in a region."""
     if options.cluster_name and options.all:
         raise usage("--cluster-name and --all cannot be used together")
@@ -4457,7 +4458,7 @@ class Found(NamedTuple):
     refusal: str  # why it is left alone, or ""
 
 
-def adopt_command(invocation: Invocation, options: Any) -> int:
+def adopt_command(invocation: Invocation, options: Namespace) -> int:
     """Switch other plugins' exec entries to this program, and keep their arguments and variables as they are."""
     atmos = os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
     paths = kubeconfig_paths(invocation, options.kubeconfig, atmos)
@@ -4533,7 +4534,7 @@ def refusal(entry: KubeUser, invocation: Invocation) -> str:
     return ""
 
 
-def is_chosen(one: Found, invocation: Invocation, options: Any) -> bool:
+def is_chosen(one: Found, invocation: Invocation, options: Namespace) -> bool:
     """Show an entry before and after. If the options do not choose it, a person decides."""
     say(f"{one.path}: user {one.user}")
     for sign, entry in (("-", one.entry), ("+", adopted(one.entry, exec_command(invocation)))):
@@ -4663,7 +4664,7 @@ class Proposal(NamedTuple):
     advice: str = ""  # what to do when it is stored
 
 
-def login_command(invocation: Invocation, options: Any) -> int:
+def login_command(invocation: Invocation, options: Namespace) -> int:
     """Sign in with an identity, a new one or one that is there; what is new is stored once AWS has said yes."""
     wanted = SignIn(*[getattr(options, field) for field in SignIn._fields])
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
@@ -5023,7 +5024,7 @@ def pick(what: str, option: str, labels: Sequence[str], terminal: bool) -> int:
 # logout, identities, whoami
 
 
-def logout_command(invocation: Invocation, options: Any) -> int:
+def logout_command(invocation: Invocation, options: Namespace) -> int:
     """Forget identities: keys, records, sessions, SSO tokens, cached answers."""
     if options.all == bool(options.name):
         raise usage("name an identity, or say --all")
@@ -5086,7 +5087,7 @@ def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
     return found
 
 
-def identities_command(invocation: Invocation, options: Any) -> int:
+def identities_command(invocation: Invocation, options: Namespace) -> int:
     """List the stored identities and the AWS profiles, without opening the keyring."""
     import json
 
@@ -5134,7 +5135,7 @@ def identities_command(invocation: Invocation, options: Any) -> int:
     return 0
 
 
-def whoami_command(invocation: Invocation, options: Any) -> int:
+def whoami_command(invocation: Invocation, options: Namespace) -> int:
     """Ask AWS whom an identity's credentials belong to."""
     import json
 
@@ -5191,7 +5192,7 @@ class Check(NamedTuple):
     hint: str = ""
 
 
-def doctor_command(invocation: Invocation, options: Any) -> int:
+def doctor_command(invocation: Invocation, options: Namespace) -> int:
     """Check everything that a token depends on. Returns 1 if something keeps kubectl from getting one."""
     import json
 
@@ -5697,7 +5698,7 @@ class Candidate(NamedTuple):
     about: str = ""
 
 
-def completion_command(invocation: Invocation, options: Any) -> int:
+def completion_command(invocation: Invocation, options: Namespace) -> int:
     """Print a shell's script, or what can come next if that script passes the words so far."""
     if not options.words:
         show(SCRIPTS[options.shell], end="")
@@ -5991,7 +5992,7 @@ def bash_quoted(value: str, quote: str) -> str:
 #
 # The table of commands, the help, and the one place that turns errors into two lines on stderr.
 
-ACTS: Mapping[str, Callable[[Invocation, Any], int]] = {
+ACTS: Mapping[str, Callable[[Invocation, Namespace], int]] = {
     "login": login_command,
     "logout": logout_command,
     "identities": identities_command,
