@@ -54,6 +54,7 @@ lint: .venv/dev.done
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy --python-version 3.10 eks_token.py build
 	@if command -v shellcheck >/dev/null; then shellcheck -s sh build/launcher.sh; \
 	else echo "make: shellcheck is not installed; build/launcher.sh was not checked" >&2; fi
 

@@ -153,12 +153,29 @@ def rfc3339(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def parse_time(text: str) -> float:
-    """An ISO 8601 time in seconds since the epoch. Raises ValueError."""
-    from datetime import UTC, datetime
+ISO_TIME = r"""
+    (\d{4}) -? (\d\d) -? (\d\d)
+    (?: [Tt ] (\d\d) :? (\d\d) (?: :? ([0-5]\d|60) (?: [.,] (\d+) )? )? )?  # RFC 3339 has leap seconds
+    (?: [Zz] | UTC | ([+-]) (\d\d) (?: :? (\d\d) )? )?  # older AWS CLIs wrote UTC in ~/.aws/sso/cache
+"""
 
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+def parse_time(text: str) -> float:
+    """A time of ISO 8601 or RFC 3339 in seconds since the epoch; one without a zone is UTC. Raises ValueError.
+
+    datetime.fromisoformat reads only what isoformat writes in Python 3.10: no Z, and no nanoseconds, which Go writes.
+    """
+    import re
+    from datetime import datetime, timedelta, timezone
+
+    found = re.fullmatch(ISO_TIME, text, re.ASCII | re.VERBOSE)
+    if found is None:
+        raise ValueError(f"not an ISO 8601 time: {text!r}")
+    year, month, day, hour, minute, second, fraction, sign, hours, minutes = found.groups(default="0")
+    offset = timedelta(hours=int(hours), minutes=int(minutes))
+    zone = timezone(-offset if sign == "-" else offset)
+    moment = datetime(int(year), int(month), int(day), int(hour), int(minute), tzinfo=zone)
+    return moment.timestamp() + int(second) + float(f"0.{fraction}")
 
 
 def sha256(text: str) -> str:
@@ -6063,7 +6080,7 @@ Environment
   AWS_PROFILE, AWS_REGION, AWS_CONFIG_FILE, AWS_ENDPOINT_URL, ...
                         the same as in the AWS SDKs
   ATMOS_IDENTITY        the identity, if no option gives one
-  EKS_TOKEN_PYTHON      the Python to run: 3.11 or newer
+  EKS_TOKEN_PYTHON      the Python to run: 3.10 or newer
   EKS_TOKEN_DEBUG=1     the same as --debug
   KUBERNETES_EXEC_INFO  set by kubectl: the API version, and whether a person
                         can be asked

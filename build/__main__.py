@@ -1,9 +1,9 @@
 import os
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 10):
     sys.stderr.write(
-        "eks-token: error: Python 3.11 or newer is needed, this is %d.%d (%s)\n"
+        "eks-token: error: Python 3.10 or newer is needed, this is %d.%d (%s)\n"
         "hint: name a newer one in EKS_TOKEN_PYTHON\n" % (sys.version_info[0], sys.version_info[1], sys.executable)
     )
     sys.exit(1)

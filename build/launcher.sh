@@ -152,7 +152,7 @@ et_start() {
 
 # et_suits PYTHON: whether it runs (a version manager's shim may exist and not run) and is new enough.
 et_suits() {
-	"$1" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+	"$1" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
 }
 
 if [ -n "$et_cache" ]; then
@@ -178,7 +178,7 @@ fi
 
 # macOS's own python3 comes last, because without the developer tools it is a stub that opens a dialog.
 et_last=
-for et_name in python3 python3.15 python3.14 python3.13 python3.12 python3.11; do
+for et_name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python3.10; do
 	et_python=$(command -v "$et_name") || continue
 	if [ "$et_python" = /usr/bin/python3 ] && [ -e /System/Library/CoreServices ]; then
 		et_last=$et_python
@@ -189,6 +189,6 @@ done
 if [ -n "$et_last" ] && et_suits "$et_last"; then
 	et_start "$et_last" "$@"
 fi
-printf '%s\n' 'eks-token: error: no Python 3.11 or newer was found' \
+printf '%s\n' 'eks-token: error: no Python 3.10 or newer was found' \
 	'hint: install one, or set EKS_TOKEN_PYTHON to its path' >&2
 exit 1

@@ -140,7 +140,7 @@ def resolve(target: Path) -> None:
     """Installs the wheels pinned in requirements.txt into target: the same ones on every machine."""
     options = (
         "--quiet --disable-pip-version-check --no-compile --no-deps --require-hashes "
-        "--only-binary :all: --platform any --abi none --implementation py --python-version 3.11"
+        "--only-binary :all: --platform any --abi none --implementation py --python-version 3.10"
     )
     command = [sys.executable, "-m", "pip", "install", *options.split()]
     command += ["--target", str(target), "--requirement", str(HERE / "requirements.txt")]

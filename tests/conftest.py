@@ -141,13 +141,13 @@ def inspected(python: str) -> Interpreter | None:
 
 @functools.cache
 def interpreters() -> tuple[Interpreter, ...]:
-    """One Python of each minor version from 3.11 up that this machine has; of its own, the running one."""
-    names = [f"python3.{minor}" for minor in range(11, 20)]
+    """One Python of each minor version from 3.10 up that this machine has; of its own, the running one."""
+    names = [f"python3.{minor}" for minor in range(10, 20)]
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     candidates = [
         sys.executable,
         *(path for name in names for path in [shutil.which(name)] if path),
-        *(str(path) for path in sorted(pyenv.glob("3.1[1-9]*/bin/python"))),
+        *(str(path) for path in sorted(pyenv.glob("3.1[0-9]*/bin/python"))),
     ]
     by_version: dict[str, Interpreter] = {}
     for candidate in candidates:

@@ -1028,7 +1028,7 @@ def run_first_and_fail(status: int) -> str:
     return f"#!/bin/sh\necho noise\necho noise >&2\nexit {status}\n"
 
 
-@pytest.mark.parametrize("name", ["python3", "python3.11", "python3.12", "python3.13", "python3.14"])
+@pytest.mark.parametrize("name", ["python3", *(f"python3.{minor}" for minor in range(10, 16))])
 def test_a_python_is_found_on_a_path_with_spaces(programs: Programs, shell: Shell, name: str) -> None:
     programs.add(name, suitable("found"))
     done = programs.run(shell)
@@ -1061,7 +1061,7 @@ def test_a_python_that_does_not_do_is_passed_over(programs: Programs, shell: She
 
 
 def old_python() -> str | None:
-    candidates = [shutil.which(f"python3.{minor}") for minor in range(10, 5, -1)]
+    candidates = [shutil.which(f"python3.{minor}") for minor in range(9, 5, -1)]
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     candidates += map(str, sorted(pyenv.glob("3.[0-9].*/bin/python3")))
     for candidate in candidates:
@@ -1075,8 +1075,8 @@ def test_an_old_python_is_passed_over(programs: Programs, shell: Shell) -> None:
     programs.add("python3", f'#!/bin/sh\nexec {old} "$@"\n' if old else run_first_and_fail(1))
     done = programs.run(shell)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no Python 3.11 or newer" in done.stderr
-    programs.add("python3.11", suitable("found"))
+    assert "no Python 3.10 or newer" in done.stderr
+    programs.add("python3.10", suitable("found"))
     assert programs.run(shell).stdout == "found"
 
 
@@ -1084,7 +1084,7 @@ def test_without_a_python_there_is_one_error_and_a_hint(programs: Programs, shel
     done = programs.run(shell)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "eks-token: error: no Python 3.11 or newer was found\nhint: install one, or set EKS_TOKEN_PYTHON to its path\n"
+        "eks-token: error: no Python 3.10 or newer was found\nhint: install one, or set EKS_TOKEN_PYTHON to its path\n"
     )
 
 

@@ -69,6 +69,26 @@ def test_the_tests_run_with_the_versions_that_are_bundled() -> None:
     assert {name.split("==")[0] for name in wanted} == {"botocore", "jeepney", "keyring", "platformdirs"}
 
 
+def test_the_oldest_python_is_the_same_everywhere() -> None:
+    """What cannot read one place when it runs repeats it: a shell script, and what an old Python compiles."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    oldest = project["project"]["requires-python"].removeprefix(">=")
+    minor = oldest.removeprefix("3.")
+    assert project["tool"]["ruff"]["target-version"] == f"py3{minor}"
+    texts = {
+        "build/launcher.sh": [f"< (3, {minor})", f" python{oldest};", f"Python {oldest} or newer"],
+        "build/__main__.py": [f"< (3, {minor})", f"Python {oldest} or newer"],
+        "build/package.py": [f"--python-version {oldest}"],
+        "eks_token.py": [f"the Python to run: {oldest} or newer"],
+        "README.md": [f"needs Python {oldest} or newer", f"`python{oldest}` on `PATH`"],
+        "Makefile": [f"mypy --python-version {oldest} "],
+    }
+    missing = {
+        name: [text for text in wanted if text not in (ROOT / name).read_text()] for name, wanted in texts.items()
+    }
+    assert missing == {name: [] for name in texts}
+
+
 # The file
 
 
@@ -287,7 +307,7 @@ def test_pruning_leaves_what_is_needed_and_no_empty_directory(tmp_path: Path) ->
         "botocore/data/ec2/2016-11-15/service-2.json.gz",
         "botocore/data/sts/2011-06-15/examples-1.json",
         "six-1.17.0.dist-info/RECORD",
-        "platformdirs-4.14.8.dist-info/sboms/platformdirs.cdx.json",
+        "platformdirs-4.12.4.dist-info/sboms/platformdirs.cdx.json",
         "keyring/__main__.py",
         "win32ctypes/core/cffi/__init__.py",
     }

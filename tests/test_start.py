@@ -486,6 +486,8 @@ def test_every_python_starts_it_from_the_launcher(home: Sandbox, python: str) ->
         done = home.run("--version", python=python)
         assert (done.returncode, done.stdout, done.stderr) == (0, VERSION, "")
     assert (home.cache / "python").read_bytes() == os.fsencode(os.path.realpath(python)) + b"\n"
+    env: dict[str, str | None] = {"EKS_TOKEN_PYTHON": python, "AWS_CREDENTIAL_EXPIRATION": "2126-01-01T00:00:00Z"}
+    assert printed_a_token(mints(home, **env))
 
 
 def test_the_python_below_a_virtual_environment_is_remembered(home: Sandbox, python: str, tmp_path: Path) -> None:
@@ -498,19 +500,19 @@ def test_the_python_below_a_virtual_environment_is_remembered(home: Sandbox, pyt
     assert stat.S_IMODE((home.cache / "python").stat().st_mode) == 0o600
 
 
-TOO_OLD = r"eks-token: error: Python 3\.11 or newer is needed, this is {} \(.+\)\nhint: .+\n"
+TOO_OLD = r"eks-token: error: Python 3\.10 or newer is needed, this is {} \(.+\)\nhint: .+\n"
 
 
 def old_pythons() -> list[str]:
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    found = [path for pattern in ("2.*", "3.[0-9].*", "3.10.*") for path in versions.glob(f"{pattern}/bin/python")]
+    found = [path for pattern in ("2.*", "3.[0-9].*") for path in versions.glob(f"{pattern}/bin/python")]
     return sorted(map(str, found)) or ["none"]
 
 
 @pytest.mark.parametrize("old", old_pythons(), ids=lambda path: Path(path).parent.parent.name)
 def test_an_old_python_says_so(home: Sandbox, old: str) -> None:
     if old == "none":
-        pytest.skip("only on a machine with a Python before 3.11")
+        pytest.skip("only on a machine with a Python before 3.10")
     version = Path(old).parent.parent.name.rpartition(".")[0]
     done = home.run("--version", command=[old, home.executable])
     assert (done.returncode, done.stdout) == (1, "")
@@ -520,10 +522,10 @@ def test_an_old_python_says_so(home: Sandbox, old: str) -> None:
 def test_what_an_old_python_runs_first_is_written_for_it() -> None:
     text = (ROOT / "build/__main__.py").read_text()
     ast.parse(text, feature_version=(3, 4))
-    code = "import sys; sys.version_info = (3, 10, 99); exec(sys.stdin.read())"
+    code = "import sys; sys.version_info = (3, 9, 99); exec(sys.stdin.read())"
     done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert re.fullmatch(TOO_OLD.format(r"3\.10"), done.stderr)
+    assert re.fullmatch(TOO_OLD.format(r"3\.9"), done.stderr)
 
 
 # What others would have it do

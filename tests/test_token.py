@@ -337,6 +337,56 @@ def test_expired_credentials_are_an_error(place: Sandbox, keyring_daemon: Keyrin
     assert "eks-token login dev" in done.stderr
 
 
+TIMES = [
+    ("2026-11-25T12:00:00Z", 0),
+    ("2026-11-25t12:00:00z", 0),
+    ("2026-11-25T12:00:00", 0),
+    ("2026-11-25 12:00", 0),
+    ("2026-11-25T12:00:00UTC", 0),
+    ("2026-11-25T12:00:00.5Z", 0.5),
+    ("2026-11-25T12:00:00.123456789+00:00", 0.123457),
+    ("2026-11-25T13:30:00+01:30", 0),
+    ("2026-11-25T13:30:00+0130", 0),
+    ("2026-11-25T09:00:00-03", 0),
+    ("20261125T120000Z", 0),
+    ("2026-11-25", -12 * 3600),
+    ("2026-11-25T11:59:60Z", 0),
+]
+"""As AWS, its CLIs of all ages, Go and botocore write them, and how many seconds from 12:00 they are."""
+
+
+@pytest.mark.parametrize(("text", "seconds"), TIMES)
+def test_a_time_is_read_as_it_is_meant(text: str, seconds: float) -> None:
+    noon = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
+    assert eks_token.parse_time(text) - noon == pytest.approx(seconds, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "soon",
+            "12:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-02-30",
+            "2026-11-25T25:00:00Z",
+            "2026-11-25T12:00:00+25:00",
+        ),
+        *(
+            "2026-11-25T12:00:99Z",
+            "2026-11-25T12:00:00ZZ",
+            "2026-11-25T12:00:00Z\n",
+            "٢٠٢٦-11-25T12:00:00Z",
+            "0000-01-01",
+        ),
+    ],
+)
+def test_what_is_no_time_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        eks_token.parse_time(text)
+
+
 # --- its form -----------------------------------------------------------------------------------------------
 
 
