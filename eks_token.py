@@ -2132,7 +2132,7 @@ def write_identities(path: str | None, stored: Stored) -> None:
     import json
 
     if path is None:
-        raise Problem("HOME names no absolute path: there is no place to keep identities in")
+        raise Problem("HOME is not an absolute path, so identities cannot be stored")
     content = {"version": 1, "default": stored.default, "identities": stored.identities}
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -3160,7 +3160,7 @@ def credential_problem(error: Exception, name: str) -> Problem:
     if isinstance(error, exceptions.ParamValidationError):  # several lines, the first of them a heading
         return Problem(f"{whose}{first_line(' '.join(str(error).split()))}")
     words = first_line(error)
-    return Problem(f"{whose}{words} it failed without a word" if words.endswith(":") else f"{whose}{words}")
+    return Problem(f"{whose}{words} it gave no reason" if words.endswith(":") else f"{whose}{words}")
 
 
 # What is read of the services' answers: members, and the fields of a member or of each one in its list.
@@ -3549,15 +3549,15 @@ def pages(operation: Callable[..., Any], key: str, **question: Any) -> list[Any]
 # -- 7. token ---------------------------------------------------------------------------------------------------------
 #
 # A bearer token is a presigned STS GetCallerIdentity URL in base64url, with the cluster's name as a signed header. The
-# cluster sends that request to learn who signed it: aws-iam-authenticator, pkg/token/token.go, which also says what
-# it accepts.
+# cluster sends that request to STS to learn who signed it. What it accepts is in aws-iam-authenticator's verifier
+# (kubernetes-sigs/aws-iam-authenticator, pkg/token/token.go).
 
 TOKEN_PREFIX = "k8s-aws-v1."
 CLUSTER_HEADER = "x-k8s-aws-id"
-MAX_TOKEN_LENGTH = 4096  # bytes, prefix included
-PRESIGN_EXPIRES = 60  # seconds; STS ignores it, and old verifiers want at most 60
+MAX_TOKEN_LENGTH = 4096  # bytes, including the prefix
+PRESIGN_EXPIRES = 60  # seconds; STS ignores it, but old verifiers allow at most 60
 TOKEN_SECONDS = 14 * 60  # the verifier accepts 15 minutes from X-Amz-Date
-CREDENTIAL_MARGIN = 60  # seconds that a token ends before the credentials that signed it
+CREDENTIAL_MARGIN = 60  # seconds; a token ends this long before the credentials that signed it
 
 
 class Endpoint(NamedTuple):
@@ -3568,10 +3568,11 @@ class Endpoint(NamedTuple):
 def sts_endpoint(
     region: str, grammar: str = "", fips: bool = False, dual_stack: bool = False, legacy: bool = False
 ) -> Endpoint:
-    """The STS host for a token, by the endpoint rules that botocore ships for STS.
+    """The STS host for a token, from botocore's endpoint rules for STS.
 
-    No configured endpoint URL counts: a cluster accepts AWS's hosts alone. Without a region, `aws eks get-token` takes
-    the global host and aws-iam-authenticator that of us-east-1. Raises Problem for a region that cannot exist.
+    Configured endpoint URLs are ignored, because a cluster only accepts AWS's own hosts. If there is no region,
+    `aws eks get-token` uses the global host and aws-iam-authenticator the host of us-east-1. Raises Problem if the
+    region cannot exist.
     """
     from botocore.endpoint_provider import EndpointProvider
     from botocore.exceptions import BotoCoreError
@@ -3584,17 +3585,17 @@ def sts_endpoint(
         region = "us-east-1" if grammar == "aws-iam-authenticator" else "aws-global"
     partition = check_region(region, partitions["partitions"])
     if partition.startswith("aws-iso"):
-        dual_stack = False  # the verifier knows no dual-stack domain there
+        dual_stack = False  # the verifier does not know a dual-stack domain there
     try:
         found = rules.resolve_endpoint(Region=region, UseFIPS=fips, UseDualStack=dual_stack, UseGlobalEndpoint=legacy)
     except BotoCoreError as error:
-        raise Problem(f"AWS has no such STS endpoint in {region}: {error}") from error
+        raise Problem(f"AWS does not have this STS endpoint in {region}: {error}") from error
     schemes = found.properties.get("authSchemes") or [{}]
     return Endpoint(found.url.partition("://")[2], schemes[0].get("signingRegion", region))
 
 
 def check_region(region: str, partitions: Sequence[Mapping[str, Any]]) -> str:
-    """The id of the region's partition. Warns of a region that is new to botocore; raises Problem for no region."""
+    """The ID of the region's partition. Warns if the region is not known. Raises Problem if it cannot exist."""
     import re
 
     known = [name for partition in partitions for name in partition["regions"]]
@@ -3606,7 +3607,7 @@ def check_region(region: str, partitions: Sequence[Mapping[str, Any]]) -> str:
         if region.isascii() and re.fullmatch(partition["regionRegex"], region):
             warn(f"the region {region} is not known here" + (f"; the nearest known one is {close}" if close else ""))
             return str(partition["id"])
-    raise usage(f"{region!r} is no AWS region", f"did you mean {close}?" if close else "")
+    raise usage(f"{region!r} is not an AWS region", f"did you mean {close}?" if close else "")
 
 
 def presign(credentials: Credentials, endpoint: Endpoint, cluster: str) -> tuple[str, int]:
@@ -3632,9 +3633,9 @@ def bearer_token(url: str) -> str:
     token = TOKEN_PREFIX + base64.urlsafe_b64encode(url.encode()).decode().rstrip("=")
     if len(token) > MAX_TOKEN_LENGTH:
         raise Problem(
-            f"the token would have {len(token)} bytes, and clusters accept {MAX_TOKEN_LENGTH}: "
+            f"the token would have {len(token)} bytes, but clusters accept at most {MAX_TOKEN_LENGTH}: "
             "the session token of these credentials is too long",
-            "a role with a shorter session (fewer tags, a smaller session policy) makes shorter ones",
+            "use a role whose sessions have fewer tags or a smaller session policy",
         )
     return token
 
@@ -3649,7 +3650,7 @@ def exec_credential(token: str, version: str, expires: int) -> dict[str, Any]:
 
 
 def rendered(credential: Mapping[str, Any], request: Request) -> str:
-    """The credential as the request wants it on stdout, without the newline at its end."""
+    """The credential in the output format that was requested, without a newline at the end."""
     import json
 
     if request.output == "token":
@@ -3661,13 +3662,13 @@ def rendered(credential: Mapping[str, Any], request: Request) -> str:
         try:
             shown = jmespath.search(request.query, credential)
         except jmespath.exceptions.JMESPathError as error:
-            raise usage(f"--query {request.query!r} is no JMESPath expression: {first_line(error)}") from error
+            raise usage(f"--query {request.query!r} is not a JMESPath expression: {first_line(error)}") from error
     return "\n".join(text_lines(shown)) if request.output == "text" else json.dumps(shown)
 
 
 def text_lines(value: Any, name: str = "") -> list[str]:
-    """As the AWS CLI's `--output text` has it (aws/aws-cli, awscli/text.py): scalars joined by tabs, and what is nested
-    on lines of its own, each begun with its name."""
+    """Lines in the format of the AWS CLI's `--output text` (aws/aws-cli, awscli/text.py): scalars joined by tabs, and
+    each nested value on a line of its own that starts with its name."""
     if isinstance(value, dict):
         nested = [key for key in sorted(value) if isinstance(value[key], (dict, list))]
         scalars = [str(value[key]) for key in sorted(value) if key not in nested]
@@ -3683,7 +3684,7 @@ def text_lines(value: Any, name: str = "") -> list[str]:
 
 
 def mint(request: Request, resolver: Resolver) -> Minted:
-    """A new token. Raises Problem."""
+    """Sign a new token. Raises Problem."""
     credentials = resolver.credentials(request)
     fips, dual_stack, legacy = resolver.endpoint_settings()
     region = request.region or resolver.region()
@@ -3701,7 +3702,7 @@ def mint(request: Request, resolver: Resolver) -> Minted:
 
 
 def token_command(invocation: Invocation) -> int:
-    """The token on stdout: from the cache if it is there, else minted by one process while the others wait."""
+    """Print a token: from the cache, or a new one. One process signs it while others that want the same one wait."""
     info = exec_info(invocation.environ.get("KUBERNETES_EXEC_INFO", ""))
     cache = open_cache(invocation)
     key = request_key(info.version, invocation.argv, invocation.environ, invocation.platform) if cache else None
@@ -3713,7 +3714,7 @@ def token_command(invocation: Invocation) -> int:
 
     request = parse_request(invocation.argv, invocation.environ, info.version)
     asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
-    debug(f"minting: {', '.join(asked)}")
+    debug(f"signing a new token: {', '.join(asked)}")
     person = invocation.terminal and info.interactive
     if cache is None or key is None:
         show(mint(request, Resolver(invocation, cache, person)).text)
@@ -3722,7 +3723,7 @@ def token_command(invocation: Invocation) -> int:
         lock = cache.lock(f"request {key.line}")
         with lock:
             if not refresh and (answer := cache.lookup(key, time.time())):
-                debug("answered by another process meanwhile")
+                debug("another process has signed it meanwhile")
                 show(answer)
                 return 0
             resolver = Resolver(invocation, cache, person)
@@ -4617,20 +4618,20 @@ def undo(paths: Sequence[str], dry_run: bool) -> int:
 
 # -- 10. sign in and out ----------------------------------------------------------------------------------------------
 #
-# The one section that talks to a person: login, logout, and what shows who is signed in. What is asked goes to stderr
-# and is read from stdin; a secret is not echoed.
+# The commands that talk to a person: login, logout, and those that show who is signed in. Questions go to stderr and
+# answers come from stdin. Secrets are not echoed.
 
 KINDS = (
-    ("keys", "an access key, kept in the OS keyring"),
+    ("keys", "an access key, stored in the OS keyring"),
     ("mfa", "an access key with an MFA device"),
     ("role", "a role, assumed from another identity"),
     ("sso", "AWS SSO (IAM Identity Center), in the browser"),
-    ("import", "the access key of a profile in ~/.aws/credentials, moved to the keyring"),
+    ("import", "the access key of a profile in ~/.aws/credentials, copied to the keyring"),
 )
 
 
 class SignIn(NamedTuple):
-    """What `login` is told to do, by its options or by a person; each field is named after its option."""
+    """What `login` should do, from its options or a person's answers. Each field is named after its option."""
 
     name: str
     stdin: bool
@@ -4655,7 +4656,7 @@ class SignIn(NamedTuple):
     no_verify: bool
 
     def kinds(self) -> list[str]:
-        """The options that say what kind of identity it is to be; none to sign in again."""
+        """The options given that say what kind of identity this is. Without any, `login` signs in again."""
         described = {
             "--stdin": self.stdin,
             "--new-keys": self.new_keys,
@@ -4666,29 +4667,29 @@ class SignIn(NamedTuple):
         return [option for option, value in described.items() if value]
 
     def only_default(self) -> bool:
-        """Whether all it is to do is to make an identity the default: no reason to sign in again."""
+        """Whether it should only make an identity the default, which is not a reason to sign in again."""
         return self.default and not (self.mfa_code_stdin or self.region or self.mfa_serial)
 
 
 class Proposal(NamedTuple):
-    """An identity as it will be stored, if AWS says yes to it."""
+    """An identity that will be stored if AWS accepts it."""
 
-    record: Mapping[str, str] | None  # its settings; None leaves what is stored as it is
+    record: Mapping[str, str] | None  # its settings, or None to leave what is stored as it is
     keys: Credentials | None = None
     mfa_code: str | None = None  # read from stdin
-    arn: str = ""  # whose keys they are, if AWS has been asked already
+    arn: str = ""  # whose keys these are, if AWS has already been asked
     portal: Portal | None = None  # where a person has just signed in
-    advice: str = ""  # what to do when it is stored
+    advice: str = ""  # what the person should do next
 
 
 def login_command(invocation: Invocation, options: Namespace) -> int:
-    """Sign in with an identity, a new one or one that is there; what is new is stored once AWS has said yes."""
+    """Sign in with a new or existing identity. Anything new is stored only after AWS has accepted it."""
     wanted = SignIn(*[getattr(options, field) for field in SignIn._fields])
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     store = resolver.store
     name = wanted.name or store.stored.only() or (ask("Name of the identity: ") if invocation.terminal else "")
     if not name:
-        raise usage("which identity?", f"name it: {PROGRAM} login NAME")
+        raise usage("which identity?", f"pass its name: {PROGRAM} login NAME")
     wanted = wanted._replace(name=name)
     check_sign_in(wanted)
     if wanted.cluster_name:
@@ -4697,7 +4698,10 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
         wanted = ask_for_kind(wanted, resolver.person)
         check_sign_in(wanted)
     if wanted.new_keys and not resolver.person:
-        raise usage("no terminal is there to ask for the keys", "--stdin reads them as credential_process prints them")
+        raise usage(
+            "there is no terminal to ask for the keys",
+            "pass them with --stdin, in the JSON format of credential_process",
+        )
 
     proposal = propose(wanted, resolver)
     if proposal.record is not None:
@@ -4714,42 +4718,42 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     if expires is not None:
         say(f"{name}: signed in until {rfc3339(expires)}")
     if proposal.keys:
-        say(f"{name}: the keys are in the keyring")
+        say(f"{name}: the keys are stored in the keyring")
     if wanted.default and not wanted.kinds():
-        say(f"{name} is the default now")
+        say(f"{name} is now the default")
     if proposal.advice:
         say(f"hint: {proposal.advice}")
     return provision(invocation, name, wanted.cluster_name, wanted.region) if wanted.cluster_name else 0
 
 
 def check_sign_in(wanted: SignIn) -> None:
-    """Raise Problem for options that do not go together, or that no identity could have."""
+    """Raise Problem if options cannot be used together, or if a value cannot be right."""
     check_name(wanted.name)
     if wanted.cluster_name:
         if not wanted.region:
-            raise usage("--region is missing: the AWS region of the cluster")
+            raise usage("--region is missing", "pass the cluster's AWS region, for example --region us-east-2")
         named_cluster({"cluster_name": wanted.cluster_name})
     kinds = wanted.kinds()
     if len(kinds) > 1:
-        raise usage(f"{kinds[0]} and {kinds[1]} describe two kinds of identity")
+        raise usage(f"{kinds[0]} and {kinds[1]} are for different kinds of identity")
     if bool(wanted.role_arn) != bool(wanted.source):
-        raise usage("--role-arn and --source go together: the role, and the identity that assumes it")
+        raise usage("--role-arn and --source must be used together: the role, and the identity that assumes it")
     if wanted.sso_start_url and not wanted.sso_region:
-        raise usage("--sso-region is missing: the AWS region of the start URL")
+        raise usage("--sso-region is missing: pass the AWS region of the start URL")
     if (wanted.external_id or wanted.role_session_name) and not wanted.role_arn:
-        raise usage("--external-id and --role-session-name go with --role-arn")
+        raise usage("--external-id and --role-session-name require --role-arn")
     if wanted.duration_seconds and not (wanted.duration_seconds.isdecimal() and int(wanted.duration_seconds) >= 900):
-        raise usage(f"--duration-seconds is a number, at least 900, not {wanted.duration_seconds!r}")
+        raise usage(f"--duration-seconds must be a number of at least 900, not {wanted.duration_seconds!r}")
 
 
 def check_name(name: str) -> None:
     plain = name.isprintable() and name == name.strip() and not set(name) & set("[]")
     if not plain or name.startswith("-") or len(name) > 128:
-        raise usage(f"{name!r} cannot be an identity's name")
+        raise usage(f"{name!r} cannot be the name of an identity")
 
 
 def exists(resolver: Resolver, name: str) -> bool:
-    """Whether there is something to sign in with: a stored identity, a profile, or one of Atmos's."""
+    """Whether this is a stored identity, an AWS profile, or an entry of Atmos."""
     if name in resolver.store.stored.identities:
         return True
     try:
@@ -4760,21 +4764,21 @@ def exists(resolver: Resolver, name: str) -> bool:
 
 
 def ask_for_kind(wanted: SignIn, person: bool) -> SignIn:
-    """Lead a person through what an identity can be."""
+    """Ask a person what kind of identity this is, and for what it needs."""
     if not person:
         raise usage(
-            f"no identity and no AWS profile is named {wanted.name!r}, and no option says what it is to be",
-            f"see {PROGRAM} login --help; --stdin reads keys as credential_process prints them",
+            f"no identity or AWS profile is named {wanted.name!r}, and no option says what kind of identity to store",
+            f"see {PROGRAM} login --help; --stdin reads keys in the JSON format of credential_process",
         )
     if wanted.mfa_serial:
-        return wanted._replace(new_keys=True)  # the option says what it is to be
-    say(f"{wanted.name} is new. What is it to be?")
+        return wanted._replace(new_keys=True)  # the option says which kind
+    say(f"{wanted.name} is new. What kind of identity is it?")
     kind = KINDS[choose("Kind", [words for _, words in KINDS])][0]
     if kind == "role":
         return wanted._replace(
             role_arn=ask("ARN of the role: "),
             source=ask("Identity or AWS profile that assumes it: "),
-            mfa_serial=ask("ARN of the MFA device that it requires (empty for none): "),
+            mfa_serial=ask("ARN of the MFA device that the role requires (empty for none): "),
         )
     if kind == "sso":
         url = ask("Start URL (https://….awsapps.com/start): ")
@@ -4786,7 +4790,7 @@ def ask_for_kind(wanted: SignIn, person: bool) -> SignIn:
 
 
 def propose(wanted: SignIn, resolver: Resolver) -> Proposal:
-    """The identity that is wanted, with whatever a person has to say or do for it."""
+    """The identity to store, after asking a person for what it needs."""
     if wanted.import_profile:
         return imported(wanted, resolver)
     if wanted.stdin:
@@ -4803,7 +4807,7 @@ def propose(wanted: SignIn, resolver: Resolver) -> Proposal:
 
 
 def new_record(wanted: SignIn, **settings: str) -> dict[str, str]:
-    """A record of identities.json. The revision makes each login's record another one."""
+    """A record for identities.json. Its revision makes it different from the record of any other login."""
     record = {**settings, "region": settings.get("region") or wanted.region, REVISION: os.urandom(8).hex()}
     return {key: value for key, value in record.items() if value}
 
@@ -4818,8 +4822,8 @@ def ask_for_keys() -> Credentials:
 
 
 def read_keys_from_stdin(with_code: bool) -> tuple[Credentials, str | None]:
-    """Keys as a credential_process prints them ("Sourcing credentials with an external process", AWS SDKs guide), and
-    the MFA code that may follow on a line of its own."""
+    """Keys in the JSON format of credential_process ("Process credential provider", AWS SDKs and Tools Reference), and
+    the MFA code that may follow them. Raises Problem."""
     import json
 
     text = sys.stdin.read().lstrip()
@@ -4828,7 +4832,7 @@ def read_keys_from_stdin(with_code: bool) -> tuple[Credentials, str | None]:
     except (ValueError, RecursionError):
         content, end = None, 0
     if not isinstance(content, dict):
-        raise Problem("stdin holds no JSON object", 'expected {"Version": 1, "AccessKeyId": …, "SecretAccessKey": …}')
+        raise Problem("stdin is not a JSON object", 'expected {"Version": 1, "AccessKeyId": …, "SecretAccessKey": …}')
     for value in content.values():
         keep_secret(value if isinstance(value, str) and len(value) > 20 else None)
     rest = text[end:].split()
@@ -4837,14 +4841,14 @@ def read_keys_from_stdin(with_code: bool) -> tuple[Credentials, str | None]:
         code = rest.pop(0) if rest else ""
         keep_secret(code)
     if rest:
-        raise Problem("stdin holds more than one JSON object", "an MFA code after it goes with --mfa-code-stdin")
+        raise Problem("stdin has more text after the JSON object", "if that is an MFA code, pass --mfa-code-stdin")
     if content.get("Version") != 1:
-        raise Problem("stdin's JSON is not of Version 1, the one that is known")
+        raise Problem("the JSON on stdin is not Version 1, the only version that is supported")
     key, secret, token = (content.get(name) or None for name in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
     if not isinstance(key, str) or not isinstance(secret, str):
-        raise Problem("stdin's JSON lacks AccessKeyId or SecretAccessKey")
+        raise Problem("the JSON on stdin lacks AccessKeyId or SecretAccessKey")
     if not isinstance(token, (str, type(None))):
-        raise Problem("stdin's JSON has a SessionToken that is no string")
+        raise Problem("the SessionToken in the JSON on stdin is not text")
     keep_secret(secret)
     keep_secret(token)
     expires = None
@@ -4852,16 +4856,16 @@ def read_keys_from_stdin(with_code: bool) -> tuple[Credentials, str | None]:
         try:
             expires = parse_time(content["Expiration"])
         except (ValueError, TypeError):
-            raise Problem("stdin's JSON has an Expiration that is no ISO 8601 time") from None
+            raise Problem("the Expiration in the JSON on stdin is not an ISO 8601 time") from None
         if expires <= time.time():
             raise Problem(f"these credentials expired at {rfc3339(expires)}; nothing was stored")
     return Credentials(key, secret, token, expires), code
 
 
 def proposed_keys(wanted: SignIn, resolver: Resolver, keys: Credentials, code: str | None) -> Proposal:
-    """Keys to be kept in the vault, once AWS has said whose they are."""
+    """Keys to store, after AWS has said whose they are."""
     if wanted.mfa_serial and keys.token:
-        raise usage("an MFA session is made of long-term keys, and these have a session token")
+        raise usage("--mfa-serial requires long-term keys, but these have a session token")
     arn = "" if wanted.no_verify else whose_keys(wanted, resolver, keys)
     record = new_record(
         wanted,
@@ -4873,7 +4877,7 @@ def proposed_keys(wanted: SignIn, resolver: Resolver, keys: Credentials, code: s
 
 
 def whose_keys(wanted: SignIn, resolver: Resolver, keys: Credentials) -> str:
-    """The ARN that AWS knows keys by which are to be stored, asked as the profile says that they are of, if any."""
+    """Ask AWS whose keys these are, with the settings of their profile, if they have one. Returns the ARN."""
     profiles = no_profile(resolver).full_config["profiles"]
     profile = next((each for each in (wanted.import_profile, wanted.name) if each in profiles), "")
     region = wanted.region or region_variable(resolver.store.environ) or ("" if profile else "us-east-1")
@@ -4882,17 +4886,17 @@ def whose_keys(wanted: SignIn, resolver: Resolver, keys: Credentials) -> str:
 
 
 def no_profile(resolver: Resolver) -> Any:
-    """A botocore session that is of no identity, to look at all of them."""
+    """A botocore session without an identity, for looking at all profiles."""
     return resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
 
 
 def imported(wanted: SignIn, resolver: Resolver) -> Proposal:
-    """A profile's keys, to be copied to the vault; the file is the user's to edit."""
+    """A profile's keys, to be copied to the vault. We do not edit the file: that is up to the user."""
     profile = wanted.import_profile
     session = no_profile(resolver)
     keys = session.full_config["profiles"].get(profile, {})
     if profile in resolver.store.stored.identities:
-        raise Problem(f"{profile} is a stored identity: its keys are in the keyring already")
+        raise Problem(f"{profile} is a stored identity, so its keys are already in the keyring")
     key, secret, token = (keys.get(part) for part in SECRET_KEYS)
     if not key or not secret:
         raise Problem(f"the profile {profile!r} has no keys" if keys else f"no AWS profile is named {profile!r}")
@@ -4907,7 +4911,7 @@ def proposed_role(wanted: SignIn, resolver: Resolver) -> Proposal:
     check_role_arn(wanted.role_arn)
     if wanted.source == wanted.name or not exists(resolver, wanted.source):
         raise Problem(
-            f"there is no identity {wanted.source!r} to assume the role from",
+            f"no identity or AWS profile is named {wanted.source!r}, which should assume the role",
             f"store it first: {PROGRAM} login {wanted.source}",
         )
     record = new_record(
@@ -4923,19 +4927,23 @@ def proposed_role(wanted: SignIn, resolver: Resolver) -> Proposal:
 
 
 def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
-    """Sign in at an SSO start URL, and choose account and role if they are not named."""
+    """Sign in at an SSO start URL. A person chooses the account and role if no option does."""
     settings = {"sso_session": wanted.sso_session}
     session = no_profile(resolver)
     if wanted.sso_session:
         portal = portal_of(session.full_config["sso_sessions"].get(wanted.sso_session, {}))
         if portal is None:
-            raise Problem(f"AWS config has no sso-session {wanted.sso_session!r} with sso_start_url and sso_region")
+            raise Problem(
+                f"AWS config does not have an sso-session {wanted.sso_session!r} with sso_start_url and sso_region"
+            )
     else:
         portal = Portal(wanted.sso_start_url, wanted.sso_region)
         settings |= {"sso_start_url": portal.start_url, "sso_region": portal.region}
     if not portal.start_url.startswith(("https://", "http://")):
-        raise usage(f"{portal.start_url!r} is no start URL", "one looks like https://example.awsapps.com/start")
-    resolver.store.vault.get(sso_user(portal))  # a keyring that cannot be used is better known before the browser
+        raise usage(
+            f"{portal.start_url!r} is not a start URL", "a start URL looks like https://example.awsapps.com/start"
+        )
+    resolver.store.vault.get(sso_user(portal))  # fails now, not after the browser, if the keyring cannot be used
     token = authorize_device(session, portal, wanted.no_browser)
     account, role = wanted.sso_account_id, wanted.sso_role_name
     if not account or not role:
@@ -4945,20 +4953,21 @@ def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
 
 
 def changed_settings(wanted: SignIn, store: Store) -> dict[str, str] | None:
-    """What can be changed without describing the identity again: its region, its MFA device, the default."""
-    region = "" if wanted.cluster_name else wanted.region  # with a cluster it is the cluster's
+    """The record with new settings that do not change its kind, such as the region. None if nothing changes."""
+    region = "" if wanted.cluster_name else wanted.region  # with a cluster, --region is the cluster's
     changes = {"region": region, "mfa_serial": wanted.mfa_serial, "duration_seconds": wanted.duration_seconds}
     changes = {key: value for key, value in changes.items() if value}
     stored = store.stored.identities.get(wanted.name)
     if stored is None and (changes or wanted.default):
         raise usage(
-            f"{wanted.name} is an AWS profile: its settings stand in AWS config", "store an identity, or edit the file"
+            f"{wanted.name} is an AWS profile, and its settings are in the AWS config file",
+            "edit that file, or store an identity",
         )
     return {**stored, **changes} if stored is not None and (changes or wanted.default) else None
 
 
 def prove(wanted: SignIn, resolver: Resolver, signed_in: Portal | None) -> tuple[str, float | None]:
-    """Obtain new sessions for an identity, with whatever a person has to do for them: whose they are, and their end."""
+    """Get new sessions for an identity; a person may have to sign in. Returns the ARN and when they end."""
     name = wanted.name
     request = Request(PROGRAM, "", wanted.region or region_variable(resolver.store.environ), name)
     session = resolver.open_session(Choice(name, named=True, environment=False), request)
@@ -4968,7 +4977,7 @@ def prove(wanted: SignIn, resolver: Resolver, signed_in: Portal | None) -> tuple
         new = True
     try:
         credentials = resolver.credentials(request)
-    except SignInNeeded:  # a token may have been revoked, which nobody knows before it is tried
+    except SignInNeeded:  # the SSO token may have been revoked, which only shows when it is used
         if portal is None or new:
             raise
         authorize_again(resolver.store, session, portal, wanted.no_browser)
@@ -4978,9 +4987,9 @@ def prove(wanted: SignIn, resolver: Resolver, signed_in: Portal | None) -> tuple
 
 
 def keep(wanted: SignIn, resolver: Resolver, proposal: Proposal) -> None:
-    """Store what AWS has said yes to: the new secrets first, the record that counts on them, old secrets last.
+    """Store what AWS has accepted: the new secrets, then the record that needs them. Old secrets are removed last.
 
-    What was cached before, or is being minted, does not count from here on.
+    From here on, nothing that was cached or being signed before is used.
     """
     store, name = resolver.store, wanted.name
     forget_answers(store)
@@ -5002,7 +5011,7 @@ def keep(wanted: SignIn, resolver: Resolver, proposal: Proposal) -> None:
 
 
 def key_entry(keys: Credentials) -> dict[str, str]:
-    """Keys as they are kept in the vault."""
+    """Keys as they are stored in the vault."""
     entry = dict(zip(SECRET_KEYS, (keys.access_key, keys.secret_key, keys.token or ""), strict=True))
     entry["expiration"] = rfc3339(keys.expires) if keys.expires is not None else ""
     return {key: value for key, value in entry.items() if value}
@@ -5014,7 +5023,7 @@ def forget_answers(store: Store) -> None:
 
 
 def choose_role(session: Any, region: str, token: str, account: str, role: str, terminal: bool) -> tuple[str, str]:
-    """The account and role to use: the only ones there are, or a person's choice. Raises Problem."""
+    """The account and role to use: the only ones, or those that a person chooses. Raises Problem."""
     with plain_errors():
         sso = unsigned_client(session, "sso", region)
         if not account:
@@ -5030,11 +5039,11 @@ def choose_role(session: Any, region: str, token: str, account: str, role: str, 
 
 def pick(what: str, option: str, labels: Sequence[str], terminal: bool) -> int:
     if not labels:
-        raise Problem(f"there is no {what.lower()} for you at this start URL")
+        raise Problem(f"you do not have access to any {what.lower()} at this start URL")
     if len(labels) == 1:
         return 0
     if not terminal:
-        raise Problem(f"{option} is missing, and there are {len(labels)} to choose from: {', '.join(labels)}")
+        raise Problem(f"{option} is missing; there are {len(labels)} to choose from: {', '.join(labels)}")
     return choose(what, labels)
 
 
@@ -5042,9 +5051,9 @@ def pick(what: str, option: str, labels: Sequence[str], terminal: bool) -> int:
 
 
 def logout_command(invocation: Invocation, options: Namespace) -> int:
-    """Forget identities: keys, records, sessions, SSO tokens, cached answers."""
+    """Remove one or all identities, with their keys, sessions, SSO tokens and cached answers."""
     if options.all == bool(options.name):
-        raise usage("name an identity, or say --all")
+        raise usage("pass the name of an identity, or --all")
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     session = no_profile(resolver)
     sessions = read_notes(resolver.store.path)
@@ -5056,7 +5065,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
         portals |= {note.portal for note in sessions.values()}
     kept = {sso_portal(config, name) for name in resolver.store.stored.identities if name not in names}
 
-    # The vault first: what it refuses to remove must not seem to be gone.
+    # The vault first: if it refuses to remove something, the identity must stay in the list.
     known = options.all or options.name in resolver.store.stored.identities or bool(ours)
     for portal in sorted(filter(None, portals - kept)):
         known = end_sso_session(resolver, session, portal) or known
@@ -5072,7 +5081,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
         if not known:
             raise Problem(
                 f"no identity named {options.name!r} is stored",
-                f"stored are: {', '.join(sorted(resolver.store.stored.identities))}"
+                f"stored identities: {', '.join(sorted(resolver.store.stored.identities))}"
                 if resolver.store.stored.identities
                 else "",
             )
@@ -5084,12 +5093,12 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     forget_answers(resolver.store)
     if not options.keep_kubeconfig:
         remove_entries(invocation, names)
-    say("forgot every identity" if options.all else f"forgot {options.name}")
+    say("removed every identity" if options.all else f"removed {options.name}")
     return 0
 
 
 def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
-    """Revoke an SSO token where the service answers, and forget it either way; false if there was none."""
+    """Revoke an SSO token if the service answers, and remove it in any case. Returns False if there was none."""
     token = read_sso_token(resolver.store.vault, portal)
     if token is not None:
         try:
@@ -5105,7 +5114,7 @@ def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
 
 
 def identities_command(invocation: Invocation, options: Namespace) -> int:
-    """List the stored identities and the AWS profiles, without opening the keyring."""
+    """List stored identities and AWS profiles without opening the keyring."""
     import json
 
     resolver = Resolver(invocation, None, interactive=False)
@@ -5118,7 +5127,7 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
         stored = resolver.store.stored.identities.get(name)
         keys = session.profile_as_written(name) if stored is None else stored
         if stored is None and not (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys():
-            continue  # a profile of settings alone
+            continue  # the profile only has settings
         ending = keys.get(KEY_ENDING) or keys.get("aws_access_key_id", "")[-4:]
         ends = [note.expires for note in sessions.values() if note.names[0] == name]
         ends += [parse_time(keys[KEYS_END])] if KEYS_END in keys else []
@@ -5139,7 +5148,7 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
         show(json.dumps(rows, indent=2))
         return 0
     if not rows:
-        say(f"there are no identities yet: {PROGRAM} login NAME stores one")
+        say(f"there are no identities yet; store one with `{PROGRAM} login NAME`")
         return 0
     shown = [("NAME", "KIND", "FROM", "KEY", "SESSION ENDS", "")]
     for row in rows:
@@ -5153,13 +5162,13 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
 
 
 def whoami_command(invocation: Invocation, options: Namespace) -> int:
-    """Ask AWS whom an identity's credentials belong to."""
+    """Ask AWS whose credentials an identity has."""
     import json
 
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     request = Request(PROGRAM, "", options.region or region_variable(invocation.environ), options.identity)
     credentials = resolver.credentials(request)
-    # keys of the keyring alone need no session before
+    # keys that come straight from the keyring have not needed a session so far
     session = resolver.session or resolver.open_session(Choice(resolver.name, named=True, environment=False), request)
     answer = caller_identity(session, credentials)
     about = {

@@ -505,7 +505,7 @@ def assert_fails(done: Completed, status: int, error: str, hint: str = "") -> No
         pytest.param(["--cluster-name", "a\n\x1b[31m", "--region", "x"], 2, r"'a\n\x1b[31m'", "name", id="escapes"),
         pytest.param(["eks", "get-token", *NAMED.split(), "--output", "yaml"], 2, "--output yaml", "json", id="output"),
         pytest.param(["get-token", "eks"], 2, "'get-token eks' is not a command", "'eks get-token'", id="word order"),
-        pytest.param(["--cluster-name=demo", "--region=mars-1"], 2, "'mars-1' is no AWS", "-1?", id="region"),
+        pytest.param(["--cluster-name=demo", "--region=mars-1"], 2, "'mars-1' is not an AWS", "-1?", id="region"),
         pytest.param([*NAMED.split(), "-i", "nobody"], 1, "named 'nobody'", "login nobody", id="unknown identity"),
         pytest.param(["login", "--no-such"], 2, "--no-such", "login --help", id="login has no such option"),
         pytest.param(["logout", "dev", "--al"], 2, "--al", "logout --help", id="no abbreviated option"),

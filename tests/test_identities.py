@@ -122,6 +122,7 @@ def test_what_is_no_secret_lies_in_a_private_file_and_secrets_in_none(desk: Sand
         pytest.param(process_output(Expiration="soon"), "Expiration", id="an end that is no time"),
         pytest.param(process_output(Expiration=5), "Expiration", id="an end that is a number"),
         pytest.param(process_output(Expiration="2020-01-01T00:00:00Z"), "expired", id="an end gone by"),
+        pytest.param(process_output() + "\n123456", "more text", id="a code that no option asks for"),
     ],
 )
 def test_bad_keys_on_stdin_are_one_line_and_nothing_is_stored(

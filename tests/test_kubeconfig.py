@@ -614,7 +614,7 @@ def watched(laptop: Sandbox) -> Path:
         pytest.param(["completion", "fish", "", "--cluster-name", ""], "demo", id="completion of clusters"),
         pytest.param(["adopt", "--all", "--dry-run"], "+ eks-token", id="a dry run of adopt"),
         pytest.param(["adopt"], "adopt it?", id="adopt until a person agrees"),
-        pytest.param(["logout", "--all"], "forgot every identity", id="logout of nobody's"),
+        pytest.param(["logout", "--all"], "removed every identity", id="logout of nobody's"),
     ],
 )
 def test_what_only_reads_copies_no_kubeconfig(

@@ -181,7 +181,7 @@ def test_a_region_that_is_new_to_botocore_is_used_with_a_warning(
     ],
 )
 def test_what_cannot_be_a_region_is_refused(region: str) -> None:
-    with pytest.raises(Problem, match="is no AWS region") as caught:
+    with pytest.raises(Problem, match="is not an AWS region") as caught:
         eks_token.sts_endpoint(region)
     assert caught.value.status == 2
 
@@ -412,7 +412,7 @@ def test_the_session_token_goes_into_the_token(place: Sandbox, keys: Keys) -> No
 
 
 def test_a_token_that_no_cluster_would_take_for_its_length_is_an_error(place: Sandbox) -> None:
-    fails(place.run(*BARE, env={**KEY.environment, "AWS_SESSION_TOKEN": "x" * 4096}), 1, "accept 4096")
+    fails(place.run(*BARE, env={**KEY.environment, "AWS_SESSION_TOKEN": "x" * 4096}), 1, "accept at most 4096")
     assert not (place.cache / "tokens").exists()
 
 
