@@ -15,7 +15,6 @@ PYTEST ?= -n auto
 
 SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py launcher.sh package.py requirements.txt start.py)
 FLAGS := --quiet --disable-pip-version-check
-PINNED_SHIV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["build"])
 
 # Debian packages, and a command that each provides, for the tests that use real keyrings and shells.
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
@@ -76,12 +75,12 @@ clean:
 	{ echo "make: $(PYTHON) is not Python 3.11 or newer; choose another: make PYTHON=python3.13" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# The build needs one package. It does not need the project's own dependencies, which are large.
-.venv/build.done: pyproject.toml | .venv/bin/python
-	.venv/bin/pip install $(FLAGS) "$$(.venv/bin/python -c '$(PINNED_SHIV)')"
+# The build does not need the project's own dependencies, which are large.
+.venv/build.done: build/tools.txt | .venv/bin/python
+	.venv/bin/pip install $(FLAGS) --require-hashes --only-binary :all: --requirement build/tools.txt
 	@touch $@
 
-.venv/dev.done: pyproject.toml | .venv/bin/python
+.venv/dev.done: pyproject.toml .venv/build.done | .venv/bin/python
 	.venv/bin/pip install $(FLAGS) --editable '.[dev]'
 	@touch $@
 
