@@ -2035,11 +2035,11 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
 
 # -- 4. identities ----------------------------------------------------------------------------------------------------
 #
-# A stored identity is a set of AWS shared-config keys: what is not secret is in identities.json, what is secret in the
-# vault. It is laid over the profiles of AWS config, so that each side may name the other as source_profile. This
-# section reads files and the vault; it asks neither AWS nor a person.
+# A stored identity is a set of AWS shared-config keys. The secret ones are in the vault, the others in identities.json.
+# Stored identities are laid over the profiles of the AWS config file, so either can name the other as source_profile.
+# This section reads files and the vault. It asks neither AWS nor a person.
 
-# The keys of an identity by which botocore's providers find its credentials; one without them is keys in the vault.
+# The keys that tell botocore's providers where to get credentials. An identity with none of them is keys in the vault.
 RESOLVED_KEYS = {
     "credential_process",
     "credential_source",
@@ -2063,7 +2063,7 @@ class Keys(NamedTuple):
 
 
 class Credentials(Keys):
-    """As botocore names them, so that its signer takes them as they are. No message shows what has once been in one."""
+    """The names are botocore's, so its signer accepts one. No message shows a secret that was once in one."""
 
     def __new__(cls, access_key: str, secret_key: str, token: str | None, expires: float | None) -> Credentials:
         keep_secret(secret_key)
@@ -2078,18 +2078,18 @@ class Stored(NamedTuple):
     identities: Mapping[str, Mapping[str, str]]
 
     def only(self) -> str:
-        """The identity that is meant where none is named, or ""."""
+        """The identity to use if none is named: the default, or the only one, or ""."""
         return self.default or (next(iter(self.identities)) if len(self.identities) == 1 else "")
 
 
 class Choice(NamedTuple):
-    """Which identity a request is for, and what may speak for it."""
+    """Which identity a request is for, and where its credentials may come from."""
 
     profile: str  # "" for botocore's own default
     named: bool  # so it must exist
     environment: bool  # environment variables may hold its credentials
-    fallback: str = ""  # the stored identity that answers where botocore finds nothing
-    undecided: tuple[str, ...] = ()  # stored identities of which none was chosen
+    fallback: str = ""  # the stored identity to use if botocore finds nothing
+    undecided: tuple[str, ...] = ()  # the stored identities, if there are several and none was chosen
 
 
 class Portal(NamedTuple):
@@ -2105,7 +2105,7 @@ def identities_path(environ: Mapping[str, str], platform: str) -> str | None:
 
 
 def read_identities(path: str | None) -> Stored:
-    """What is stored; nothing, if there is no such file. Raises Problem for one that cannot be read."""
+    """What is stored, which is nothing if there is no file. Raises Problem if the file cannot be read."""
     import json
 
     if path is None:
@@ -2137,14 +2137,17 @@ def write_identities(path: str | None, stored: Stored) -> None:
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         if os.name == "posix" and os.stat(os.path.dirname(path)).st_uid != os.geteuid():
-            raise Problem(f"{os.path.dirname(path)} belongs to another user: nothing is written there")
+            raise Problem(f"{os.path.dirname(path)} belongs to another user, so nothing is written there")
         write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
 
 
 def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored) -> Choice:
-    """Whom the request is for: the order of each grammar's original, and stored identities where it has no say."""
+    """Whose token the request is for: in the order of the grammar's own program, and then among stored identities.
+
+    Raises Problem if that cannot be decided.
+    """
     drop_in = request.grammar in ("aws", "aws-iam-authenticator")
     name = request.identity or ("" if drop_in else environ.get("ATMOS_IDENTITY", ""))
     if name:
@@ -2154,7 +2157,7 @@ def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored
         there, missing = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
         if secret:
             there, missing = missing, there
-        raise Problem(f"{there} is set, and {missing} is not", "set both of them, or neither")
+        raise Problem(f"{there} is set, but {missing} is not", "set both or neither")
     profile = environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE") or ""
     if key or profile:
         return Choice(profile, named=bool(profile), environment=True)
@@ -2169,7 +2172,7 @@ def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored
 def no_choice(names: Sequence[str]) -> Problem:
     return Problem(
         f"which identity? These are stored: {', '.join(names)}",
-        f"name one with --identity, or make it the default: {PROGRAM} login NAME --default",
+        f"pass one with --identity, or set a default: {PROGRAM} login NAME --default",
     )
 
 
@@ -2178,7 +2181,7 @@ def has_keys(profile: Mapping[str, Any]) -> bool:
 
 
 def check_sources(profile: str, profiles: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise Problem where source_profile leads round in a loop (a profile with keys may name itself)."""
+    """Raise Problem if source_profile leads round in a loop. A profile with keys may name itself."""
     trail = [profile]
     while source := profiles.get(trail[-1], {}).get("source_profile"):
         if "role_arn" not in profiles[trail[-1]]:
@@ -2187,23 +2190,22 @@ def check_sources(profile: str, profiles: Mapping[str, Mapping[str, Any]]) -> No
             return
         trail.append(source)
         if source in trail[:-1]:
-            raise Problem(f"the source_profile of these form a loop: {' -> '.join(trail)}")
+            raise Problem(f"these profiles form a loop by their source_profile: {' -> '.join(trail)}")
 
 
-# Keys of our own among those of AWS in a profile: of an MFA session the identity with the keys, of a record in
-# identities.json the last four characters of its access key id, when temporary keys end, and a mark that every login
-# changes.
-MFA_SOURCE = "eks_token_mfa_source"
-KEY_ENDING = "eks_token_key_ending"
-KEYS_END = "eks_token_keys_end"
-REVISION = "eks_token_revision"
+# Our own keys, among AWS's, in a profile:
+MFA_SOURCE = "eks_token_mfa_source"  # of an MFA session: the identity whose keys open it
+KEY_ENDING = "eks_token_key_ending"  # the last four characters of the access key ID
+KEYS_END = "eks_token_keys_end"  # when temporary keys expire
+REVISION = "eks_token_revision"  # changes with every login
 
 
 def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, AtmosEntry]) -> dict[str, Any]:
-    """AWS config with the identities among its profiles, and two things made to serve all identities at once.
+    """AWS config with the identities among its profiles, and with two changes to all of these.
 
-    An SSO start URL without an sso_session gets one, since botocore refreshes the tokens of sessions alone. A role's
-    mfa_serial over an identity with keys becomes an MFA session of that identity, in the place of its source.
+    An SSO start URL without an sso_session gets one, because botocore only refreshes the tokens of sessions. If a role
+    has an mfa_serial and its source is an identity with keys, an MFA session of that identity becomes the source. All
+    roles with the same device share it.
     """
     atmos = {name: entry.profile() for name, entry in foreign.items()}
     profiles = {**config.get("profiles", {}), **atmos, **stored.identities}
@@ -2230,7 +2232,7 @@ def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, At
 def may_have_mfa_session(
     name: str, profiles: Mapping[str, Mapping[str, Any]], stored: Stored, foreign: Mapping[str, AtmosEntry]
 ) -> bool:
-    """Whether sts:GetSessionToken can be called for this source: it has long-term keys, and is no role."""
+    """Whether this source can call sts:GetSessionToken: it has long-term keys and is not a role."""
     keys = profiles.get(name, {})
     if name in stored.identities or name in foreign:
         return not (RESOLVED_KEYS - {"mfa_serial"}) & keys.keys()
@@ -2238,7 +2240,7 @@ def may_have_mfa_session(
 
 
 def sources(profiles: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
-    """An identity, and in turn what it has its credentials from."""
+    """An identity, its source, the source's own source, and so on."""
     trail: list[str] = []
     while name and name not in trail:
         trail.append(name)
@@ -2248,7 +2250,7 @@ def sources(profiles: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
 
 
 def portal_of(keys: Mapping[str, Any]) -> Portal | None:
-    """The portal that an sso-session, or a profile without one, names in full."""
+    """The portal of an sso-session, or of a profile without one. None if it is not named in full."""
     start_url, region = keys.get("sso_start_url"), keys.get("sso_region")
     return Portal(start_url, region) if isinstance(start_url, str) and isinstance(region, str) else None
 
@@ -2283,7 +2285,7 @@ class UnknownIdentity(Problem):
 
 
 class SignInNeeded(Problem):
-    """Only a person can go on from here."""
+    """A person has to sign in."""
 
 
 def sign_in_problem(name: str, what: str) -> Problem:
@@ -2291,23 +2293,25 @@ def sign_in_problem(name: str, what: str) -> Problem:
 
 
 def read_keys(vault: Vault, name: str) -> Credentials:
-    """The keys stored for an identity. Raises Problem where there are none, or none that are still good."""
+    """The keys stored for an identity. Raises Problem if there are none, or if they have expired."""
     entry = vault.get_json(f"identity:{name}")
     if entry is None:
         raise sign_in_problem(name, "the keyring has no keys for it")
     key, secret, token = (entry.get(name) for name in SECRET_KEYS)
-    if not isinstance(key, str) or not isinstance(secret, str):
+    try:
+        expires = parse_time(entry["expiration"]) if entry.get("expiration") else None
+    except (ValueError, TypeError):
+        raise damaged(f"identity:{name}", "incomplete") from None
+    if not isinstance(key, str) or not isinstance(secret, str) or not isinstance(token, (str, type(None))):
         raise damaged(f"identity:{name}", "incomplete")
-    keep_secret(secret)
-    keep_secret(token)
-    expires = parse_time(entry["expiration"]) if entry.get("expiration") else None
+    keys = Credentials(key, secret, token, expires)
     if expires is not None and expires <= time.time():
         raise sign_in_problem(name, f"the stored session expired at {rfc3339(expires)}")
-    return Credentials(key, secret, token, expires)
+    return keys
 
 
-# Atmos's own entries: session credentials in files beneath its configuration directory, and long-term keys in the
-# keyring (cloudposse/atmos, pkg/auth/cloud/aws/files.go and pkg/keyring/system.go). They are only read.
+# Atmos's own entries are session credentials in files below its configuration directory, and long-term keys in the
+# keyring (cloudposse/atmos, pkg/auth/cloud/aws/files.go and pkg/keyring/system.go). We only read them.
 
 
 class AtmosEntry(NamedTuple):
@@ -2329,7 +2333,7 @@ class AtmosEntry(NamedTuple):
 def find_in_atmos(
     name: str, vault: Vault, environ: Mapping[str, str], platform: str, watched: list[Watched]
 ) -> AtmosEntry | None:
-    """What Atmos has for an identity of this name, also in lower case. Raises Problem for what has expired."""
+    """What Atmos has stored under this name, or under its lower case. Raises Problem if that has expired."""
     expired = 0.0
     for spelling in dict.fromkeys((name, name.lower())):
         entry = atmos_session(spelling, environ, platform, watched)
@@ -2348,7 +2352,7 @@ def find_in_atmos(
 
 
 def atmos_home(environ: Mapping[str, str], platform: str) -> str:
-    """Atmos's configuration directory, "" if there is no place for one."""
+    """Atmos's configuration directory, or "" if there is no place for one."""
     base = environ.get("ATMOS_XDG_CONFIG_HOME") or environ.get("XDG_CONFIG_HOME")
     if not base and platform == "win32":
         base = environ.get("APPDATA")
@@ -2358,7 +2362,7 @@ def atmos_home(environ: Mapping[str, str], platform: str) -> str:
 
 
 def atmos_session(name: str, environ: Mapping[str, str], platform: str, watched: list[Watched]) -> AtmosEntry | None:
-    """The session credentials that `atmos auth login` left for this name. Raises Problem where two realms have it."""
+    """The session credentials that `atmos auth login` wrote for this name. Raises Problem if two realms have it."""
     import glob
 
     import botocore.configloader
@@ -2385,20 +2389,18 @@ def atmos_session(name: str, environ: Mapping[str, str], platform: str, watched:
     if len(found) > 1:
         raise Problem(
             f"{name} is in several of Atmos's realms: {', '.join(path for path, _ in found)}",
-            "name the one that is meant in ATMOS_AUTH_REALM",
+            "set ATMOS_AUTH_REALM to the one you mean",
         )
     for path, keys in found:
         key, secret, token = (keys.get(name) for name in SECRET_KEYS)
         if not key or not secret:
             raise Problem(f"{name} is incomplete in {path}", f"sign in with `atmos auth login -i {name}`")
-        keep_secret(secret)
-        keep_secret(token)
         return AtmosEntry(Credentials(key, secret, token, atmos_expiration(path, name)))
     return None
 
 
 def atmos_expiration(path: str, name: str) -> float | None:
-    """When the credentials end, from the comment above their section: `; atmos: expiration=RFC3339`."""
+    """When the credentials expire, by the comment above their section: `; atmos: expiration=RFC3339`."""
     comment = ""
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -2413,7 +2415,7 @@ def atmos_expiration(path: str, name: str) -> float | None:
 
 
 def atmos_keys(name: str, vault: Vault, environ: Mapping[str, str]) -> AtmosEntry | None:
-    """Long-term keys that Atmos keeps in the keyring. Raises Problem for an entry that is no AWS keys."""
+    """Long-term keys that Atmos stored in the keyring. Raises Problem if the entry does not contain AWS keys."""
     import json
 
     realm = environ.get("ATMOS_AUTH_REALM")
@@ -2421,7 +2423,7 @@ def atmos_keys(name: str, vault: Vault, environ: Mapping[str, str]) -> AtmosEntr
     try:
         text = vault.get_foreign(service, "atmos-auth")
     except Problem as error:
-        debug(f"{name} is not looked for among Atmos's keyring items: {error.message}")
+        debug(f"Atmos's keyring items cannot be searched for {name}: {error.message}")
         return None
     if text is None:
         return None
@@ -2436,13 +2438,11 @@ def atmos_keys(name: str, vault: Vault, environ: Mapping[str, str]) -> AtmosEntr
             data.get("access_key_id", ""), data.get("secret_access_key", ""), data.get("session_token") or None, expires
         )
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise Problem(f"the keyring's entry {service} is not one that Atmos makes for AWS") from None
-    keep_secret(keys.secret_key)
-    keep_secret(keys.token)
+        raise Problem(f"the keyring entry {service} is not one that Atmos writes for AWS") from None
     if not keys.secret_key:  # an SSO provider's: its access_key_id is a bearer token
         keep_secret(keys.access_key)
         raise Problem(
-            f"the keyring's entry {service} holds no AWS keys", f"sign in with `atmos auth login`, or `{PROGRAM} login`"
+            f"the keyring entry {service} has no AWS keys", f"sign in with `atmos auth login` or `{PROGRAM} login`"
         )
     if expires is not None and expires <= time.time():
         raise Problem(
@@ -2453,7 +2453,10 @@ def atmos_keys(name: str, vault: Vault, environ: Mapping[str, str]) -> AtmosEntr
 
 
 def go_keyring_decoded(text: str) -> str:
-    """What macOS's go-keyring wraps around a password (zalando/go-keyring, keyring_darwin.go). Raises ValueError."""
+    """A password without the encoding that go-keyring adds on macOS (zalando/go-keyring, keyring_darwin.go).
+
+    Raises ValueError.
+    """
     import base64
 
     for prefix, decode in (("go-keyring-base64:", base64.b64decode), ("go-keyring-encoded:", bytes.fromhex)):
@@ -2463,7 +2466,7 @@ def go_keyring_decoded(text: str) -> str:
 
 
 def go_seconds(duration: str) -> str:
-    """Whole seconds of a duration as Go writes it, such as 12h or 1h30m; "" for none. Raises ValueError."""
+    """The seconds of a duration in Go's format, such as 12h or 1h30m; "" for none. Raises ValueError."""
     import re
 
     if not duration:
@@ -2475,7 +2478,7 @@ def go_seconds(duration: str) -> str:
 
 
 class Store:
-    """The identities as this run finds them, and the places where they are kept: the vault and identities.json."""
+    """The identities as this run found them, and where they are stored: the vault and identities.json."""
 
     def __init__(self, invocation: Invocation, cache: Cache | None, interactive: bool) -> None:
         self.environ = invocation.environ
@@ -2484,16 +2487,16 @@ class Store:
         self.vault = Vault(invocation.environ, invocation.platform, interactive)
         self.path = identities_path(invocation.environ, invocation.platform)
         self.generation = cache.generation() if cache else ""
-        # The files that decide an answer, as they are before anything is read that they hold; more may be added.
+        # The files that decide an answer, as they were before we read any of them. More may be added.
         self.watched = list(look_at([*aws_files(invocation.environ), *([self.path] if self.path else [])]))
         self.stored = read_identities(self.path)
         self.foreign: dict[str, AtmosEntry] = {}
-        # What login has in hand, and stores when AWS has said yes: keys by identity, SSO tokens with their marks.
+        # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
         self.new_keys: dict[str, Credentials] = {}
         self.new_tokens: dict[Portal, tuple[Mapping[str, Any], str]] = {}
 
     def take_up(self, name: str, record: Mapping[str, str], keys: Credentials | None) -> None:
-        """Go on as if an identity were stored."""
+        """Continue as if this identity were stored."""
         self.stored = self.stored._replace(identities={**self.stored.identities, name: record})
         if keys:
             self.new_keys[name] = keys
@@ -2503,7 +2506,7 @@ class Store:
         return self.new_keys.get(name) or read_keys(self.vault, name)
 
     def lock(self) -> Any:
-        """The lock for writing identities and vault, as a context. Without working locks, writing goes on unlocked."""
+        """A context that holds the lock for writing identities and vault. If locks do not work, it holds nothing."""
         import contextlib
 
         held = contextlib.ExitStack()
@@ -2515,21 +2518,21 @@ class Store:
         return held
 
     def unchanged(self) -> bool:
-        """Whether the identities are still what this run began with."""
+        """Whether the identities are still as this run found them."""
         generation = self.cache.generation() if self.cache else ""
         return generation == self.generation and read_identities(self.path) == self.stored
 
     def take_in(self, name: str) -> bool:
-        """Find a name that is neither stored nor a profile in the vault or in Atmos. Raises Problem."""
+        """Look in the vault, then in Atmos, for a name that is not in any file. Raises Problem."""
         try:
             known = self.vault.get(f"identity:{name}") is not None
         except Problem as error:
-            debug(f"{name} is not looked for in the keyring: {error.message}")
+            debug(f"the keyring cannot be searched for {name}: {error.message}")
             known = False
         if known and self.path is None:
             self.stored = self.stored._replace(identities={**self.stored.identities, name: {}})
         elif known:
-            warn(f"{name} was missing from {self.path}, and is entered again")
+            warn(f"{name} was missing from {self.path} and has been added again")
             with self.lock():
                 stored = read_identities(self.path)
                 self.stored = stored._replace(identities={**stored.identities, name: {}})
@@ -2540,17 +2543,17 @@ class Store:
         return known or name in self.foreign
 
     def is_ours(self, name: str) -> bool:
-        """Whether an identity has its keys from the vault or from Atmos, and from no AWS file."""
+        """Whether an identity's keys come from the vault or from Atmos, and not from an AWS file."""
         return name in self.stored.identities or name in self.foreign
 
     def is_keys(self, name: str) -> bool:
-        """Whether a stored identity is no more than keys in the vault."""
+        """Whether a stored identity is just keys in the vault."""
         keys = self.stored.identities.get(name)
         return keys is not None and not RESOLVED_KEYS & keys.keys()
 
 
 def aws_files(environ: Mapping[str, str]) -> list[str]:
-    """AWS config and credentials, where botocore looks for them."""
+    """The AWS config and credentials files, where botocore looks for them."""
     config = environ.get("AWS_CONFIG_FILE") or "~/.aws/config"
     credentials = environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
     return [os.path.abspath(os.path.expanduser(os.path.expandvars(path))) for path in (config, credentials)]
@@ -2558,15 +2561,15 @@ def aws_files(environ: Mapping[str, str]) -> list[str]:
 
 # -- 5. sessions ------------------------------------------------------------------------------------------------------
 #
-# Temporary credentials and SSO tokens are kept in the vault, through botocore's `cache` hooks. sessions.json says which
-# ones there are, and until when, without opening the vault.
+# Temporary credentials and SSO tokens are stored in the vault, through botocore's `cache` hooks. sessions.json says
+# which ones exist and when they expire, so that nobody has to open the vault to know.
 
 RENEW_SECONDS = 120  # sessions with less left are renewed first
-MFA_SECONDS = 12 * 3600  # of an MFA session (sts:GetSessionToken) where duration_seconds does not say
-ROLE_SESSION_NAME = "EKSGetTokenAuth"  # as `aws eks get-token --role-arn` names it; trust policies match on it
-SSO_SCOPE = "sso:account:access"  # without it no refresh token is issued
+MFA_SECONDS = 12 * 3600  # how long an MFA session (sts:GetSessionToken) lasts if duration_seconds is not set
+ROLE_SESSION_NAME = "EKSGetTokenAuth"  # the name that `aws eks get-token --role-arn` uses; trust policies match on it
+SSO_SCOPE = "sso:account:access"  # without it, no refresh token is issued
 
-# What decides where credentials come from, by endpoint or, where the environment has a say, by variable.
+# The variables that decide where credentials come from; the second list only if the environment may provide them.
 ENDPOINT_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_SSO",
@@ -2591,13 +2594,13 @@ CREDENTIAL_VARIABLES = (
 
 
 class SessionNote(NamedTuple):
-    """What sessions.json says of a session or SSO token in the vault."""
+    """What sessions.json says about a session or SSO token in the vault."""
 
-    names: tuple[str, ...]  # of the identities that need it, first the one whose own it is; of a token the start URL
-    expires: float  # seconds since the epoch; then it can be forgotten
-    token_expires: float | None = None  # of an SSO token, which can be refreshed until `expires`
+    names: tuple[str, ...]  # the identities that use it, its own identity first; for an SSO token, the start URL
+    expires: float  # seconds since the epoch; it can be removed then
+    token_expires: float | None = None  # when an SSO token expires, which can be refreshed until `expires`
     portal: Portal | None = None
-    sign_in: str = ""  # which sign-in at the portal a token is of
+    sign_in: str = ""  # identifies the sign-in that an SSO token comes from
 
     @property
     def ends(self) -> float:
@@ -2609,8 +2612,7 @@ def notes_path(identities: str) -> str:
 
 
 def read_notes(identities: str | None) -> dict[str, SessionNote]:
-    """What is in the vault, by user, without opening it: sessions.json, next to identities.json. A damaged note is
-    skipped."""
+    """What sessions.json says is in the vault, by user. A damaged note is skipped."""
     import json
 
     if identities is None:
@@ -2630,7 +2632,7 @@ def read_notes(identities: str | None) -> dict[str, SessionNote]:
             sign_in = entry.get("sign_in", "")
             note = SessionNote(tuple(entry["names"]), float(entry["expires"]), token_expires, portal, sign_in)
             texts = (*entry["names"], *(portal or ()), sign_in)
-            _ = rfc3339(note.expires), rfc3339(note.ends)  # times that there are
+            _ = rfc3339(note.expires), rfc3339(note.ends)  # raises if these are not times
             if not isinstance(entry["names"], list) or not note.names or not all(isinstance(x, str) for x in texts):
                 raise ValueError
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
@@ -2641,7 +2643,7 @@ def read_notes(identities: str | None) -> dict[str, SessionNote]:
 
 
 def note_session(store: Store, user: str, note: SessionNote | None) -> None:
-    """Enter a session into sessions.json, or remove it. A few that have ended leave the vault as well."""
+    """Add a session to sessions.json, or remove it. A few expired ones are removed from the vault as well."""
     notes = read_notes(store.path)
     over = [name for name, known in notes.items() if known.expires < time.time() and name != user][:3]
     for name in over:
@@ -2652,7 +2654,7 @@ def note_session(store: Store, user: str, note: SessionNote | None) -> None:
 
 
 def write_notes(path: str, notes: Mapping[str, SessionNote]) -> None:
-    """Write sessions.json, if possible: a session that is not noted there ends all the same."""
+    """Write sessions.json, if possible. A session that is missing from it expires all the same."""
     import json
 
     entries: dict[str, dict[str, Any]] = {}
@@ -2668,26 +2670,26 @@ def write_notes(path: str, notes: Mapping[str, SessionNote]) -> None:
 
 
 class Sessions:
-    """The kept sessions of one run: which it has renewed or sees coming to their end, and whose lock it holds.
+    """The stored sessions as one run uses them: which ones it renewed, which ones expire soon, which locks it holds.
 
-    A session that is good for some time yet comes from the vault. Otherwise this process holds its lock until it has
-    renewed it, and whoever else wants it waits, and finds it renewed.
+    A session with enough time left comes from the vault. For any other, this process holds the session's lock until it
+    has renewed it. Other processes that want it wait, and then find it renewed.
     """
 
     def __init__(self, store: Store, renew: bool = False) -> None:
         self.store = store
-        self.renew = renew  # sign in again, however long the sessions still live
-        self.last_resort = False  # sessions that cannot be renewed are used up to their end
+        self.renew = renew  # sign in again, however long the sessions still last
+        self.last_resort = False  # use sessions that cannot be renewed until they expire
         self.ending: set[str] = set()
-        self.hold_back = False  # keep nothing before `keep_held_back` is called
+        self.hold_back = False  # store nothing until `keep_held_back` is called
         self._held_back: dict[str, tuple[Mapping[str, Any], Sequence[str]]] = {}
         self._renewed: set[str] = set()
         self._held: dict[str, Lock] = {}
 
     def find(self, user: str, own: bool) -> dict[str, Any] | None:
-        """A session that can be used, or None: then it is to be obtained, and `keep` to be called.
+        """A session that can be used, or None. After None, the caller obtains one and calls `keep`.
 
-        To sign in again is to renew the identity's own session, and not an MFA session that it shares with others.
+        Signing in again renews the identity's own session, but not an MFA session that it shares with others.
         """
         if user in self._held_back:
             return dict(self._held_back[user][0])
@@ -2698,16 +2700,16 @@ class Sessions:
         if left(entry) < RENEW_SECONDS and self.hold(user):
             entry = read_session(self.store.vault, user)
         if left(entry) >= RENEW_SECONDS:
-            debug("a session is in the keyring")
+            debug("found a session in the keyring")
             self.let_go(user)
             return entry
-        debug("a session has to be obtained")
+        debug("a new session is needed")
         if left(entry) > 0:
             self.ending.add(user)
         return entry if self.last_resort and left(entry) > 0 else None
 
     def keep(self, user: str, response: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Keep a session in the vault, unless the identities were changed while it was obtained."""
+        """Store a session in the vault, unless the identities have changed since this run began."""
         keys = dict(response["Credentials"])
         keep_secret(keys["SecretAccessKey"])
         keep_secret(keys["SessionToken"])
@@ -2721,23 +2723,23 @@ class Sessions:
                 return
             with self.store.lock():
                 if not self.store.unchanged():
-                    return debug("the session is not kept: identities were changed meanwhile")
+                    return debug("the session is not stored: the identities have changed meanwhile")
                 self.store.vault.set_json(user, entry)
                 note_session(self.store, user, SessionNote(tuple(names), seconds))
-        except Problem as problem:  # it can be used all the same
-            debug(f"the session is not kept: {problem.message}")
+        except Problem as problem:  # this run can use it all the same
+            debug(f"the session is not stored: {problem.message}")
         finally:
             self.let_go(user)
 
     def keep_held_back(self) -> None:
-        """Keep the sessions that were obtained to prove an identity, which is stored now."""
+        """Store the sessions that were obtained to prove an identity, which is itself stored by now."""
         self.hold_back = False
         for user, (entry, names) in self._held_back.items():
             self.keep(user, entry, names)
         self._held_back.clear()
 
     def hold(self, user: str) -> bool:
-        """Take the lock under which a session is renewed; false if it is held already, or there are no locks."""
+        """Take the lock for renewing a session. False if this process holds it already, or if locks do not work."""
         if self.store.cache is None or user in self._held:
             return False
         try:
@@ -2750,14 +2752,14 @@ class Sessions:
         return True
 
     def let_go(self, user: str = "") -> None:
-        """Let go of the lock of one session, or of all locks."""
+        """Release the lock of one session, or all locks."""
         for held in [user] if user else list(self._held):
             if held in self._held:
                 self._held.pop(held).__exit__()
 
 
 def read_session(vault: Vault, user: str) -> dict[str, Any] | None:
-    """A session from the vault, as botocore keeps it; None if there is none that can be read."""
+    """A session from the vault, in the form of botocore's cache. None if there is none, or if it cannot be read."""
     try:
         entry = vault.get_json(user)
         if entry is None:
@@ -2766,16 +2768,16 @@ def read_session(vault: Vault, user: str) -> dict[str, Any] | None:
             keep_secret(entry["Credentials"][name])
         parse_time(entry["Credentials"]["Expiration"])
     except (KeyError, TypeError, ValueError):
-        debug(f"the kept session {user} is damaged")
+        debug(f"the stored session {user} is damaged")
         return None
     except Problem as problem:
-        debug(f"no session is kept: {problem.message}")
+        debug(f"sessions cannot be read: {problem.message}")
         return None
     return entry
 
 
 def left(entry: Mapping[str, Any] | None) -> float:
-    """The seconds until a session ends; 0 for none."""
+    """The seconds until a session expires, or 0 if there is none."""
     return parse_time(entry["Credentials"]["Expiration"]) - time.time() if entry else 0
 
 
@@ -2784,9 +2786,9 @@ class SessionCache:
 
     def __init__(self, sessions: Sessions, scope: str, names: Sequence[str], own: bool) -> None:
         self.sessions = sessions
-        self.scope = scope  # all that decides whose sessions these are
-        self.names = names  # of the identities that need them
-        self.own = own  # they are the very identity's that the run is for
+        self.scope = scope  # everything that decides whose sessions these are
+        self.names = names  # the identities that use them
+        self.own = own  # they belong to the identity that this run is for
         self.entries: dict[str, Any] = {}
 
     def user(self, key: str) -> str:
@@ -2833,8 +2835,8 @@ class SsoTokens:
         _, portal = self.portals[key]
         try:
             keep_sso_token(self.sessions.store, portal, token, self.refreshing)
-        except Problem as problem:  # it is good all the same, once
-            warn(f"the renewed SSO token is not kept: {problem.message}")
+        except Problem as problem:  # this run can use it all the same
+            warn(f"the refreshed SSO token cannot be stored: {problem.message}")
         finally:
             self.sessions.let_go(sso_user(portal))
 
@@ -2848,7 +2850,7 @@ class SsoTokens:
         ours = read_sso_token(vault, portal)
         if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
             self.sessions.hold(sso_user(portal))
-            ours = self.refreshing = read_sso_token(vault, portal)  # once more, under its lock
+            ours = self.refreshing = read_sso_token(vault, portal)  # again, now under its lock
         if ours and sso_seconds_left(ours) > 0:
             return ours
         return left_by_aws_cli(name, portal) or ours
@@ -2873,7 +2875,7 @@ def left_by_aws_cli(session: str, portal: Portal) -> dict[str, Any] | None:
 
 
 def aws_cli_files(session: str, start_url: str) -> list[str]:
-    """Where the AWS CLI keeps the token of an sso-session, or of a start URL without one."""
+    """Where the AWS CLI stores the token of an sso-session, or of a start URL without one."""
     from hashlib import sha1
 
     names = (sha1(text.encode()).hexdigest() for text in (session, start_url))
@@ -2884,7 +2886,7 @@ SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a to
 
 
 def sso_user(portal: Portal) -> str:
-    """The vault's user for an SSO token: whoever signs in at the same portal has the same one."""
+    """The vault's user for an SSO token, which is the same for everybody who signs in at this portal."""
     return f"sso:{sha256(f'{portal.region} {portal.start_url}')[:32]}"
 
 
@@ -2902,18 +2904,18 @@ def read_sso_token(vault: Vault, portal: Portal) -> dict[str, Any] | None:
         sso_seconds_left(token)
         return token if isinstance(token["accessToken"], str) else None
     except (KeyError, TypeError, ValueError):
-        debug("the kept SSO token is damaged")
+        debug("the stored SSO token is damaged")
     except Problem as problem:
-        debug(f"no SSO token is kept: {problem.message}")
+        debug(f"SSO tokens cannot be read: {problem.message}")
     return None
 
 
 def keep_sso_token(
     store: Store, portal: Portal, token: Mapping[str, Any], former: Mapping[str, Any] | None = None, mark: str = ""
 ) -> None:
-    """Store an SSO token in the vault; one made from a `former` token, only if that is still there.
+    """Store an SSO token in the vault. If it was refreshed from a `former` token, that one must still be there.
 
-    The mark tells one sign-in from another; a refreshed token has that of its former one. Raises KeyringUnavailable.
+    The mark tells one sign-in from another. A refreshed token keeps its mark. Raises KeyringUnavailable.
     """
     user = sso_user(portal)
     plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
@@ -2921,7 +2923,7 @@ def keep_sso_token(
         keep_secret(plain.get(name))
     with store.lock():
         if former is not None and read_sso_token(store.vault, portal) != former:
-            return debug("the refreshed SSO token is not kept: it was signed out or in again meanwhile")
+            return debug("the refreshed SSO token is not stored: somebody signed out or in again meanwhile")
         store.vault.set_json(user, plain)
         ends = parse_time(plain["expiresAt"])
         forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
@@ -2932,20 +2934,20 @@ def keep_sso_token(
 
 # -- 6. credentials ---------------------------------------------------------------------------------------------------
 #
-# The way from a choice to credentials: botocore's own providers resolve the profiles that stored identities are laid
-# over, with the vault as one more source of keys, and what botocore raises becomes one line for the user.
+# From a choice to credentials. botocore's own providers resolve the profiles, with stored identities laid over them and
+# the vault as one more source of keys. What botocore raises becomes one line for the user.
 
 
 class Resolver:
-    """The way from a request to credentials: one run's botocore session, and who can be asked on the way."""
+    """Gets from a request to credentials. It has this run's botocore session, and knows whom it can ask."""
 
     def __init__(self, invocation: Invocation, cache: Cache | None, interactive: bool, renew: bool = False) -> None:
         self.store = Store(invocation, cache, interactive)
         self.sessions = Sessions(self.store, renew)
-        self.person = invocation.terminal and interactive  # somebody can be asked for an MFA code
-        self.mfa_code: str | None = None  # read beforehand, for a run without a terminal
-        self.name = ""  # of the chosen identity
-        self.session: Any = None  # botocore's, once there is one
+        self.person = invocation.terminal and interactive  # somebody can type an MFA code
+        self.mfa_code: str | None = None  # read from stdin already; "" if it has been used
+        self.name = ""  # the chosen identity
+        self.session: Any = None  # botocore's, once it is needed
 
     def credentials(self, request: Request) -> Credentials:
         """The credentials that sign this request's token. Raises Problem."""
@@ -2954,24 +2956,24 @@ class Resolver:
         in_environment = choice.environment and bool(self.store.environ.get("AWS_ACCESS_KEY_ID"))
         if self.store.is_keys(choice.profile) and not in_environment and not request.role_arn:
             debug(f"{self.name}: keys from the keyring")
-            # Nothing is left to resolve, and botocore's session would cost 30 of 120 ms.
+            # Nothing else has to be resolved, and botocore's session would take 30 of 120 ms.
             return self.store.keys(choice.profile)
         try:
             return self.resolve(choice, request)
         except Problem as problem:
             if self.sessions.ending and not self.sessions.renew:
-                debug(f"{self.name}: its session cannot be renewed, and is used while it lasts")
+                debug(f"{self.name}: its session cannot be renewed, so it is used until it expires")
                 self.sessions.last_resort = True
             elif not (isinstance(problem, SignInNeeded) and self.person and self.sign_in_again()):
                 raise
         return self.resolve(choice, request)
 
     def sign_in_again(self) -> bool:
-        """With a person there, begin an SSO session instead of asking for a command that does; false if it is none."""
+        """If a person is there, start an SSO session now, without sending them to `login`. False if it is not SSO."""
         portal = sso_portal(self.session.full_config, self.name)
         if portal is None or self.sessions.renew:
             return False
-        say(f"{self.name}: sign in to go on")
+        say(f"{self.name}: sign in to continue")
         authorize_again(self.store, self.session, portal, no_browser=False)
         return True
 
@@ -2986,13 +2988,13 @@ class Resolver:
             self.sessions.let_go()
 
     def endpoint_settings(self) -> tuple[bool, bool, bool]:
-        """Whether FIPS and dual-stack endpoints are configured, and the legacy, global one."""
+        """Whether FIPS endpoints are configured, dual-stack endpoints, and the legacy global endpoint."""
         on = self.configured("use_fips_endpoint"), self.configured("use_dualstack_endpoint")
         legacy = self.configured("sts_regional_endpoints").lower() == "legacy"
         return on[0].lower() == "true", on[1].lower() == "true", legacy
 
     def region(self) -> str:
-        """The region that the identity's profile names, or ""."""
+        """The region of the identity's profile, or ""."""
         return self.configured("region")
 
     def configured(self, name: str) -> str:
@@ -3006,7 +3008,7 @@ class Resolver:
     def open_session(self, choice: Choice, request: Request) -> Any:
         """A botocore session for the chosen profile, with the stored identities among its profiles."""
         with plain_errors(self.name):
-            session = session_class()(self.store, choice.profile or None)
+            session = identity_session(self.store, choice.profile or None)
             if request.region:
                 session.set_config_variable("region", request.region)
             if request.ca_bundle:
@@ -3017,16 +3019,16 @@ class Resolver:
                 if not self.store.take_in(choice.profile):
                     close = nearest(choice.profile, session.full_config["profiles"])
                     raise UnknownIdentity(
-                        f"no identity and no AWS profile is named {choice.profile!r}",
+                        f"there is no identity or AWS profile named {choice.profile!r}",
                         f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {choice.profile}`",
                     )
                 session.lay_over_again()
             return session
 
     def load(self, choice: Choice, request: Request) -> tuple[Any, Choice]:
-        """botocore's credentials for the choice, and the choice that they are of at last.
+        """botocore's credentials for the choice, and the choice itself, or a stored identity in its place.
 
-        They come from botocore's chain of providers, with a stored identity before instance metadata.
+        The stored identity is tried after botocore's chain of providers and before instance metadata.
         """
         from botocore.credentials import CredentialResolver
 
@@ -3046,13 +3048,13 @@ class Resolver:
         if found is None:
             raise Problem(
                 f"no credentials were found for {self.name}",
-                f"store an identity with `{PROGRAM} login NAME`, or name a profile of ~/.aws/config",
+                f"store an identity with `{PROGRAM} login NAME`, or pass the name of an AWS profile",
             )
-        debug(f"{self.name}: credentials by botocore's provider {found.method}")
+        debug(f"{self.name}: credentials from botocore's provider {found.method}")
         return found, choice
 
     def assume(self, source: Any, choice: Choice, request: Request) -> Any:
-        """The role of --role-arn, assumed on top of the identity."""
+        """The credentials of the role that --role-arn names, which the identity assumes."""
         from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
 
         session_name = request.session_name or ROLE_SESSION_NAME
@@ -3073,10 +3075,10 @@ class Resolver:
         return DeferredRefreshableCredentials(method="assume-role", refresh_using=fetcher.fetch_credentials)
 
     def session_cache(self, profile: str, environment: bool = False, on_top: bool = False) -> SessionCache:
-        """botocore's `cache` for the sessions that are obtained on the way to a profile's credentials, or on top.
+        """botocore's `cache` for the sessions that lead to a profile's credentials, or for the role of --role-arn.
 
-        Its scope is all that decides whose they are; a key that left some of it out would mix them up. The region is
-        not among it: AWS's temporary credentials are good in all of a partition.
+        Its scope contains everything that decides whose sessions they are. If it left something out, one identity could
+        get another's. The region is not part of it, because temporary credentials are valid in all of a partition.
         """
         import json
 
@@ -3091,12 +3093,12 @@ class Resolver:
         variables = {name: self.store.environ[name] for name in about if self.store.environ.get(name)}
         sign_ins = self.sign_ins([session for _, session, _ in trail.values() if session])
         scope = sha256(json.dumps([trail, variables, sign_ins], sort_keys=True))
-        # the first name is that of the identity whose own session it is
+        # the first name is the identity that the session belongs to
         own = not on_top and next(iter(trail)) == self.name
         return SessionCache(self.sessions, scope, ["", *trail] if on_top else list(trail), own)
 
     def sign_ins(self, sso_sessions: Iterable[Mapping[str, str]]) -> list[Any]:
-        """What every sign-in changes at these SSO sessions: one person's role session is not to outlive it."""
+        """Something that changes with every sign-in to these SSO sessions, so that no role session outlives it."""
         known, marks = self.session.full_config["sso_sessions"].items(), []
         for session in sso_sessions:
             portal = portal_of(session) or Portal("", "")
@@ -3109,15 +3111,15 @@ class Resolver:
         return marks
 
     def ask_mfa_code(self, prompt: str) -> str:
-        """An MFA code: the one that was read from stdin, else a person's. Raises Problem where nobody can be asked."""
+        """An MFA code: the one that was read from stdin, or one that a person types. Raises Problem if nobody can."""
         if self.mfa_code is not None:
             code, self.mfa_code = self.mfa_code, ""
             if not code:
                 raise Problem(f"{self.name}: AWS did not accept the MFA code")
         elif not self.person and self.sessions.renew:
-            raise Problem(f"{self.name}: an MFA code is needed", "--mfa-code-stdin reads it from stdin")
+            raise Problem(f"{self.name}: an MFA code is needed", "pass it on stdin with --mfa-code-stdin")
         elif not self.person:
-            raise sign_in_problem(self.name, "an MFA code is needed, and nobody can be asked for it")
+            raise sign_in_problem(self.name, "an MFA code is needed, but nobody is there to type it")
         else:
             code = ask(prompt, secret=True)
         keep_secret(code)
@@ -3125,7 +3127,7 @@ class Resolver:
 
 
 class plain_errors:
-    """While the `with` block runs, what botocore and what it calls may raise becomes a Problem."""
+    """Turns what botocore, and what it calls, may raise in the `with` block into a Problem."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -3154,7 +3156,7 @@ def credential_problem(error: Exception, name: str) -> Problem:
             "set credential_process = aws configure export-credentials --profile PROFILE in a profile of its own",
         )
     if isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)):
-        return sign_in_problem(name or "NAME", f"the SSO session has ended or was never begun ({first_line(error)})")
+        return sign_in_problem(name or "NAME", f"there is no SSO session, or it has ended ({first_line(error)})")
     if isinstance(error, RuntimeError) and "still expired" in str(error):
         return Problem(f"{whose}the credentials have expired", "obtain new ones")
     if isinstance(error, exceptions.ParamValidationError):  # several lines, the first of them a heading
@@ -3163,7 +3165,7 @@ def credential_problem(error: Exception, name: str) -> Problem:
     return Problem(f"{whose}{words} it gave no reason" if words.endswith(":") else f"{whose}{words}")
 
 
-# What is read of the services' answers: members, and the fields of a member or of each one in its list.
+# What we read from the services' answers: members, and fields of a member, or of each item if the member is a list.
 STS_SESSION = {"Credentials": ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")}
 CONTAINER_SESSION = {"AccessKeyId": (), "SecretAccessKey": (), "Token": (), "Expiration": ()}
 ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
@@ -3183,7 +3185,7 @@ ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
 
 
 def check_answer(service: str, answer: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> None:
-    """Raise Problem for an answer that lacks something of what will be read of it."""
+    """Raise Problem if an answer lacks something that we are going to read from it."""
     for name, fields in wanted.items():
         member = answer.get(name)
         lacking = [name] if member is None else []
@@ -3194,7 +3196,7 @@ def check_answer(service: str, answer: Mapping[str, Any], wanted: Mapping[str, S
 
 
 def check_botocores_answer(http_response: Any, parsed: Any, model: Any, **context: Any) -> None:
-    """What botocore calls after each call of a service ("after-call"), before it looks for an error in the answer."""
+    """botocore's "after-call" hook, which runs before botocore looks for an error in the answer."""
     service = str(model.service_model.service_name)
     if http_response.status_code < 300:
         check_answer("SSO" if service.startswith("sso") else service.upper(), parsed, ANSWERS.get(model.name, {}))
@@ -3207,36 +3209,23 @@ def client_config(request: Request) -> Any:
     return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
 
 
-_session_class: Any = None
-
-
-def session_class() -> Any:
-    """botocore's Session, seeing stored identities among the profiles; made where botocore is needed at last."""
-    global _session_class
-    if _session_class is not None:
-        return _session_class
-
+def identity_session(store: Store, profile: str | None) -> Any:
+    """A botocore session that sees the stored identities among the profiles."""
     from botocore.credentials import CachedCredentialFetcher
     from botocore.session import Session
 
-    # botocore renews what has under 15 minutes left, with which a session would need the network, or a person, long
-    # before its end. Our session cache has a rule of its own.
+    # botocore renews a session with less than 15 minutes left, so it would need the network, or a person, long before
+    # the session expires. Our session cache has its own rule.
     CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
 
     class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
         verify_tls = True
-
-        def __init__(self, store: Store, profile: str | None) -> None:
-            # The profile is chosen by our rule: no variable is read for it.
-            super().__init__(session_vars={"profile": (None, None, None, None)}, profile=profile)
-            self._laid_over: Any = None
-            self._store = store
-            self.register("after-call", check_botocores_answer)
+        _laid_over: Any = None
 
         @property
         def full_config(self) -> Any:
             if self._laid_over is None:
-                self._laid_over = lay_over(super().full_config, self._store.stored, self._store.foreign)
+                self._laid_over = lay_over(super().full_config, store.stored, store.foreign)
             return self._laid_over
 
         def profile_as_written(self, name: str) -> dict[str, Any]:
@@ -3252,18 +3241,20 @@ def session_class() -> Any:
             if not self.verify_tls:
                 named.setdefault("verify", False)
             if service_name == "sts" and not named.get("region_name") and not self.get_config_variable("region"):
-                named["region_name"] = "us-east-1"  # botocore takes none for AWS's global host, and fails for others
+                named["region_name"] = "us-east-1"  # botocore needs none for AWS's global host, but for all others
             return super().create_client(service_name, *arguments, **named)
 
-    _session_class = IdentitySession
-    return _session_class
+    # We choose the profile by our own rule, so botocore reads no variable for it.
+    session = IdentitySession(session_vars={"profile": (None, None, None, None)}, profile=profile)
+    session.register("after-call", check_botocores_answer)
+    return session
 
 
 def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[Any]]:
-    """botocore's chain of providers in botocore's order, and apart from it the last one, instance metadata.
+    """botocore's chain of providers in botocore's order, and separately the last of them, instance metadata.
 
-    botocore.credentials.create_credential_resolver builds the same, with no place for a vault, for a stored identity
-    before the metadata, or for a prompt of our own.
+    botocore.credentials.create_credential_resolver builds the same chain, but has no place for the vault, for a stored
+    identity before the metadata, or for our prompt.
     """
     from botocore.credentials import (
         AssumeRoleProvider,
@@ -3280,7 +3271,7 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
     store, session = resolver.store, resolver.session
 
     class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
-        """A profile's providers; the keys of what is laid over come from the vault and from no file."""
+        """A profile's providers. Stored identities get their keys from the vault, never from a file."""
 
         def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
             keys = session.full_config["profiles"].get(profile_name, {})
@@ -3341,8 +3332,7 @@ def metadata_fetcher(session: Any) -> Any:
 
 
 def keys_provider(resolver: Resolver, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
-    """A botocore credential provider for the keys of `source`, or for an MFA session of them where `settings` name an
-    mfa_serial."""
+    """A botocore provider for the keys of `source`, or for an MFA session if `settings` have an mfa_serial."""
     from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials, RefreshableCredentials
     from botocore.credentials import Credentials as StaticCredentials
 
@@ -3364,19 +3354,18 @@ def keys_provider(resolver: Resolver, profile: str, source: str, settings: Mappi
 
 
 def long_term_keys(resolver: Resolver, source: str) -> Credentials:
-    """The keys of an identity: from the vault, from Atmos, or a profile's own."""
+    """The keys of an identity, from the vault, from Atmos or from its profile."""
     store = resolver.store
     if source in store.foreign:
         return store.foreign[source].keys
     if source in store.stored.identities:
         return store.keys(source)
     profile = resolver.session.full_config["profiles"][source]
-    keep_secret(profile["aws_secret_access_key"])
     return Credentials(profile["aws_access_key_id"], profile["aws_secret_access_key"], None, None)
 
 
 def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
-    """What obtains an MFA session (sts:GetSessionToken) of an identity with keys, and keeps it for all its roles."""
+    """A botocore fetcher that opens an MFA session (sts:GetSessionToken), which all roles of the identity share."""
     from botocore.credentials import CachedCredentialFetcher
     from botocore.exceptions import ClientError
 
@@ -3391,7 +3380,7 @@ def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings:
             duration = int(settings.get("duration_seconds", MFA_SECONDS))
             for attempt in (1, 2, 3):
                 code = resolver.ask_mfa_code(f"MFA code for {serial}: ")
-                if len(code) != 6:  # botocore would not even send it
+                if len(code) != 6:  # botocore would not send it
                     say("an MFA code has six digits")
                     continue
                 try:
@@ -3407,17 +3396,15 @@ def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings:
 
 
 def frozen(credentials: Any, name: str) -> Credentials:
-    """botocore's credentials at this moment, renewed if they had to be. botocore tells their end in no public way."""
+    """botocore's credentials as they are now, renewed if necessary."""
     with plain_errors(name):
         keys = credentials.get_frozen_credentials()
-    keep_secret(keys.secret_key)
-    keep_secret(keys.token)
-    expiry = getattr(credentials, "_expiry_time", None)
+    expiry = getattr(credentials, "_expiry_time", None)  # botocore has no public name for it
     return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
 
 
 def caller_identity(session: Any, keys: Credentials) -> dict[str, Any]:
-    """What sts:GetCallerIdentity answers for these keys, asked as the session's profile says. Raises Problem."""
+    """sts:GetCallerIdentity for these keys, with the settings of the session's profile. Raises Problem."""
     with plain_errors():
         return dict(client(session, "sts", keys).get_caller_identity())
 
@@ -3433,7 +3420,7 @@ def client(session: Any, service: str, keys: Any, **more: Any) -> Any:
 
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"  # RFC 8628, section 3.4
-SLOW_DOWN_SECONDS = 5  # RFC 8628, section 3.5: added to the interval each time that the server asks for it
+SLOW_DOWN_SECONDS = 5  # RFC 8628, section 3.5: added to the interval each time the server asks us to slow down
 
 
 def unsigned_client(session: Any, service: str, region: str) -> Any:
@@ -3444,9 +3431,9 @@ def unsigned_client(session: Any, service: str, region: str) -> Any:
 
 
 def authorize_device(session: Any, portal: Portal, no_browser: bool) -> dict[str, Any]:
-    """An SSO token by device authorization (RFC 8628): a person confirms a code in a browser, anywhere.
+    """An SSO token by device authorization (RFC 8628): a person confirms a code in a browser on any machine.
 
-    Raises Problem if the request is denied or expires.
+    Raises Problem if the person denies the request, or does not confirm it in time.
     """
     with plain_errors():
         oidc = unsigned_client(session, "sso-oidc", portal.region)
@@ -3459,7 +3446,7 @@ def authorize_device(session: Any, portal: Portal, no_browser: bool) -> dict[str
         say(f"Confirm the code {device['userCode']} in a browser: {link}")
         if not no_browser:
             open_browser(link)
-        say("waiting for the confirmation (Ctrl-C gives up) ...")
+        say("waiting for you to confirm (Ctrl-C to give up) ...")
         answer = poll_for_token(oidc, known | {"grantType": DEVICE_GRANT, "deviceCode": device["deviceCode"]}, device)
         token = {
             "startUrl": portal.start_url,
@@ -3475,7 +3462,7 @@ def authorize_device(session: Any, portal: Portal, no_browser: bool) -> dict[str
 
 
 def poll_for_token(oidc: Any, question: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask until the person has answered (RFC 8628, section 3.5). Raises Problem."""
+    """Ask for the token until the person has answered (RFC 8628, section 3.5). Raises Problem."""
     interval = device.get("interval", 5)
     deadline = time.monotonic() + device["expiresIn"]
     while time.monotonic() < deadline:
@@ -3494,23 +3481,22 @@ def poll_for_token(oidc: Any, question: Mapping[str, Any], device: Mapping[str, 
             keep_secret(answer.get("refreshToken"))
             return answer
         time.sleep(min(interval, max(0.0, deadline - time.monotonic())))
-    raise Problem("nobody confirmed the code in time; nothing was stored", "try again")
+    raise Problem("nobody confirmed the code in time; nothing was stored", "run it again")
 
 
 def open_browser(link: str) -> None:
-    """Open a link where there is a graphical browser; one in the terminal would take the terminal over."""
+    """Open a link in a graphical browser, if there is one. A text browser would take over the terminal."""
     environ = os.environ
     graphical = sys.platform in ("darwin", "win32") or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
     if graphical or environ.get("BROWSER"):
         import webbrowser
 
         if not link.startswith(("https://", "http://")):
-            return debug("the link is none for a browser")
-        # A browser that keeps our stdout open keeps kubectl waiting for its end, and what it prints there spoils the
-        # answer.
+            return debug("the link is not for a browser")
+        # If the browser had our stdout, kubectl would wait until the browser exits, and read whatever it prints.
         try:
             quiet, stdout, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(1), os.dup(2)
-        except OSError:  # one of them is closed
+        except OSError:  # stdout or stderr is closed
             return debug("no browser could be started")
         try:
             os.dup2(quiet, 1)
@@ -3528,7 +3514,7 @@ def open_browser(link: str) -> None:
 
 
 def authorize_again(store: Store, session: Any, portal: Portal, no_browser: bool) -> None:
-    """Begin an SSO session, and forget what was minted while the person was in the browser."""
+    """Start an SSO session, and empty the cache of tokens minted while the person was in the browser."""
     keep_sso_token(store, portal, authorize_device(session, portal, no_browser))
     if store.cache:
         store.cache.empty()

@@ -136,7 +136,7 @@ def test_a_file_that_is_gone_is_not_answered_for(scene: Scene) -> None:
     path = write(scene, session(scene, "dev", "dev"))
     assert scene.principal("dev") == role("dev")
     path.unlink()
-    assert "no identity and no AWS profile is named 'dev'" in scene.refused(*words("demo", "-i", "dev"))
+    assert "there is no identity or AWS profile named 'dev'" in scene.refused(*words("demo", "-i", "dev"))
 
 
 def test_a_file_that_is_no_credentials_file_is_a_warning(scene: Scene) -> None:
@@ -196,7 +196,7 @@ def test_an_sso_providers_entry_is_no_credentials(scene: Scene) -> None:
     bearer = "aoaAAAAAG-a-bearer-token-of-the-sso-provider"
     put(scene, "corp", {"access_key_id": bearer, "region": "us-east-1", "expiration": utc(3600)})
     shown = scene.refused(*words("demo", "-i", "corp", "--debug"))
-    assert "holds no AWS keys" in shown
+    assert "has no AWS keys" in shown
     assert bearer not in shown
 
 
@@ -215,7 +215,7 @@ def test_an_sso_providers_entry_is_no_credentials(scene: Scene) -> None:
 )
 def test_an_item_that_atmos_did_not_make_is_one_line(text: str, scene: Scene) -> None:
     Vault(scene.home.env, service="atmos_dev").set("atmos-auth", text)
-    assert "atmos_dev is not one that Atmos makes" in scene.refused(*words("demo", "-i", "dev"))
+    assert "atmos_dev is not one that Atmos writes" in scene.refused(*words("demo", "-i", "dev"))
 
 
 def test_a_session_in_the_keyring_that_has_ended_is_refused(scene: Scene) -> None:

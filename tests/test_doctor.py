@@ -415,7 +415,7 @@ ALPHA = "client.authentication.k8s.io/v1alpha1"
     [
         pytest.param(
             {"args": [*ARGS[:-1], "nobody"]},
-            "no identity and no AWS profile is named 'nobody'",
+            "there is no identity or AWS profile named 'nobody'",
             "store it with `eks-token login nobody`",
             id="an identity that is not there",
         ),
@@ -430,7 +430,7 @@ ALPHA = "client.authentication.k8s.io/v1alpha1"
                 "args": ["--cluster-name", "demo", "--region", "us-east-2"],
                 "env": [{"name": "AWS_PROFILE", "value": "x"}],
             },
-            "no identity and no AWS profile is named 'x'",
+            "there is no identity or AWS profile named 'x'",
             "store it with `eks-token login x`",
             id="a variable that is wrong",
         ),
@@ -461,7 +461,7 @@ def test_a_context_that_needs_a_person_does_not_ask(laptop: Sandbox) -> None:
     arguments = [*ARGS[:-1], "asks"]
     laptop.write(".kube/config", kubeconfig({"command": "eks-token", "args": arguments}))
     done = laptop.run("doctor", tty=True)
-    assert "asks: an MFA code is needed, and nobody can be asked for it" in done.stdout
+    assert "asks: an MFA code is needed, but nobody is there to type it" in done.stdout
     assert done.stderr == ""
 
 

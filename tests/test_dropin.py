@@ -207,7 +207,7 @@ def test_one_environment_key_without_the_other_is_an_error_that_names_it(
     place.credentials(access_key("default").profile())
     done = place.run(*GRAMMARS[grammar], env={there: ENVIRONMENT[there]})
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[0] == f"eks-token: error: {there} is set, and {not_there} is not"
+    assert done.stderr.splitlines()[0] == f"eks-token: error: {there} is set, but {not_there} is not"
 
 
 # --- kubeconfigs as they are written ------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def test_logout_forgets_one_identity(desk: Sandbox, keyring_daemon: KeyringDaemo
     login(desk, "ops")
     assert desk.run("logout", "dev").returncode == 0
     assert [item["username"] for item in keyring_daemon.items()] == ["identity:ops"]
-    assert_fails(desk.run(*LINE, "-i", "dev"), "no identity and no AWS profile is named 'dev'")
+    assert_fails(desk.run(*LINE, "-i", "dev"), "there is no identity or AWS profile named 'dev'")
     assert signed_by(desk.run(*LINE), keys).arn == ALICE.arn  # ops is the only one now
     assert_fails(desk.run("logout", "dev"), "'dev'", "ops")
 

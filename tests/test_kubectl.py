@@ -134,7 +134,7 @@ def test_kubectl_shows_why_there_is_no_token(kubectl: Path, home: Sandbox, api_s
     # one raw request: the discovery before `get` would try five times
     done = home.run("--kubeconfig", home.home / "kubeconfig", "get", "--raw", "/version", command=[kubectl])
     assert done.returncode != 0
-    assert "eks-token: error: no identity and no AWS profile is named 'dev'" in done.stderr
+    assert "eks-token: error: there is no identity or AWS profile named 'dev'" in done.stderr
     assert "hint: store it with `eks-token login dev`" in done.stderr
     assert api_server.verdicts == []
 
