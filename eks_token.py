@@ -156,11 +156,11 @@ def rfc3339(seconds: float) -> str:
 ISO_TIME = r"""
     (\d{4}) -? (\d\d) -? (\d\d)
     (?: [Tt ] (\d\d) :? (\d\d) (?: :? ([0-5]\d|60) (?: [.,] (\d+) )? )? )?  # RFC 3339 has leap seconds
-    (?: [Zz] | UTC | ([+-]) (\d\d) (?: :? (\d\d) )? )?  # older AWS CLIs wrote UTC in ~/.aws/sso/cache
+    ( [Zz] | UTC | ([+-]) (\d\d) (?: :? (\d\d) )? )?  # older AWS CLIs wrote UTC in ~/.aws/sso/cache
 """
 
 
-def parse_time(text: str) -> float:
+def parse_time(text: str, zone_required: bool = False) -> float:
     """A time of ISO 8601 or RFC 3339 in seconds since the epoch; one without a zone is UTC. Raises ValueError.
 
     datetime.fromisoformat reads only what isoformat writes in Python 3.10: no Z, and no nanoseconds, which Go writes.
@@ -169,9 +169,9 @@ def parse_time(text: str) -> float:
     from datetime import datetime, timedelta, timezone
 
     found = re.fullmatch(ISO_TIME, text, re.ASCII | re.VERBOSE)
-    if found is None:
+    if found is None or (zone_required and not found[8]):
         raise ValueError(f"not an ISO 8601 time: {text!r}")
-    year, month, day, hour, minute, second, fraction, sign, hours, minutes = found.groups(default="0")
+    year, month, day, hour, minute, second, fraction, _, sign, hours, minutes = found.groups(default="0")
     offset = timedelta(hours=int(hours), minutes=int(minutes))
     zone = timezone(-offset if sign == "-" else offset)
     moment = datetime(int(year), int(month), int(day), int(hour), int(minute), tzinfo=zone)
@@ -191,6 +191,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     longer = [name for name in known if word and name.startswith(word)]
     return next(iter(longer or difflib.get_close_matches(word, known, 1, 0.5)), "")
+
+
+def shell_word(text: str, platform: str = sys.platform) -> str:
+    """A word as a person has to type it in a shell, with quotes only if it needs them."""
+    if platform == "win32":
+        import subprocess
+
+        return subprocess.list2cmdline([text])
+    import shlex
+
+    return shlex.quote(text)
 
 
 def milliseconds(seconds: float) -> str:
@@ -275,6 +286,55 @@ def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str
         hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
         raise Problem(errors[0].removeprefix(f"{PROGRAM}: error: "), hints[0] if hints else "")
     return done.stdout, took
+
+
+def shell_command(text: str, environ: Mapping[str, str], platform: str) -> list[str]:
+    """How to run a command line that a person has written for a shell."""
+    return [environ.get("COMSPEC", "cmd"), "/c", text] if platform == "win32" else ["/bin/sh", "-c", text]
+
+
+def run_helper(command: Sequence[str], environ: Mapping[str, str], what: str) -> str:
+    """Run a program that may talk to a person, and read its stdout. Its stdin is ours, and so is its stderr.
+
+    Raises Problem, which begins with `what`, if it fails. The reason is the last thing it said.
+    """
+    import contextlib
+    import subprocess
+    import threading
+
+    said = bytearray()
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=dict(environ)
+        )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Problem(f"{what} failed: {command[0]} cannot be started: {reason}") from error
+    with process.stdout as stdout, process.stderr as stderr:  # type: ignore[union-attr]
+
+        def pass_on() -> None:
+            while chunk := stderr.read(65536):
+                said.extend(chunk)
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # our stderr is closed
+                    sys.stderr.buffer.write(chunk)
+                    sys.stderr.flush()
+
+        listener = threading.Thread(target=pass_on, daemon=True)
+        listener.start()
+        try:
+            output = stdout.read()
+            process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        listener.join(1)  # seconds; a program that it left in the background may keep its stderr open
+    if process.returncode == 0:
+        return output.decode(errors="replace")
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
+    words = [line for line in lines if line and not line.startswith("hint: ")]
+    reason = words[-1].removeprefix(f"{PROGRAM}: error: ")[:300] if words else f"exit status {process.returncode}"
+    raise Problem(f"{what} failed: {reason}")
 
 
 class ReaderGone(Exception):
@@ -727,6 +787,9 @@ def login_arguments(parser: ArgumentParser) -> None:
     keys.add_argument("--import-profile", default="", metavar="PROFILE", help="import the keys of an AWS profile")
     mfa = parser.add_argument_group("multi-factor authentication")
     mfa.add_argument("--mfa-serial", default="", metavar="ARN", help="the MFA device for the keys or the role")
+    mfa.add_argument(
+        "--mfa-process", default="", metavar="COMMAND", help="a command that prints the MFA code, instead of asking you"
+    )
     mfa.add_argument("--mfa-code-stdin", action="store_true", help="read the MFA code from stdin, after any JSON")
     role = parser.add_argument_group("a role")
     role.add_argument("--role-arn", default="", metavar="ARN", help="the role to assume")
@@ -770,6 +833,10 @@ def whoami_arguments(parser: ArgumentParser) -> None:
     identities_arguments(parser)
     parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity (default: as for a token)")
     parser.add_argument("--region", default="", help="the AWS region of the STS endpoint to ask")
+
+
+def credentials_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("-i", "--identity", required=True, metavar="NAME", help="a stored identity or an AWS profile")
 
 
 def kubeconfig_arguments(parser: ArgumentParser) -> None:
@@ -841,6 +908,14 @@ COMMANDS = {
         f"""\
   {PROGRAM} whoami -i dev
   {PROGRAM} whoami -i dev -o json""",
+    ),
+    "credentials": Command(
+        "print credentials for other AWS tools, as their credential_process",
+        credentials_arguments,
+        f"""\
+  in ~/.aws/config, for the AWS CLI, the AWS SDKs and Terraform:
+    [profile dev]
+    credential_process = {PROGRAM} credentials -i dev""",
     ),
     "kubeconfig": Command(
         "write a cluster's kubeconfig entry",
@@ -2310,6 +2385,42 @@ def read_keys(vault: Vault, name: str) -> Credentials:
     return keys
 
 
+def process_keys(text: str, where: str) -> Credentials:
+    """Keys in the JSON format of credential_process ("Process credential provider", AWS SDKs and Tools Reference).
+
+    Raises Problem for anything else. It says `where` the text is from, and shows none of it.
+    """
+    import json
+
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise Problem(
+            f"{where} is not a JSON object", 'expected {"Version": 1, "AccessKeyId": …, "SecretAccessKey": …}'
+        )
+    for value in content.values():
+        keep_secret(value if isinstance(value, str) and len(value) > 20 else None)
+    if content.get("Version") != 1:
+        raise Problem(f"{where} is not Version 1, the only version that is supported")
+    for field in ("AccessKeyId", "SecretAccessKey", "SessionToken"):
+        value = content.get(field)
+        if not value and field != "SessionToken":
+            raise Problem(f"{where} lacks {field}")
+        if value is not None and not isinstance(value, str):
+            raise Problem(f"the {field} in {where} is not text")
+    expires = None
+    if content.get("Expiration") is not None:
+        try:
+            expires = parse_time(content["Expiration"], zone_required=True)
+        except (ValueError, TypeError, OverflowError):
+            raise Problem(f"the Expiration in {where} is not an ISO 8601 time with a time zone") from None
+        if expires <= time.time():
+            raise Problem(f"the credentials in {where} expired at {rfc3339(expires)}")
+    return Credentials(content["AccessKeyId"], content["SecretAccessKey"], content.get("SessionToken") or None, expires)
+
+
 # Atmos's own entries are session credentials in files below its configuration directory, and long-term keys in the
 # keyring (cloudposse/atmos, pkg/auth/cloud/aws/files.go and pkg/keyring/system.go). We only read them.
 
@@ -3111,19 +3222,31 @@ class Resolver:
         return marks
 
     def ask_mfa_code(self, prompt: str) -> str:
-        """An MFA code: the one that was read from stdin, or one that a person types. Raises Problem if nobody can."""
+        """An MFA code without spaces: from stdin, from mfa_process, or from a person. Raises Problem."""
         if self.mfa_code is not None:
             code, self.mfa_code = self.mfa_code, ""
             if not code:
                 raise Problem(f"{self.name}: AWS did not accept the MFA code")
+        elif command := self.mfa_process():
+            environ = self.store.environ
+            output = run_helper(shell_command(command, environ, self.store.platform), environ, "mfa_process")
+            code, self.mfa_code = "".join(output.split()), ""  # AWS accepts a code once
+            if not (code.isascii() and code.isdecimal() and len(code) == 6):
+                raise Problem(f"{self.name}: mfa_process must print a code of six digits and nothing else")
         elif not self.person and self.sessions.renew:
             raise Problem(f"{self.name}: an MFA code is needed", "pass it on stdin with --mfa-code-stdin")
         elif not self.person:
             raise sign_in_problem(self.name, "an MFA code is needed, but nobody is there to type it")
         else:
-            code = ask(prompt, secret=True)
+            code = "".join(ask(prompt, secret=True).split())
         keep_secret(code)
         return code
+
+    def mfa_process(self) -> str:
+        """The command that prints the identity's MFA codes, from its own settings or the nearest of its sources."""
+        profiles = self.session.full_config["profiles"]
+        commands = (profiles.get(name, {}).get("mfa_process") for name in sources(profiles, self.name))
+        return next(filter(None, commands), "")
 
 
 class plain_errors:
@@ -3263,6 +3386,7 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
         ContainerProvider,
         EnvProvider,
         InstanceMetadataProvider,
+        ProcessProvider,
         ProfileProviderBuilder,
         SharedCredentialProvider,
     )
@@ -3278,6 +3402,8 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
             if MFA_SOURCE in keys:
                 return [keys_provider(resolver, profile_name, keys[MFA_SOURCE], keys)]
             providers = list(super().providers(profile_name, disable_env_vars))
+            ours = process_provider(store, profile_name, keys)
+            providers = [ours if isinstance(each, ProcessProvider) else each for each in providers]
             if not store.is_ours(profile_name):
                 return providers
             files = (SharedCredentialProvider, ConfigProvider)
@@ -3333,8 +3459,7 @@ def metadata_fetcher(session: Any) -> Any:
 
 def keys_provider(resolver: Resolver, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
     """A botocore provider for the keys of `source`, or for an MFA session if `settings` have an mfa_serial."""
-    from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials, RefreshableCredentials
-    from botocore.credentials import Credentials as StaticCredentials
+    from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials
 
     class KeysProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
         METHOD = "keyring"
@@ -3343,14 +3468,52 @@ def keys_provider(resolver: Resolver, profile: str, source: str, settings: Mappi
             if "mfa_serial" in settings:
                 fetcher = mfa_session_fetcher(resolver, profile, source, settings)
                 return DeferredRefreshableCredentials(method="mfa", refresh_using=fetcher.fetch_credentials)
-            keys = long_term_keys(resolver, source)
-            if keys.expires is None:
-                return StaticCredentials(keys.access_key, keys.secret_key, keys.token, method=self.METHOD)
-            same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
-            same["expiry_time"] = rfc3339(keys.expires)
-            return RefreshableCredentials.create_from_metadata(same, lambda: same, self.METHOD)
+            return as_botocore_has_them(long_term_keys(resolver, source), self.METHOD)
 
     return KeysProvider()
+
+
+def as_botocore_has_them(keys: Credentials, method: str) -> Any:
+    """botocore's credentials object for these keys, which come from its provider `method`."""
+    from botocore.credentials import Credentials as StaticCredentials
+    from botocore.credentials import RefreshableCredentials
+
+    if keys.expires is None:
+        return StaticCredentials(keys.access_key, keys.secret_key, keys.token, method=method)
+    same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
+    same["expiry_time"] = rfc3339(keys.expires)
+    return RefreshableCredentials.create_from_metadata(same, lambda: same, method)
+
+
+PROCESS_VARIABLE = "EKS_TOKEN_PROCESS_OF"  # the profiles whose credential_process is running, one a line
+
+
+def processes_running(environ: Mapping[str, str]) -> list[str]:
+    """The profiles whose credential_process this program runs in, outermost first."""
+    return environ.get(PROCESS_VARIABLE, "").splitlines()
+
+
+def process_provider(store: Store, profile: str, settings: Mapping[str, Any]) -> Any:
+    """botocore's provider for credential_process, with errors that name the profile and a stderr that is ours."""
+    from botocore.compat import compat_shell_split
+    from botocore.credentials import CredentialProvider
+
+    class OurProcessProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
+        METHOD = "custom-process"
+
+        def load(self) -> Any:
+            command = settings.get("credential_process")
+            if command is None:
+                return None
+            what = f"{profile}: credential_process"
+            running = [*processes_running(store.environ), profile]
+            environ = {**store.environ, PROCESS_VARIABLE: "\n".join(running)}
+            output = run_helper(compat_shell_split(command), environ, what)
+            return as_botocore_has_them(
+                process_keys(output, f"the output of the credential_process of {profile}"), self.METHOD
+            )
+
+    return OurProcessProvider()
 
 
 def long_term_keys(resolver: Resolver, source: str) -> Credentials:
@@ -4624,6 +4787,7 @@ class SignIn(NamedTuple):
     new_keys: bool
     import_profile: str
     mfa_serial: str
+    mfa_process: str
     mfa_code_stdin: bool
     role_arn: str
     source: str
@@ -4654,7 +4818,7 @@ class SignIn(NamedTuple):
 
     def only_default(self) -> bool:
         """Whether it should only make an identity the default, which is not a reason to sign in again."""
-        return self.default and not (self.mfa_code_stdin or self.region or self.mfa_serial)
+        return self.default and not (self.mfa_code_stdin or self.region or self.mfa_serial or self.mfa_process)
 
 
 class Proposal(NamedTuple):
@@ -4696,7 +4860,7 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     resolver.sessions.renew = not wanted.only_default()
     resolver.mfa_code = proposal.mfa_code
     arn, expires = proposal.arn, None
-    if not proposal.keys or (wanted.mfa_serial and (wanted.mfa_code_stdin or resolver.person)):
+    if not proposal.keys or (wanted.mfa_serial and (wanted.mfa_code_stdin or wanted.mfa_process or resolver.person)):
         arn, expires = prove(wanted, resolver, proposal.portal)
     keep(wanted, resolver, proposal)
     if arn:
@@ -4707,8 +4871,9 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
         say(f"{name}: the keys are stored in the keyring")
     if wanted.default and not wanted.kinds():
         say(f"{name} is now the default")
-    if proposal.advice:
-        say(f"hint: {proposal.advice}")
+    advice = filter(None, [proposal.advice, process_line(wanted, resolver, invocation)])
+    for line in advice:
+        say(f"hint: {line}")
     return provision(invocation, name, wanted.cluster_name, wanted.region) if wanted.cluster_name else 0
 
 
@@ -4788,8 +4953,11 @@ def propose(wanted: SignIn, resolver: Resolver) -> Proposal:
         return proposed_role(wanted, resolver)
     if wanted.sso_start_url or wanted.sso_session:
         return proposed_sso(wanted, resolver)
-    code = sys.stdin.readline().strip() if wanted.mfa_code_stdin else None
-    return Proposal(changed_settings(wanted, resolver.store), mfa_code=code)
+    return Proposal(changed_settings(wanted, resolver.store), mfa_code=code_from_stdin(wanted))
+
+
+def code_from_stdin(wanted: SignIn) -> str | None:
+    return "".join(sys.stdin.readline().split()) if wanted.mfa_code_stdin else None
 
 
 def new_record(wanted: SignIn, **settings: str) -> dict[str, str]:
@@ -4808,44 +4976,23 @@ def ask_for_keys() -> Credentials:
 
 
 def read_keys_from_stdin(with_code: bool) -> tuple[Credentials, str | None]:
-    """Keys in the JSON format of credential_process ("Process credential provider", AWS SDKs and Tools Reference), and
-    the MFA code that may follow them. Raises Problem."""
+    """Keys in the JSON format of credential_process, and the MFA code that may follow them. Raises Problem."""
     import json
 
-    text = sys.stdin.read().lstrip()
+    text = sys.stdin.read().strip()
     try:
-        content, end = json.JSONDecoder().raw_decode(text)
+        _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        content, end = None, 0
-    if not isinstance(content, dict):
-        raise Problem("stdin is not a JSON object", 'expected {"Version": 1, "AccessKeyId": …, "SecretAccessKey": …}')
-    for value in content.values():
-        keep_secret(value if isinstance(value, str) and len(value) > 20 else None)
+        end = len(text)
+    keys = process_keys(text[:end], "the JSON on stdin")
     rest = text[end:].split()
     code = None
     if with_code:
-        code = rest.pop(0) if rest else ""
+        code = "".join(rest)
         keep_secret(code)
-    if rest:
+    elif rest:
         raise Problem("stdin has more text after the JSON object", "if that is an MFA code, pass --mfa-code-stdin")
-    if content.get("Version") != 1:
-        raise Problem("the JSON on stdin is not Version 1, the only version that is supported")
-    key, secret, token = (content.get(name) or None for name in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
-    if not isinstance(key, str) or not isinstance(secret, str):
-        raise Problem("the JSON on stdin lacks AccessKeyId or SecretAccessKey")
-    if not isinstance(token, (str, type(None))):
-        raise Problem("the SessionToken in the JSON on stdin is not text")
-    keep_secret(secret)
-    keep_secret(token)
-    expires = None
-    if content.get("Expiration"):
-        try:
-            expires = parse_time(content["Expiration"])
-        except (ValueError, TypeError):
-            raise Problem("the Expiration in the JSON on stdin is not an ISO 8601 time") from None
-        if expires <= time.time():
-            raise Problem(f"these credentials expired at {rfc3339(expires)}; nothing was stored")
-    return Credentials(key, secret, token, expires), code
+    return keys, code
 
 
 def proposed_keys(wanted: SignIn, resolver: Resolver, keys: Credentials, code: str | None) -> Proposal:
@@ -4856,6 +5003,7 @@ def proposed_keys(wanted: SignIn, resolver: Resolver, keys: Credentials, code: s
     record = new_record(
         wanted,
         mfa_serial=wanted.mfa_serial,
+        mfa_process=wanted.mfa_process,
         duration_seconds=wanted.duration_seconds,
         **{KEY_ENDING: keys.access_key[-4:], KEYS_END: rfc3339(keys.expires) if keys.expires is not None else ""},
     )
@@ -4908,8 +5056,9 @@ def proposed_role(wanted: SignIn, resolver: Resolver) -> Proposal:
         role_session_name=wanted.role_session_name,
         duration_seconds=wanted.duration_seconds,
         mfa_serial=wanted.mfa_serial,
+        mfa_process=wanted.mfa_process,
     )
-    return Proposal(record, mfa_code=sys.stdin.readline().strip() if wanted.mfa_code_stdin else None)
+    return Proposal(record, mfa_code=code_from_stdin(wanted))
 
 
 def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
@@ -4941,8 +5090,8 @@ def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
 def changed_settings(wanted: SignIn, store: Store) -> dict[str, str] | None:
     """The record with new settings that do not change its kind, such as the region. None if nothing changes."""
     region = "" if wanted.cluster_name else wanted.region  # with a cluster, --region is the cluster's
-    changes = {"region": region, "mfa_serial": wanted.mfa_serial, "duration_seconds": wanted.duration_seconds}
-    changes = {key: value for key, value in changes.items() if value}
+    changes = {key: getattr(wanted, key) for key in ("mfa_serial", "mfa_process", "duration_seconds")}
+    changes = {key: value for key, value in {**changes, "region": region}.items() if value}
     stored = store.stored.identities.get(wanted.name)
     if stored is None and (changes or wanted.default):
         raise usage(
@@ -5006,6 +5155,21 @@ def key_entry(keys: Credentials) -> dict[str, str]:
 def forget_answers(store: Store) -> None:
     if store.cache:
         store.cache.empty()
+
+
+def process_line(wanted: SignIn, resolver: Resolver, invocation: Invocation) -> str:
+    """How other AWS tools go on using the profile whose credentials have just been stored; "" if there is none."""
+    session = no_profile(resolver)
+    profile = wanted.import_profile or wanted.name
+    written = session.profile_as_written(profile)
+    if not written or not wanted.kinds() or f"{PROGRAM} credentials" in written.get("credential_process", ""):
+        return ""
+    found = invocation.platform == "win32" or on_path(PROGRAM, invocation)
+    words = exec_command(invocation) if found else [invocation.file]
+    command = " ".join(shell_word(word) for word in [*words, "credentials", "-i", wanted.name])
+    section = "default" if profile == "default" else f"profile {profile}"
+    file = session.get_config_variable("config_file")
+    return f"for the AWS CLI, SDKs and Terraform, add to [{section}] in {file}: credential_process = {command}"
 
 
 def choose_role(session: Any, region: str, token: str, account: str, role: str, terminal: bool) -> tuple[str, str]:
@@ -5175,6 +5339,32 @@ def whoami_command(invocation: Invocation, options: Namespace) -> int:
     ):
         if about[key]:
             show(f"{label + ':':13} {about[key]}")
+    return 0
+
+
+def credentials_command(invocation: Invocation, options: Namespace) -> int:
+    """Print an identity's credentials, so that other AWS tools can use what is in the keyring. No file contains them.
+
+    The format is that of credential_process ("Process credential provider", AWS SDKs and Tools Reference).
+    """
+    import json
+
+    name = options.identity
+    running = processes_running(invocation.environ)
+    if name in running:
+        raise Problem(
+            f"{name} is not stored here, and its credential_process leads back to it: {' -> '.join([*running, name])}",
+            f"store its keys with `{PROGRAM} login {shell_word(name)} --new-keys`, or remove that credential_process",
+        )
+    resolver = Resolver(invocation, open_cache(invocation), interactive=True)
+    credentials = resolver.credentials(Request(PROGRAM, "", region_variable(invocation.environ), name))
+    answer: dict[str, str | int] = {"Version": 1}
+    answer |= {"AccessKeyId": credentials.access_key, "SecretAccessKey": credentials.secret_key}
+    if credentials.token:
+        answer["SessionToken"] = credentials.token
+    if credentials.expires is not None:
+        answer["Expiration"] = rfc3339(credentials.expires)
+    show(json.dumps(answer))
     return 0
 
 
@@ -6009,6 +6199,7 @@ ACTS: Mapping[str, Callable[[Invocation, Namespace], int]] = {
     "logout": logout_command,
     "identities": identities_command,
     "whoami": whoami_command,
+    "credentials": credentials_command,
     "kubeconfig": kubeconfig_command,
     "adopt": adopt_command,
     "doctor": doctor_command,

@@ -117,7 +117,7 @@ def test_what_is_no_secret_lies_in_a_private_file_and_secrets_in_none(desk: Sand
         pytest.param(json.dumps({"Version": 1, "AccessKeyId": "x"}), "lacks", id="no secret"),
         pytest.param(json.dumps({"Version": 1, "SecretAccessKey": ALICE.secret}), "lacks", id="no id"),
         pytest.param(process_output(AccessKeyId=""), "lacks", id="an empty id"),
-        pytest.param(process_output(AccessKeyId=["x"]), "lacks", id="an id that is a list"),
+        pytest.param(process_output(AccessKeyId=["x"]), "AccessKeyId", id="an id that is a list"),
         pytest.param(process_output(SessionToken=5), "SessionToken", id="a session token that is a number"),
         pytest.param(process_output(Expiration="soon"), "Expiration", id="an end that is no time"),
         pytest.param(process_output(Expiration=5), "Expiration", id="an end that is a number"),
@@ -363,10 +363,28 @@ def test_a_credential_process_is_run_once_a_mint(place: Sandbox, keys: Keys) -> 
     assert runs.read_text() == "x"
 
 
-@pytest.mark.parametrize("answer", ["", "no JSON", '{"Version": 3}', '{"Version": 1}'])
-def test_a_credential_process_that_fails_is_one_line(answer: str, place: Sandbox) -> None:
+BAD_ENDS: list[object] = ["", 5, [], "soon", "2099-01-01T00:00:00", "9999-99-99T00:00:00Z"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        *[pytest.param(text, "is not a JSON object", id=text or "nothing") for text in ("", "keys", "[]", "null", "5")],
+        pytest.param('{"Version": 3}', "is not Version 1", id="another version"),
+        pytest.param('{"Version": 1}', "lacks AccessKeyId", id="no keys"),
+        pytest.param(process_output(SessionToken=5), "the SessionToken in", id="a token that is a number"),
+        *[
+            pytest.param(process_output(Expiration=end), "the Expiration in", id=f"it ends at {end!r}")
+            for end in BAD_ENDS
+        ],
+        pytest.param(process_output(Expiration="2020-01-01T00:00:00Z"), "expired at 2020-01-01", id="it has expired"),
+    ],
+)
+def test_bad_output_of_a_credential_process_is_one_line(answer: str, error: str, place: Sandbox) -> None:
     process_profile(place, answer)
-    assert_fails(place.run(*LINE, "-i", "tool"), "tool")
+    done = place.run(*LINE, "-i", "tool")
+    assert_fails(done, "the output of the credential_process of tool")
+    assert error in done.stderr.splitlines()[0]
 
 
 def test_a_key_error_of_our_own_is_not_turned_into_a_users_mistake() -> None:

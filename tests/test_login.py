@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -1206,6 +1208,150 @@ def test_aws_is_asked_who_it_is_at_the_profiles_endpoint(line: list[str], scene:
     done = scene.run(*line, env=elsewhere)
     assert done.returncode == 0, done.stderr
     assert alice.arn in done.stdout
+
+
+# --- credentials for other tools, and other tools' credentials ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flow", [keys_from_stdin, keys_with_mfa_from_stdin, role_over_stored_keys, sso_chosen], ids=named
+)
+def test_credentials_are_printed_as_a_credential_process_does(flow: Flow, scene: Scene) -> None:
+    name, expected = flow(scene)
+    answer = json.loads(scene.run("credentials", "-i", name, env=NOBODY).stdout)
+    assert answer.pop("Version") == 1
+    key = scene.keys[answer.pop("AccessKeyId")]
+    assert (key.secret, key.session_token or None) == (answer.pop("SecretAccessKey"), answer.pop("SessionToken", None))
+    assert (role_of(key.arn) if ":assumed-role/" in key.arn else key.arn) == expected
+    assert (utc(0) < answer.pop("Expiration")) if flow is not keys_from_stdin else not answer
+    assert scene.home.secrets_found([key.secret]) == []
+
+
+def test_one_mfa_code_is_enough_for_kubectl_the_aws_cli_and_boto3(scene: Scene) -> None:
+    """The profile has the identity's own name; for us it stays the stored one, and does not lead round in a loop."""
+    scene.home.config(f"[profile dev]\ncredential_process = {scene.home.executable} credentials -i dev\n")
+    name, arn = keys_with_mfa_from_stdin(scene)
+    assert scene.principal(name) == arn
+    ask_boto3 = "import boto3; print(boto3.Session(profile_name='dev').client('sts').get_caller_identity()['Arn'])"
+    cli = [sys.executable, "-m", "awscli", "sts", "get-caller-identity", "--query", "Arn", "--output", "text"]
+    for command in ([*cli, "--profile", "dev"], [sys.executable, "-c", ask_boto3]):
+        done = scene.run(command=command, env={"AWS_DEFAULT_REGION": REGION})
+        assert (done.stdout, done.stderr) == (f"{arn}\n", "")
+    assert scene.moto.count("GetSessionToken") == 1
+
+
+@pytest.mark.parametrize(
+    ("processes", "chain"),
+    [
+        pytest.param({"dev": "dev"}, "dev -> dev", id="itself"),
+        pytest.param({"dev": "two", "two": "dev"}, "dev -> two -> dev", id="another that leads back"),
+    ],
+)
+def test_a_credential_process_that_leads_back_to_itself_is_one_line(
+    processes: Mapping[str, str], chain: str, scene: Scene
+) -> None:
+    program = scene.home.executable
+    scene.home.config(
+        "".join(f"[profile {of}]\ncredential_process = {program} credentials -i {to}\n" for of, to in processes.items())
+    )
+    for line in (words("demo", "-i", "dev"), ["credentials", "-i", "dev"], ["whoami", "-i", "dev"]):
+        done = scene.run(*line)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.search(rf"^eks-token: error: dev: credential_process failed: .*{chain}$", done.stderr, re.M)
+
+
+def test_login_says_how_other_tools_go_on_with_a_profile(scene: Scene) -> None:
+    alice = scene.moto.create_user("alice")
+    scene.home.credentials(alice.profile("my work"))
+    scene.home.config("[profile my work]\nregion = eu-west-1\n")
+    expected = f"[profile my work] in ~/.aws/config: credential_process = {scene.home.executable} credentials -i "
+    assert f"{expected}dev\n" in scene.login("dev", "--import-profile", "my work").stderr
+    assert f"{expected}'my work'\n" in scene.login("my work", "--stdin", stdin=as_json(alice)).stderr
+    bin_directory = scene.home.home / "bin"
+    bin_directory.mkdir()
+    (bin_directory / "eks-token").symlink_to(scene.home.executable)
+    on_path = {"PATH": f"{bin_directory}:{os.environ['PATH']}"}
+    shown = scene.login("my work", "--stdin", stdin=as_json(alice), env=on_path).stderr
+    assert ": credential_process = eks-token credentials -i 'my work'\n" in shown
+    assert "credential_process" not in scene.login("other", "--stdin", stdin=as_json(alice)).stderr
+
+
+def helper(scene: Scene, script: str) -> Path:
+    """A helper program of a person's own."""
+    path = scene.home.write("helper", f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    return path
+
+
+def test_what_a_credential_process_asks_is_shown_while_it_runs(scene: Scene) -> None:
+    alice = scene.moto.create_user("alice")
+    path = helper(scene, f"printf 'touch your key: ' >&2; read answer; echo '{as_json(alice)}'")
+    scene.home.config(f"[profile tool]\ncredential_process = {path}\n")
+    assert scene.principal("tool", steps=[("touch your key: ", "\n")]) == alice.arn
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        pytest.param("echo signing in >&2; echo no such vault >&2; exit 1", "no such vault", id="its last words"),
+        pytest.param("echo eks-token: error: locked >&2; echo hint: unlock >&2; exit 1", "locked", id="and not a hint"),
+        pytest.param("exit 3", "exit status 3", id="it says nothing"),
+    ],
+)
+def test_the_last_words_of_a_credential_process_are_the_reason(script: str, reason: str, scene: Scene) -> None:
+    scene.home.config(f"[profile tool]\ncredential_process = {helper(scene, script)}\n")
+    done = scene.token("tool")
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"eks-token: error: tool: credential_process failed: {reason}\n")
+
+
+def test_a_credential_process_may_leave_a_program_in_the_background(scene: Scene) -> None:
+    alice = scene.moto.create_user("alice")
+    path = helper(scene, f"sleep 30 >/dev/null & echo $! > {scene.home.home}/pid; echo '{as_json(alice)}'")
+    scene.home.config(f"[profile tool]\ncredential_process = {path}\n")
+    try:
+        assert scene.principal("tool", timeout=20, steps=[]) == alice.arn
+    finally:
+        os.kill(int((scene.home.home / "pid").read_text()), signal.SIGKILL)
+
+
+def test_mfa_process_answers_instead_of_a_person(scene: Scene) -> None:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    command = f"echo touch >&2; echo '{CODE[:3]} {CODE[3:]}'"
+    device = ["--mfa-serial", mfa_serial("alice"), "--mfa-process", command]
+    scene.login("dev", "--stdin", *device, stdin=as_json(alice))
+    role = scene.moto.create_role("admin", mfa=True)
+    scene.login("admin", "--role-arn", role, "--source", "dev")
+    forget_sessions(scene)
+    assert scene.principal("admin", env=NOBODY) == role
+    assert scene.moto.count("GetSessionToken") == 2  # one for the first login, one for the token
+
+
+@pytest.mark.parametrize("where", ["mine", "role"])
+def test_mfa_process_of_a_profile_answers_instead_of_a_person(where: str, scene: Scene) -> None:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    scene.home.credentials(alice.profile("mine"))
+    role = scene.moto.create_role("admin", mfa=True)
+    settings = {"mine": "", "role": f"role_arn = {role}\nsource_profile = mine\nmfa_serial = {mfa_serial('alice')}\n"}
+    settings[where] += f"mfa_process = echo {CODE}\n"
+    scene.home.config("".join(f"[profile {name}]\n{keys}" for name, keys in settings.items()))
+    assert scene.principal("role", env=NOBODY) == role
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        pytest.param("echo no key is there >&2; exit 1", "mfa_process failed: no key is there", id="it fails"),
+        pytest.param("echo code: 123456", "mfa_process must print a code of six digits", id="more than a code"),
+        pytest.param("true", "mfa_process must print a code of six digits", id="nothing"),
+        pytest.param(f"echo {WRONG_CODE}", "AWS did not accept the MFA code", id="a wrong code"),
+    ],
+)
+def test_an_mfa_process_without_a_code_is_one_line(command: str, error: str, scene: Scene) -> None:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    device = ["--mfa-serial", mfa_serial("alice"), "--mfa-process", command]
+    assert error in scene.refused("login", "dev", "--stdin", *device, stdin=as_json(alice))
+    assert (scene.records(), scene.kept()) == (None, [])
 
 
 def test_whoami_of_an_unknown_name_is_one_line_with_the_nearest(scene: Scene) -> None:
