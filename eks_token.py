@@ -62,8 +62,9 @@ else:
             return type(self)(**(dict(zip(self._fields, self, strict=True)) | named))
 
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 PROGRAM = "eks-token"
+SBOM = "eks-token.cdx.json"  # the executable's list of what is in it, in CycloneDX, which build/package.py makes
 
 
 class Problem(Exception):
@@ -5441,17 +5442,22 @@ def diagnoses(invocation: Invocation, online: bool) -> Iterable[Check]:
 # The program
 
 
+def running_python() -> str:
+    """The version of this Python, and its path below any virtual environment."""
+    path = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    return f"{'.'.join(map(str, sys.version_info[:3]))}, {path}"
+
+
 def check_python(invocation: Invocation) -> Check:
     """Which Python this is, and whether the executable finds one when kubectl starts it."""
-    version = ".".join(map(str, sys.version_info[:3]))
-    python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    python = running_python()
     if invocation.platform == "win32" or not invocation.build:
-        return Check("python", "ok", f"{version}, {python}")
+        return Check("python", "ok", python)
     try:
         _, took = ask_program([invocation.file, "--version"], invocation.environ)
     except Problem as problem:
         return Check("python", "fail", f"the executable cannot start Python: {problem.message}", problem.hint)
-    return Check("python", "ok", f"{version}, {python}; the program starts in {milliseconds(took)}")
+    return Check("python", "ok", f"{python}; the program starts in {milliseconds(took)}")
 
 
 def check_executable(invocation: Invocation) -> Check:
@@ -6245,7 +6251,8 @@ Options for a token
   --session-name NAME   the name of the role session (default: EKSGetTokenAuth)
   --refresh             always signs a new token
   --debug               shows on stderr what is done, without any secrets
-  --version             prints the version
+  --version             prints the version; with --verbose also the build, the
+                        Python and the packages in use
   -h, --help            prints this help
 
   Without --identity, the token is for the first of these: ATMOS_IDENTITY, the
@@ -6307,12 +6314,32 @@ def run(invocation: Invocation) -> int:
     if "--help" in invocation.argv or "-h" in invocation.argv:
         show(HELP, end="")
         return 0
-    if invocation.argv == ("--version",):
-        show(f"{PROGRAM} {__version__}")
+    if "--version" in invocation.argv and {*invocation.argv} <= {"--version", "--verbose"}:
+        verbose = "--verbose" in invocation.argv
+        show("\n".join([f"{PROGRAM} {__version__}", *(version_details(invocation) if verbose else [])]))
         return 0
     if is_update_kubeconfig(invocation.argv):
         return update_kubeconfig_command(invocation)
     return token_command(invocation)
+
+
+def version_details(invocation: Invocation) -> list[str]:
+    """What a bug report needs: the build, the Python, and the packages, of which the executable has its own."""
+    if invocation.build:
+        import json
+        import zipfile
+
+        with zipfile.ZipFile(invocation.file) as archive:
+            bundled = json.loads(archive.read(SBOM))["components"]
+        packages = [f"{package['name']} {package['version']}" for package in bundled]
+    else:
+        import re
+        from importlib import metadata
+
+        required = [need for need in metadata.requires(PROGRAM) or [] if "extra ==" not in need]
+        names = sorted(re.split(r"[^\w.-]", need)[0] for need in required)
+        packages = [f"{name} {metadata.version(name)}" for name in names]
+    return [f"build {invocation.build or 'none: an installed package'}", f"Python {running_python()}", *packages]
 
 
 def clear_empty_variables() -> None:

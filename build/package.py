@@ -8,6 +8,7 @@ The file is the launcher script followed by a zip archive, which Python finds fr
     _bootstrap/                shiv's bootstrap, which start.py calls; environment.json has its settings
     site-packages/             eks_token.py and what it imports; only these and the startup code are ever unpacked
     LICENSES                   the licences of everything in the archive
+    eks-token.cdx.json         its bill of materials (SBOM), which --version --verbose reads
 
 Two builds of one commit with the same zlib are identical byte for byte. With another zlib their members still are.
 Nothing in the file depends on the machine, the clock, the umask, the locale or the order of a directory.
@@ -90,6 +91,15 @@ KEPT = tuple(
     for name in ("service-2.json.gz", "service-2.sdk-extras.json", "endpoint-rule-set-1.json.gz")
 )
 
+# Other projects' files in the wheels, which the wheels' metadata does not name, and their licences.
+VENDORED = {
+    "botocore/cacert.pem": "MPL-2.0",
+    "botocore/vendored/requests/exceptions.py": "Apache-2.0",
+    "botocore/vendored/requests/packages/urllib3/exceptions.py": "MIT",
+    "botocore/vendored/six.py": "MIT",
+}
+
+PIN = re.compile(r"^([\w.-]+==\S+) \\\n +--hash=sha256:([0-9a-f]{64})$", re.MULTILINE)
 LICENCE = re.compile(r"(licen[cs]e|notice|copying)[^/]*", re.IGNORECASE)
 
 COMPILED_NAME = re.compile(r"\.(so(\.\d+)*|pyd|dylib|dll|exe|a|o|lib|obj|node|wasm)$", re.IGNORECASE)
@@ -126,12 +136,12 @@ def build(target: Path) -> None:
         packages = Path(name, "site-packages")
         archive = Path(name, "archive")
         resolve(packages)
-        licences = gather_licences(packages)
+        added = {"LICENSES": gather_licences(packages), value_of("SBOM"): bill_of_materials(packages)}
         prune(packages)
         shutil.copyfile(PROGRAM, packages / PROGRAM.name)
         call_shiv(packages, archive)
         target.parent.mkdir(parents=True, exist_ok=True)
-        repack(archive, target, {"LICENSES": licences})
+        repack(archive, target, added)
     os.utime(target, (begun, begun))  # a source saved during the build is then newer, so make builds again
     print(f"{target}: {target.stat().st_size:,} bytes")
 
@@ -172,6 +182,52 @@ def gather_licences(packages: Path) -> bytes:
     rule = "=" * 80
     chapters = (f"{rule}\n{', '.join(names)}\n{rule}\n\n{text}\n" for text, names in names_by_text.items())
     return "\n".join(chapters).encode()
+
+
+def bill_of_materials(packages: Path) -> bytes:
+    """The SBOM in CycloneDX 1.6: the packages, with the hashes of their wheels, and the VENDORED files in them.
+
+    It has neither a serial number nor a time, which the specification allows, so that one commit has one SBOM.
+    """
+    pins = "".join((HERE / name).read_text(encoding="utf-8") for name in ("tools.txt", "requirements.txt"))
+    hashes = dict(PIN.findall(pins))
+    bundled = [metadata.distribution("shiv"), *metadata.distributions(path=[str(packages)])]
+
+    def package(found: metadata.Distribution) -> dict[str, Any]:
+        purl = f"pkg:pypi/{re.sub('[-_.]+', '-', found.name).lower()}@{found.version}"
+        about = {"type": "library", "bom-ref": purl, "name": found.name, "version": found.version, "purl": purl}
+        return about | sha256(hashes[f"{found.name}=={found.version}"]) | licences_of(found)
+
+    def vendored(name: str, licence: str) -> dict[str, Any]:
+        digest = hashlib.sha256((packages / name).read_bytes()).hexdigest()
+        return {"type": "file", "bom-ref": name, "name": name, "licenses": [{"expression": licence}]} | sha256(digest)
+
+    def sha256(digest: str) -> dict[str, Any]:
+        return {"hashes": [{"alg": "SHA-256", "content": digest}]}
+
+    program = {"type": "application", "bom-ref": "eks-token", "name": "eks-token", "version": value_of("__version__")}
+    components = sorted(map(package, bundled), key=lambda found: str(found["purl"]))
+    for name, licence in VENDORED.items():
+        owner = next(found for found in components if found["name"] == name.partition("/")[0])
+        owner.setdefault("components", []).append(vendored(name, licence))
+    bill = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": program | {"licenses": [{"expression": "MIT"}]}},
+        "components": components,
+    }
+    return (json.dumps(bill, indent=1) + "\n").encode()
+
+
+def licences_of(package: metadata.Distribution) -> dict[str, Any]:
+    """A package's licences as it names them: an SPDX expression if it is new enough, or in words."""
+    about = package.metadata
+    if "License-Expression" in about:
+        return {"licenses": [{"expression": about["License-Expression"]}]}
+    named = [each.rpartition(" :: ")[2] for each in about.get_all("Classifier") or [] if each.startswith("License ::")]
+    return {"licenses": [{"license": {"name": name}} for name in named or [about["License"]]]}
 
 
 def files(directory: Path) -> Iterator[Path]:

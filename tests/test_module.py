@@ -66,6 +66,7 @@ COMMANDS = pytest.mark.parametrize(
         pytest.param(["--help"], id="help"),
         pytest.param(["login", "--help"], id="a command's help"),
         pytest.param(["--version"], id="version"),
+        pytest.param(["--version", "--verbose"], id="version and packages"),
         pytest.param(["identities"], id="identities"),
         pytest.param(["identities", "-o", "json"], id="identities as JSON"),
         pytest.param(["doctor"], id="doctor"),

@@ -1,6 +1,7 @@
 """How the executable is made (build/package.py), and what is in it."""
 
 import ast
+import hashlib
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 import tomllib
 import zipfile
 import zlib
@@ -17,6 +19,7 @@ from pathlib import Path
 import package
 import pytest
 import shiv
+from conftest import Sandbox
 
 import eks_token
 
@@ -130,6 +133,41 @@ def test_the_file_carries_the_licence_of_everything_in_it(members: dict[str, byt
     owners = {normalized(owner) for heading in headings for owner in heading.split(", ")}
     assert owners == {normalized(pin.split()[0]) for pin in pins()} | {"eks-token", f"shiv-{shiv.__version__}"}
     assert "The eks-token authors" in text
+    assert re.search(r"CA Root Certificates\n=+\n+.*\n.*\nMozilla Public License, v\. 2\.0", text)
+
+
+def test_the_bill_of_materials_names_every_package_by_its_hash(members: dict[str, bytes]) -> None:
+    bill = json.loads(members["eks-token.cdx.json"])
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["version"] == eks_token.__version__
+    found = {f"{one['name']}=={one['version']} sha256:{one['hashes'][0]['content']}" for one in bill["components"]}
+    wanted = {re.sub(r" +--hash=", " ", pin) for pin in pins("requirements.txt") + pins("tools.txt")}
+    assert found == {pin for pin in wanted if not pin.startswith(("click=", "setuptools="))}
+    assert all(
+        one["licenses"][0].get("expression") or one["licenses"][0]["license"]["name"] for one in bill["components"]
+    )
+
+
+def test_the_bill_of_materials_names_other_projects_files_in_a_wheel(members: dict[str, bytes]) -> None:
+    bill = json.loads(members["eks-token.cdx.json"])
+    files = [each for one in bill["components"] for each in one.get("components", [])]
+    assert [(each["name"], each["licenses"][0]["expression"]) for each in files] == [*package.VENDORED.items()]
+    for each in files:
+        content = members[f"site-packages/{each['name']}"]
+        assert each["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(content).hexdigest()}]
+    vendored = [name for name in members if re.search(r"/vendored/.*\.py|\.pem$", name) and len(members[name]) > 300]
+    assert sorted(vendored) == [f"site-packages/{name}" for name in package.VENDORED]
+
+
+def test_the_verbose_version_names_build_python_and_packages(home: Sandbox, members: dict[str, bytes]) -> None:
+    done = home.run("--version", "--verbose")
+    assert (done.returncode, done.stderr) == (0, "")
+    version, build, python, *packages = done.stdout.splitlines()
+    assert version == f"eks-token {eks_token.__version__}"
+    assert build == f"build {json.loads(members['environment.json'])['build_id']}"
+    assert re.fullmatch(r"Python 3\.\d+\.\S+, /.+", python)
+    bundled = json.loads(members["eks-token.cdx.json"])["components"]
+    assert packages == [f"{one['name']} {one['version']}" for one in bundled]
 
 
 def normalized(name: str) -> str:
@@ -187,6 +225,44 @@ def test_every_python_finds_all_that_it_imports_in_the_bundle(executable: Path, 
     assert done.stdout.splitlines() == [
         f"https://{host}.eu-central-1.amazonaws.com True" for host in ("eks", "portal.sso", "oidc", "sts")
     ]
+
+
+# As an installed package
+
+
+@pytest.fixture(scope="module", params=["pip", "pipx"])
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command that this tool installs from the sources."""
+    directory = tmp_path_factory.mktemp(request.param)
+    scripts = directory / ("Scripts" if os.name == "nt" else "bin")
+    if request.param == "pip":
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        command = [str(scripts / "python"), "-m", "pip", "install", "--quiet", str(ROOT)]
+    else:
+        command = [sys.executable, "-m", "pipx", "install", str(ROOT)]
+    places = {"PIPX_HOME": str(directory), "PIPX_BIN_DIR": str(scripts), "PIPX_MAN_DIR": str(directory / "man")}
+    done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return scripts / "eks-token"
+
+
+def test_an_installed_package_prints_a_token_and_caches_it(installed: Path, home: Sandbox) -> None:
+    words = ["--cluster-name", "sample", "--region", "us-east-2"]
+    keys = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "of nobody"}
+    signed = home.run(*words, env=keys, command=[installed])
+    assert (signed.returncode, signed.stderr) == (0, "")
+    cached = home.run(*words, "--debug", env=keys, command=[installed])
+    assert cached.stdout == signed.stdout
+    assert "answered from the cache" in cached.stderr
+
+
+def test_an_installed_package_names_what_it_uses(installed: Path, home: Sandbox) -> None:
+    done = home.run("--version", "--verbose", command=[installed])
+    version, build, python, *packages = done.stdout.splitlines()
+    assert (version, build) == (f"eks-token {eks_token.__version__}", "build none: an installed package")
+    assert python.startswith("Python 3.")
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [name.split()[0] for name in packages] == sorted(re.split("[<>=]", name)[0] for name in needed)
 
 
 # Byte for byte
