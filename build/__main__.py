@@ -8,6 +8,9 @@ if sys.version_info < (3, 10):
     )
     sys.exit(1)
 
+import _signal
+
+_signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 os.umask(0o077)
 sys.path.insert(0, __file__[:-12])
 try:
@@ -22,7 +25,8 @@ main()
 
 # Python runs this file first, from the archive or from the directory that the archive is unpacked to. The path of that
 # is the part of __file__ before "/__main__.py". We put it on sys.path, because an isolated Python does so only for an
-# archive. The umask makes everything that this process writes private to the user, including Python's bytecode.
+# archive. The umask makes everything that this process writes private to the user, including Python's bytecode. Until
+# start.py is there to say something, Ctrl-C just ends the process.
 #
 # An old Python, even 2.7, must be able to read the lines above, and only those: it compiles this file and never gets to
 # another one. Everything else is in start.py, because Python caches the bytecode of modules but not of this file.

@@ -8,6 +8,12 @@
 # -nt and -ot are new in POSIX issue 8, but every shell in the tests has had them for decades.
 # shellcheck disable=SC3013
 
+# Bash takes options (SHELLOPTS) and functions from the environment. They must not change what this script does.
+{ set +aefuvxC; } 2>/dev/null
+case ${BASH_VERSION-} in
+?*) unset -f [ command echo kill printf read umask ;;
+esac
+
 et_build=@BUILD@
 et_file=$0
 et_newline='
@@ -28,9 +34,10 @@ case ${HOME-} in
 		fi
 		;;
 	esac
-	# Do not read or run anything from a link or from another user's directory. HOME must be the user's own too, so that
-	# a root shell that kept another user's HOME does not use the answers there.
-	if ! [ -O "$et_cache" ] || [ -h "$et_cache" ] || ! [ -O "$HOME" ]; then
+	# Do not read or run anything from a link or from another user's directory. A root shell that kept another user's
+	# HOME must not use the answers there either. Only root owns /; others may be at home in a directory that is not
+	# their own, as in OpenShift's containers.
+	if ! [ -O "$et_cache" ] || [ -h "$et_cache" ] || { [ -O / ] && ! [ -O "$HOME" ]; }; then
 		et_cache=
 	fi
 	;;
@@ -141,54 +148,85 @@ et_answer() {
 et_start() {
 	et_python=$1
 	shift
+	# A Python that has not reached build/start.py yet answers Ctrl-C with a traceback, so it ignores it until then.
+	trap '' INT
 	# If the file is empty, or was changed after its manifest was written, run the archive instead.
-	if [ -n "$et_cache" ] && [ -O "$et_cache/app/$et_build/__main__.py" ] &&
-		[ -s "$et_cache/app/$et_build/__main__.py" ] &&
-		! [ "$et_cache/app/$et_build/__main__.py" -nt "$et_cache/app/$et_build/manifest" ]; then
-		exec "$et_python" -I -S "$et_cache/app/$et_build/__main__.py" "$et_file" "$@"
+	et_program=$et_cache/app/$et_build/__main__.py
+	if [ -n "$et_cache" ] && [ -f "$et_program" ] && [ -O "$et_program" ] && [ -s "$et_program" ] &&
+		! [ "$et_program" -nt "$et_cache/app/$et_build/manifest" ]; then
+		exec "$et_python" -I -S "$et_program" "$et_file" "$@"
 	fi
 	exec "$et_python" -I -S "$et_file" "$@"
 }
 
-# et_suits PYTHON: whether it runs (a version manager's shim may exist and not run) and is new enough.
+# et_suits PYTHON: whether it is a Python that runs and is new enough. Many a file only looks like one: the shim of a
+# version that is not installed, a program for another machine, an empty file (which a shell runs as a script).
 et_suits() {
-	"$1" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+	[ "$("$1" -I -S -c 'import sys; print(sys.version_info >= (3, 10))' 2>/dev/null </dev/null)" = True ]
+}
+
+# et_began: whether the last start of Python that was not tried before got as far as build/start.py, which removes this
+# file, or is still on its way there.
+et_began() {
+	[ -e "$et_cache/starting" ] || return 0
+	[ -f "$et_cache/starting" ] && read -r et_pid <"$et_cache/starting" && kill -0 "$et_pid"
 }
 
 if [ -n "$et_cache" ]; then
-	et_answer "$@" 3>&2 2>/dev/null || : # SHELLOPTS may tell the shell to exit if a command fails
+	et_answer "$@" 3>&2 2>/dev/null || :
+fi
+
+# The Python that worked last, which build/start.py writes down. We start it without trying it first, which would take
+# 10 ms, unless it has changed (the record has the date of the program) or did not come up the last time (a library or
+# the standard library is gone). So at most one call fails.
+et_known=
+et_sure=
+if [ -n "$et_cache" ] && [ -f "$et_cache/python" ] && [ -O "$et_cache/python" ]; then
+	{ IFS= read -r et_known <"$et_cache/python"; } 2>/dev/null
+	if ! [ -f "$et_known" ] || ! [ -x "$et_known" ]; then
+		et_known=
+	elif ! [ "$et_known" -nt "$et_cache/python" ] && ! [ "$et_known" -ot "$et_cache/python" ] &&
+		{ et_began && echo $$ >|"$et_cache/starting"; } 2>/dev/null; then
+		et_sure=yes
+	fi
 fi
 
 if [ -n "${EKS_TOKEN_PYTHON-}" ]; then
+	case $EKS_TOKEN_PYTHON in
+	*/*) [ -n "$et_sure" ] && [ "$EKS_TOKEN_PYTHON" -ef "$et_known" ] && et_start "$EKS_TOKEN_PYTHON" "$@" ;;
+	esac
 	if ! command -v "$EKS_TOKEN_PYTHON" >/dev/null 2>&1; then
 		printf '%s\n' "eks-token: error: EKS_TOKEN_PYTHON is not a program: $EKS_TOKEN_PYTHON" >&2
-		exit 1
+	elif et_suits "$EKS_TOKEN_PYTHON"; then
+		et_start "$EKS_TOKEN_PYTHON" "$@"
+	else
+		printf '%s\n' "eks-token: error: EKS_TOKEN_PYTHON is not Python 3.10 or newer: $EKS_TOKEN_PYTHON" >&2
 	fi
-	et_start "$EKS_TOKEN_PYTHON" "$@"
+	exit 1
 fi
 
-# The interpreter that worked last. build/start.py writes this file.
-if [ -n "$et_cache" ] && [ -O "$et_cache/python" ]; then
-	et_python=
-	{ read -r et_python <"$et_cache/python"; } 2>/dev/null
-	if [ -x "$et_python" ] && [ ! -d "$et_python" ]; then
-		et_start "$et_python" "$@"
-	fi
+if [ -n "$et_known" ] && { [ -n "$et_sure" ] || et_suits "$et_known"; }; then
+	et_start "$et_known" "$@"
 fi
 
-# macOS's own python3 comes last, because without the developer tools it is a stub that opens a dialog.
-et_last=
 for et_name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python3.10; do
 	et_python=$(command -v "$et_name") || continue
-	if [ "$et_python" = /usr/bin/python3 ] && [ -e /System/Library/CoreServices ]; then
-		et_last=$et_python
-	elif et_suits "$et_name"; then # by name, because ksh quotes a path that has spaces
-		et_start "$et_name" "$@"
-	fi
+	# macOS's own comes last, because without the developer tools it is a stub that opens a dialog.
+	if [ "$et_python" = /usr/bin/python3 ] && [ -e /System/Library/CoreServices ]; then continue; fi
+	if et_suits "$et_name"; then et_start "$et_name" "$@"; fi # by name, because ksh quotes a path that has spaces
 done
-if [ -n "$et_last" ] && et_suits "$et_last"; then
-	et_start "$et_last" "$@"
-fi
+
+# Desktop programs have a short PATH. These are the places of package managers, python.org and version managers.
+et_data=${XDG_DATA_HOME:-${HOME-}/.local/share}
+for et_place in /opt/homebrew/bin /usr/local/bin /opt/local/bin /home/linuxbrew/.linuxbrew/bin /usr/pkg/bin \
+	/Library/Frameworks/Python.framework/Versions/*/bin /run/current-system/sw/bin /nix/var/nix/profiles/default/bin \
+	"${HOME-}"/.nix-profile/bin "${HOME-}"/.local/bin "${PYENV_ROOT:-${HOME-}/.pyenv}"/versions/*/bin \
+	"${UV_PYTHON_INSTALL_DIR:-$et_data/uv/python}"/*/bin "${MISE_DATA_DIR:-$et_data/mise}"/installs/python/*/bin \
+	"${ASDF_DATA_DIR:-${HOME-}/.asdf}"/installs/python/*/bin "${HOME-}"/*conda3/bin "${HOME-}"/miniforge3/bin /usr/bin; do
+	for et_python in "$et_place"/python3.1[0-9] "$et_place"/python3; do
+		if [ -f "$et_python" ] && [ -x "$et_python" ] && et_suits "$et_python"; then et_start "$et_python" "$@"; fi
+	done
+done
 printf '%s\n' 'eks-token: error: no Python 3.10 or newer was found' \
 	'hint: install one, or set EKS_TOKEN_PYTHON to its path' >&2
 exit 1

@@ -12,6 +12,7 @@ It is run in one of two places:
 
 from __future__ import annotations
 
+import _signal  # signal without its names for numbers, which take 2 ms to import
 import os
 import sys
 import time
@@ -102,7 +103,10 @@ def is_whole(app: str) -> bool:
     """Whether app is the user's own, and every file unpacked to it is there and as long as it was then."""
     try:
         make_private(app)
-        with open(os.path.join(app, MANIFEST), encoding="utf-8") as file:
+        path = os.path.join(app, MANIFEST)
+        if os.stat(path).st_size == 0:  # a FIFO, for example, which could not be read to its end
+            return False
+        with open(path, encoding="utf-8") as file:
             entries = file.read().split("\n")
         if entries.pop() != BUILD:  # the manifest's own last line
             return False
@@ -151,22 +155,38 @@ def note_use(app: str) -> None:
 
 
 def remember_python(directory: str) -> None:
-    """Tells the launcher which Python to start next time: this one, below any virtual environment or shim."""
+    """Tells the launcher that Python has started, and which one to start next time: this one, below any virtual
+    environment or shim. The record has the date of that program, so that the launcher sees when it changes.
+    """
+    if os.name != "posix":
+        return
+    starting = os.path.join(directory, "starting")
+    try:
+        os.unlink(starting)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        remove(starting)
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    if os.name != "posix" or "\n" in python or not os.access(python, os.X_OK):
+    if "\n" in python or not os.access(python, os.X_OK):
         return
     line = os.fsencode(python) + b"\n"
     path = os.path.join(directory, "python")
+    modified = os.stat(python).st_mtime_ns
     try:
-        with open(path, "rb") as file:
-            if file.read() == line:
-                return
+        # A record is as long as its line. To read anything else would take time, or hang.
+        found = os.lstat(path)
+        if (found.st_mtime_ns, found.st_size) == (modified, len(line)):
+            with open(path, "rb") as file:
+                if file.read() == line:
+                    return
     except OSError:
         pass
     beside = f"{path}.{os.getpid()}"
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "xb") as file:
             file.write(line)
+        os.utime(beside, ns=(modified, modified))
         os.replace(beside, path)
     except OSError:
         remove(beside)
@@ -407,6 +427,9 @@ def main() -> None:
     """Runs the program and exits with its status."""
     here = os.path.dirname(__file__)
     try:
+        # The launcher ignores Ctrl-C while Python starts, and __main__.py leaves it to the system, because Python
+        # would answer with a traceback. Here, and no longer than here, it is an exception that somebody catches.
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         if os.path.isdir(here):
             from_directory(here, sys.argv[1], sys.argv[2:])
         else:
@@ -422,3 +445,5 @@ def main() -> None:
             raise
         say(f"{PROGRAM}: error: {type(error).__name__}: {error}\nhint: EKS_TOKEN_DEBUG=1 shows where")
         sys.exit(1)
+    finally:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)

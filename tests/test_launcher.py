@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,11 @@ def shells() -> list[Shell]:
     return found or [Shell("sh", *need("sh"))]
 
 
+def suitable(command: str) -> str:
+    """A stand-in for a Python that is new enough: a script that runs the command if it is started to stay."""
+    return f'#!/bin/sh\n[ "$3" = -c ] && echo True && exit\n{command}\n'
+
+
 class Desk:
     """A home whose answers come from Cache.store, and the launcher with a Python that only says that it was asked."""
 
@@ -78,7 +84,7 @@ class Desk:
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
-            "EKS_TOKEN_PYTHON": str(self.script("asked", f"#!/bin/sh\nprintf {MISS}\n")),
+            "EKS_TOKEN_PYTHON": str(self.script("asked", suitable(f"printf {MISS}"))),
         }
         directory = eks_token.cache_home(self.environ, sys.platform)
         assert directory is not None
@@ -812,6 +818,20 @@ def test_what_belongs_to_another_user_is_not_read(desk: Desk, shells: list[Shell
     assert {desk.launcher(shell) for shell in shells} == {"answer 1"}
 
 
+@as_root
+def test_a_home_that_belongs_to_root_but_takes_files_is_one(shells: list[Shell], _without_flush: None) -> None:
+    """OpenShift runs containers as some user of the group 0, at home in a directory that root made."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        desk = new_desk(Path(directory))
+        answer = desk.store()
+        desk.home.chmod(0o775)
+        subprocess.run(["chown", "-R", "12345:0", desk.cache.root], check=True)
+        for shell in shells:
+            done = run(desk, shell, user=12345, group=0, extra_groups=[])
+            assert (done.stdout, done.stderr) == (answer + "\n", ""), shell.name
+
+
 def test_a_link_in_the_place_of_the_cache_is_not_followed(desk: Desk, shells: list[Shell]) -> None:
     desk.store()
     root = Path(desk.cache.root)
@@ -898,7 +918,7 @@ def echo(desk: Desk, name: str = "echo") -> Path:
         "print(json.dumps([sys.argv, {os.fsdecode(k): os.fsdecode(v) for k, v in os.environb.items()}]))\n"
     )
     program = desk.script(f"{name}.py", text)
-    return desk.script(name, f'#!/bin/sh\nexec {interpreters()[0].path} -I "{program}" "$@"\n')
+    return desk.script(name, suitable(f'exec {interpreters()[0].path} -I "{program}" "$@"'))
 
 
 HOSTILE_WORDS = ["a b", "", "*", "'", '"', "\n", "x\n", "-n", "\\", "\\n", "$HOME", "`id`", "é", "\udcff", "--", "~"]
@@ -965,7 +985,7 @@ def test_variables_reach_python_unchanged(desk: Desk, shell: Shell) -> None:
 
 
 def test_stdin_reaches_python_unread(desk: Desk, shell: Shell) -> None:
-    reader = desk.script("reader", "#!/bin/sh\nexec cat\n")
+    reader = desk.script("reader", suitable("exec cat"))
     desk.store()
     done = run(
         *(desk, shell, "login", "dev", "--stdin"),
@@ -977,7 +997,7 @@ def test_stdin_reaches_python_unread(desk: Desk, shell: Shell) -> None:
 
 
 def test_pythons_status_and_messages_pass_through(desk: Desk, shell: Shell) -> None:
-    failing = desk.script("failing", "#!/bin/sh\necho out\necho err >&2\nexit 7\n")
+    failing = desk.script("failing", suitable("echo out; echo err >&2; exit 7"))
     done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": str(failing)})
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
 
@@ -987,6 +1007,25 @@ def test_a_named_python_that_is_not_there_is_one_error_line(desk: Desk, shell: S
     done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": named})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"eks-token: error: EKS_TOKEN_PYTHON is not a program: {named}\n"
+
+
+UNSUITABLE = [
+    pytest.param("#!/bin/sh\necho noise\necho noise >&2\nexit 127\n", id="a shim for a version that is not installed"),
+    pytest.param("#!/bin/sh\necho usage >&2\necho usage >&2\nexit 2\n", id="one that does not know the options"),
+    pytest.param("#!/bin/sh\n[ $3 = -c ] && echo False\n", id="an old one"),
+    pytest.param("#!/bin/sh\n", id="a program that says nothing"),
+    pytest.param("#!/nonexistent/interpreter\n", id="a script whose interpreter is gone"),
+    pytest.param("\x7fELF\2\1\1" + 11 * "\0" + "\xb7" + 50 * "\0", id="a program for another machine"),
+    pytest.param("", id="an empty file"),
+]
+
+
+@pytest.mark.parametrize("text", UNSUITABLE)
+def test_a_named_program_that_is_no_suitable_python_is_one_error_line(desk: Desk, shell: Shell, text: str) -> None:
+    named = desk.script("bin/named", text)
+    done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": str(named)})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"eks-token: error: EKS_TOKEN_PYTHON is not Python 3.10 or newer: {named}\n"
 
 
 def test_a_fresh_answer_needs_no_python(desk: Desk, shell: Shell) -> None:
@@ -1000,6 +1039,10 @@ class Programs:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.directories: list[Path] = []
+        head, loop, places = LAUNCHER.replace("@BUILD@", BUILD).partition("for et_place in ")
+        places, do, rest = places.partition("; do\n")
+        places = re.sub(r"(^|\s)/", rf"\1{self.root}/", places)
+        desk.script("eks-token", head + loop + places + do + rest)
         for tool in ("cat", "printf"):  # not every shell has a printf of its own
             self.add(tool, f'#!/bin/sh\nexec {need(tool)[0]} "$@"\n')
 
@@ -1008,6 +1051,11 @@ class Programs:
         if script.parent not in self.directories:
             self.directories.append(script.parent)
         return script
+
+    @property
+    def root(self) -> Path:
+        """What stands for / where the launcher looks for Pythons that are not on PATH."""
+        return self.desk.root / "root"
 
     def run(self, shell: Shell, **environ: str) -> "subprocess.CompletedProcess[str]":
         path = ":".join(map(str, self.directories))
@@ -1019,18 +1067,9 @@ def programs(desk: Desk) -> Programs:
     return Programs(desk)
 
 
-def suitable(says: str) -> str:
-    """A stand-in for a Python that is new enough."""
-    return f'#!/bin/sh\n[ "$3" = -c ] && exit 0\nprintf {says}\n'
-
-
-def run_first_and_fail(status: int) -> str:
-    return f"#!/bin/sh\necho noise\necho noise >&2\nexit {status}\n"
-
-
 @pytest.mark.parametrize("name", ["python3", *(f"python3.{minor}" for minor in range(10, 16))])
 def test_a_python_is_found_on_a_path_with_spaces(programs: Programs, shell: Shell, name: str) -> None:
-    programs.add(name, suitable("found"))
+    programs.add(name, suitable("printf found"))
     done = programs.run(shell)
     assert (done.returncode, done.stdout, done.stderr) == (0, "found", "")
 
@@ -1042,20 +1081,10 @@ def test_real_pythons_are_told_apart_by_their_age(programs: Programs, shell: She
     assert (done.stdout, done.stderr) == (f"1 1 {' '.join(TOKEN)}\n", "")
 
 
-@pytest.mark.parametrize(
-    "unsuitable",
-    [
-        pytest.param(run_first_and_fail(127), id="a shim for a version that is not installed"),
-        pytest.param(run_first_and_fail(1), id="an old one"),
-        pytest.param("#!/nonexistent/interpreter\n", id="a script whose interpreter is gone"),
-        pytest.param("", id="an empty file"),
-    ],
-)
-def test_a_python_that_does_not_do_is_passed_over(programs: Programs, shell: Shell, unsuitable: str) -> None:
-    programs.add("python3", unsuitable)
-    if not unsuitable:  # which a shell takes for a script that succeeds
-        programs.add("python3", "exit 1\n")
-    programs.add("python3.12", suitable("found"))
+@pytest.mark.parametrize("text", UNSUITABLE)
+def test_a_python_that_does_not_suit_is_passed_over(programs: Programs, shell: Shell, text: str) -> None:
+    programs.add("python3", text)
+    programs.add("python3.12", suitable("printf found"))
     done = programs.run(shell)
     assert (done.returncode, done.stdout, done.stderr) == (0, "found", "")
 
@@ -1072,11 +1101,11 @@ def old_python() -> str | None:
 
 def test_an_old_python_is_passed_over(programs: Programs, shell: Shell) -> None:
     old = old_python()
-    programs.add("python3", f'#!/bin/sh\nexec {old} "$@"\n' if old else run_first_and_fail(1))
+    programs.add("python3", f'#!/bin/sh\nexec {old} "$@"\n' if old else "#!/bin/sh\nexit 1\n")
     done = programs.run(shell)
     assert (done.returncode, done.stdout) == (1, "")
     assert "no Python 3.10 or newer" in done.stderr
-    programs.add("python3.10", suitable("found"))
+    programs.add("python3.10", suitable("printf found"))
     assert programs.run(shell).stdout == "found"
 
 
@@ -1088,34 +1117,148 @@ def test_without_a_python_there_is_one_error_and_a_hint(programs: Programs, shel
     )
 
 
-def test_the_python_that_worked_last_is_taken(programs: Programs, shell: Shell) -> None:
-    remembered = programs.add("my python", suitable("remembered"), "else where")
-    programs.directories.pop()
-    programs.add("python3", suitable("found"))
-    Path(programs.desk.cache.root, "python").write_text(f"{remembered}\n")
+PLACES = [
+    *("/opt/homebrew/bin/python3", "/usr/local/bin/python3.15", "/opt/local/bin/python3.10", "/usr/bin/python3"),
+    *("/Library/Frameworks/Python.framework/Versions/3.13/bin/python3", "/run/current-system/sw/bin/python3"),
+    *("HOME/.local/bin/python3.13", "HOME/.nix-profile/bin/python3", "HOME/.pyenv/versions/3.12.1/bin/python3.12"),
+    *("HOME/.local/share/uv/python/cpython-3.14.0-linux-x86_64-gnu/bin/python3.14", "HOME/miniconda3/bin/python3"),
+    *("HOME/.local/share/mise/installs/python/3.11.9/bin/python3", "HOME/.asdf/installs/python/3.10.2/bin/python3"),
+    *("PYENV_ROOT=/my pyenv/versions/3.11.1/bin/python3", "UV_PYTHON_INSTALL_DIR=/uv/3/bin/python3"),
+    *("MISE_DATA_DIR=/mise/installs/python/3/bin/python3", "XDG_DATA_HOME=/data/uv/python/3/bin/python3"),
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_python_is_found_where_package_and_version_managers_put_it(
+    programs: Programs, shells: list[Shell], place: str
+) -> None:
+    """Each is tried after those that do not suit, below a root that the desk has."""
+    name, _, path = place.rpartition("=")
+    path = path.replace("HOME/", f"{programs.desk.home}/")
+    if not path.startswith(str(programs.desk.root)):
+        path = f"{programs.root}{path}"
+    programs.desk.script(path, suitable("printf found"))
+    programs.desk.script(f"{programs.desk.home}/.pyenv/versions/3.9.1/bin/python3", "exit 1\n")
+    environ = {name: path[: path.index("/", len(str(programs.root)) + 1)]} if name else {}
+    assert {programs.run(shell, SHELLOPTS="noglob", **environ).stdout for shell in shells} == {"found"}
+
+
+class Remembered(NamedTuple):
+    """A Python that has been started before, as build/start.py remembers it."""
+
+    program: Path
+    record: Path
+
+    def remember(self) -> None:
+        self.record.write_text(f"{self.program}\n")
+        found = self.program.stat()
+        os.utime(self.record, ns=(found.st_mtime_ns, found.st_mtime_ns))
+
+
+@pytest.fixture
+def remembered(programs: Programs) -> Remembered:
+    """In a directory that is not on PATH, where another one is. It says how often it is tried."""
+    program = programs.desk.script("else where/my python", suitable("printf remembered"))
+    old_file(
+        program,
+        f"#!/bin/sh\n[ $3 = -c ] && echo >>'{programs.desk.root}/tried' && echo True && exit\nprintf remembered\n",
+    )
+    programs.add("python3", suitable("printf found"))
+    remembered = Remembered(program, Path(programs.desk.cache.root, "python"))
+    remembered.remember()
+    return remembered
+
+
+def tried(programs: Programs) -> int:
+    path = programs.desk.root / "tried"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def test_the_python_that_worked_last_is_started_untried(
+    programs: Programs, shell: Shell, remembered: Remembered
+) -> None:
+    link = programs.desk.root / "link"
+    link.symlink_to(remembered.program)
+    started = remembered.record.with_name("starting")
+    for environ in ({}, {"EKS_TOKEN_PYTHON": str(remembered.program)}, {"EKS_TOKEN_PYTHON": str(link)}):
+        assert programs.run(shell, **environ).stdout == "remembered"
+        assert tried(programs) == 0
+        started.unlink()  # as build/start.py does
+    named = programs.add("named", suitable("printf named"))
+    assert programs.run(shell, EKS_TOKEN_PYTHON=str(named)).stdout == "named"
+
+
+@pytest.mark.parametrize("text", UNSUITABLE)
+def test_a_remembered_python_that_no_longer_suits_is_not_started(
+    programs: Programs, shell: Shell, remembered: Remembered, text: str
+) -> None:
+    remembered.program.write_text(text)
+    for _ in range(2):
+        done = programs.run(shell)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "found", "")
+
+
+def test_a_remembered_python_that_lost_a_library_fails_once(
+    programs: Programs, shell: Shell, remembered: Remembered
+) -> None:
+    remembered.program.write_text("#!/bin/sh\necho python: error while loading shared libraries >&2\nexit 127\n")
+    remembered.remember()
+    done = programs.run(shell)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (127, "", 1)
+    for _ in range(2):
+        done = programs.run(shell)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "found", "")
+
+
+def test_a_start_that_is_still_under_way_is_not_one_that_failed(
+    programs: Programs, shell: Shell, remembered: Remembered
+) -> None:
+    remembered.record.with_name("starting").write_text(f"{os.getpid()}\n")
     assert programs.run(shell).stdout == "remembered"
-    assert programs.run(shell, EKS_TOKEN_PYTHON=str(programs.add("named", suitable("named")))).stdout == "named"
+    assert tried(programs) == 0
+    remembered.record.with_name("starting").write_text("")
+    assert programs.run(shell).stdout == "remembered"
+    assert tried(programs) == 1
+
+
+def test_where_no_start_can_be_noted_python_is_tried_first(
+    programs: Programs, shell: Shell, remembered: Remembered
+) -> None:
+    remembered.record.with_name("starting").mkdir()
+    assert programs.run(shell).stdout == "remembered"
+    assert tried(programs) == 1
+
+
+def make_fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
 
 
 @pytest.mark.parametrize(
-    "record",
+    "spoil",
     [
-        pytest.param("/nonexistent/python\n", id="removed since"),
-        pytest.param("", id="empty"),
-        pytest.param("/\n", id="a directory"),
-        pytest.param("\x01\x02", id="garbage"),
+        pytest.param(lambda record: record.write_text("/nonexistent/python\n"), id="removed since"),
+        pytest.param(lambda record: record.write_text(""), id="empty"),
+        pytest.param(lambda record: record.write_text("/\n"), id="names a directory"),
+        pytest.param(lambda record: record.write_text("\x01\x02"), id="garbage"),
+        pytest.param(lambda record: (record.unlink(), record.mkdir()), id="a directory"),
+        pytest.param(make_fifo, id="a FIFO"),
+        pytest.param(lambda record: (record.unlink(), record.symlink_to("/dev/zero")), id="a device"),
+        pytest.param(lambda record: make_fifo(record.with_name("starting")), id="a FIFO beside it"),
     ],
 )
-def test_without_the_python_that_worked_last_another_is_found(programs: Programs, shell: Shell, record: str) -> None:
-    programs.add("python3", suitable("found"))
-    Path(programs.desk.cache.root, "python").write_text(record)
+def test_without_a_good_record_another_python_is_found(
+    programs: Programs, shell: Shell, remembered: Remembered, spoil: Callable[[Path], object]
+) -> None:
+    spoil(remembered.record)
+    remembered.program.unlink()
     done = programs.run(shell)
     assert (done.returncode, done.stdout, done.stderr) == (0, "found", "")
 
 
 @as_root
 def test_a_python_that_another_user_names_is_not_run(programs: Programs, shells: list[Shell]) -> None:
-    programs.add("python3", suitable("found"))
+    programs.add("python3", suitable("printf found"))
     record = Path(programs.desk.cache.root, "python")
     record.write_text(f"{programs.add('theirs', suitable('theirs'))}\n")
     os.chown(record, 65534, 65534)
@@ -1125,12 +1268,32 @@ def test_a_python_that_another_user_names_is_not_run(programs: Programs, shells:
 # --- a hostile environment ----------------------------------------------------------------------------------
 
 
+FUNCTIONS = ["[", "printf", "command", "echo", "read", "kill", "umask", "test", "cat", "et_answer", "et_start"]
+
+
 @pytest.mark.parametrize(
     "variables",
     [
         *(
             pytest.param({"SHELLOPTS": option}, id=f"set -o {option}")
-            for option in ("errexit", "nounset", "noglob", "noclobber", "allexport", "pipefail", "keyword", "errtrace")
+            for option in (
+                *(
+                    "errexit",
+                    "nounset",
+                    "noglob",
+                    "noclobber",
+                    "allexport",
+                    "pipefail",
+                    "keyword",
+                    "errtrace",
+                    "xtrace",
+                ),
+                "physical:functrace:histexpand:monitor",
+            )
+        ),
+        pytest.param(
+            {f"BASH_FUNC_{name}%%": "() { echo harm; }" for name in FUNCTIONS},
+            id="functions in the way of commands",
         ),
         *(pytest.param({"IFS": value}, id=f"IFS={value!r}") for value in ("", "/", "|", "e", "-:", "\n")),
         pytest.param({"BASHOPTS": "nocasematch:failglob:nullglob:extglob:dotglob"}, id="options of bash"),
@@ -1160,7 +1323,7 @@ def test_the_environment_does_the_launcher_no_harm(
     assert desk.launcher(shell, (*TOKEN, "--refresh"), environ) is None
     assert desk.launcher(shell, (*TOKEN, "a b"), environ) is None
     assert desk.launcher(shell, AUTHENTICATOR, environ) is None
-    found = desk.script("bin/python3", suitable("found"))
+    found = desk.script("bin/python3", suitable("printf found"))
     path = f"{found.parent}:{os.environ['PATH']}"
     done = run(desk, shell, *AUTHENTICATOR, environ={**variables, "EKS_TOKEN_PYTHON": None, "PATH": path})
     assert (done.returncode, done.stdout) == (0, "found")

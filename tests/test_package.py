@@ -81,11 +81,11 @@ def test_the_oldest_python_is_the_same_everywhere() -> None:
     minor = oldest.removeprefix("3.")
     assert project["tool"]["ruff"]["target-version"] == f"py3{minor}"
     texts = {
-        "build/launcher.sh": [f"< (3, {minor})", f" python{oldest};", f"Python {oldest} or newer"],
+        "build/launcher.sh": [f">= (3, {minor})", f" python{oldest};", f"Python {oldest} or newer"],
         "build/__main__.py": [f"< (3, {minor})", f"Python {oldest} or newer"],
         "build/package.py": [f"--python-version {oldest}"],
         "eks_token.py": [f"the Python to run: {oldest} or newer"],
-        "README.md": [f"needs Python {oldest} or newer", f"`python{oldest}` on `PATH`"],
+        "README.md": [f"needs Python {oldest} or newer", f"`python{oldest}` on `PATH`,"],
         "Makefile": [f"mypy --python-version {oldest} "],
     }
     missing = {

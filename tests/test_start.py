@@ -249,6 +249,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def test_ctrl_c_at_any_moment_is_no_traceback(home: Sandbox, app: Path) -> None:
+    """The moments are a few of the first hundredths of a second, in which Python and the program start."""
+    stopped = set()
+    for moment in range(30):
+        process = home.start(*TOKEN, "--refresh", env=KEYS)
+        time.sleep(moment / 500)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=20)
+        assert messages in ("", "eks-token: error: interrupted\n")
+        assert process.returncode in (0, 130, -signal.SIGINT)
+        stopped.add(process.returncode != 0)
+    assert True in stopped
+
+
 # Repair
 
 
@@ -320,6 +334,29 @@ def test_damage_is_repaired(home: Sandbox, app: Path, damage: Callable[[Path], N
     assert home.run("--version").stdout == VERSION
     assert not app.is_symlink()
     assert sizes(unpacked(home)) == whole
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [make_fifo, make_endless, Path.mkdir], ids=["FIFO", "device", "directory"])
+@pytest.mark.parametrize(
+    "name",
+    ["python", "starting", "app/.lock", *("app/BUILD/" + name for name in ("__main__.py", "start.py", "manifest"))],
+)
+def test_what_is_no_file_hangs_nobody(home: Sandbox, app: Path, name: str, make: Callable[[Path], None]) -> None:
+    path = home.cache / name.replace("BUILD", app.name)
+    path.unlink(missing_ok=True)
+    make(path)
+    for _ in range(2):
+        done = home.run("--version")
+        assert (done.returncode, done.stdout, done.stderr) == (0, VERSION, "")
+    assert name in ("python", "app/.lock") or path.is_file() == (name != "starting")
 
 
 def test_once_unpacked_the_archive_is_not_read(home: Sandbox, app: Path, tmp_path: Path) -> None:
