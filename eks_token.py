@@ -2129,6 +2129,15 @@ RESOLVED_KEYS = {
     "web_identity_token_file",
 }
 SECRET_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+# The keys of a profile that say where its credentials come from. A stored identity of the same name replaces these.
+SOURCE_KEYS = (RESOLVED_KEYS - {"mfa_serial"}) | {
+    *SECRET_KEYS,
+    "aws_security_token",
+    "external_id",
+    "role_session_name",
+    "sso_region",
+    "sso_role_name",
+}
 
 
 class Keys(NamedTuple):
@@ -2279,12 +2288,14 @@ REVISION = "eks_token_revision"  # changes with every login
 def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, AtmosEntry]) -> dict[str, Any]:
     """AWS config with the identities among its profiles, and with two changes to all of these.
 
+    A stored identity keeps the other settings of a profile of its name, such as its region and endpoints.
     An SSO start URL without an sso_session gets one, because botocore only refreshes the tokens of sessions. If a role
     has an mfa_serial and its source is an identity with keys, an MFA session of that identity becomes the source. All
     roles with the same device share it.
     """
-    atmos = {name: entry.profile() for name, entry in foreign.items()}
-    profiles = {**config.get("profiles", {}), **atmos, **stored.identities}
+    profiles = {**config.get("profiles", {}), **{name: entry.profile() for name, entry in foreign.items()}}
+    for name, record in stored.identities.items():
+        profiles[name] = {**kept_settings(profiles.get(name, {})), **record}
     sso_sessions = dict(config.get("sso_sessions", {}))
     for name, keys in list(profiles.items()):
         if "sso_session" not in keys and (portal := portal_of(keys)):
@@ -2303,6 +2314,11 @@ def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, At
             profiles[name] = {**keys, "source_profile": session}
             del profiles[name]["mfa_serial"]
     return {**config, "profiles": profiles, "sso_sessions": sso_sessions}
+
+
+def kept_settings(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a profile that stay in force if an identity is stored under its name."""
+    return {key: value for key, value in profile.items() if key not in SOURCE_KEYS}
 
 
 def may_have_mfa_session(
@@ -2659,9 +2675,30 @@ class Store:
         return name in self.stored.identities or name in self.foreign
 
     def is_keys(self, name: str) -> bool:
-        """Whether a stored identity is just keys in the vault."""
+        """Whether a stored identity is just keys in the vault, and no AWS profile has settings for it."""
         keys = self.stored.identities.get(name)
-        return keys is not None and not RESOLVED_KEYS & keys.keys()
+        return keys is not None and not RESOLVED_KEYS & keys.keys() and not may_have_profile(self.environ, name)
+
+
+def may_have_profile(environ: Mapping[str, str], name: str) -> bool:
+    """Whether an AWS file has a profile of this name, or cannot be read. Takes 2 ms; botocore's session takes 30."""
+    import botocore.configloader
+    from botocore.exceptions import BotoCoreError, ConfigNotFound
+
+    config, credentials = aws_files(environ)
+    for load, path, table in (
+        (botocore.configloader.load_config, config, "profiles"),
+        (botocore.configloader.raw_config_parse, credentials, ""),
+    ):
+        try:
+            content = load(path)
+        except ConfigNotFound:
+            continue
+        except (BotoCoreError, ValueError, OSError):
+            return True
+        if name in (content[table] if table else content):
+            return True
+    return False
 
 
 def aws_files(environ: Mapping[str, str]) -> list[str]:
@@ -3353,6 +3390,7 @@ def identity_session(store: Store, profile: str | None) -> Any:
             return self._laid_over
 
         def profile_as_written(self, name: str) -> dict[str, Any]:
+            """The profile of this name in the AWS files."""
             return dict(super().full_config["profiles"].get(name, {}))
 
         def lay_over_again(self) -> None:
@@ -4861,7 +4899,10 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     resolver.sessions.renew = not wanted.only_default()
     resolver.mfa_code = proposal.mfa_code
     arn, expires = proposal.arn, None
-    if not proposal.keys or (wanted.mfa_serial and (wanted.mfa_code_stdin or wanted.mfa_process or resolver.person)):
+    kept = kept_settings(no_profile(resolver).profile_as_written(name)) if proposal.record is not None else {}
+    settings = {**kept, **(proposal.record or {})}
+    code = wanted.mfa_code_stdin or settings.get("mfa_process") or resolver.person
+    if not proposal.keys or ("mfa_serial" in settings and not proposal.keys.token and code):
         arn, expires = prove(wanted, resolver, proposal.portal)
     keep(wanted, resolver, proposal)
     if arn:
@@ -4870,6 +4911,8 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
         say(f"{name}: signed in until {rfc3339(expires)}")
     if proposal.keys:
         say(f"{name}: the keys are stored in the keyring")
+    if still := sorted(kept.keys() - (proposal.record or {}).keys()):
+        say(f"{name}: these settings of the AWS profile still apply: {', '.join(still)}")
     if wanted.default and not wanted.kinds():
         say(f"{name} is now the default")
     advice = filter(None, [proposal.advice, process_line(wanted, resolver, invocation)])
@@ -5276,7 +5319,8 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
         if MFA_SOURCE in laid_over:
             continue
         stored = resolver.store.stored.identities.get(name)
-        keys = session.profile_as_written(name) if stored is None else stored
+        written = session.profile_as_written(name)
+        keys = written if stored is None else {**kept_settings(written), **stored}
         if stored is None and not (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys():
             continue  # the profile only has settings
         ending = keys.get(KEY_ENDING) or keys.get("aws_access_key_id", "")[-4:]

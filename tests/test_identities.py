@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import Completed, KeyringDaemon, Sandbox
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy
-from verifier import Identity, verify
+from verifier import Identity, decoded_url, verify
 
-from eks_token import Vault, plain_errors, rfc3339
+from eks_token import Stored, Vault, lay_over, plain_errors, rfc3339
 
 ALICE = AccessKey(
     "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", f"arn:aws:iam::{ACCOUNT}:user/alice"
@@ -333,6 +334,41 @@ def test_a_profiles_role_may_have_a_stored_identity_for_its_source(
     login(desk, "alice", key=alice)
     desk.config(f"[profile admin]\nrole_arn = {role}\nsource_profile = alice\n")
     assert signed_by(desk.run(*LINE, "-i", "admin", env=moto.environment), keys).canonical_arn == role
+
+
+@pytest.mark.parametrize(
+    ("settings", "host"),
+    [
+        pytest.param("region = us-gov-west-1\n", "sts.us-gov-west-1.amazonaws.com", id="GovCloud"),
+        pytest.param("region = us-east-2\nuse_fips_endpoint = true\n", "sts-fips.us-east-2.amazonaws.com", id="FIPS"),
+        pytest.param("region = eu-west-1\nuse_dualstack_endpoint = true\n", "sts.eu-west-1.api.aws", id="dual-stack"),
+        pytest.param("region = us-east-2\nsts_regional_endpoints = legacy\n", "sts.amazonaws.com", id="legacy"),
+    ],
+)
+def test_keys_stored_under_a_profiles_name_keep_the_profiles_settings(settings: str, host: str, desk: Sandbox) -> None:
+    desk.config(f"[profile dev]\n{settings}credential_process = false\nrole_arn = x\nsource_profile = gone\n")
+    said = login(desk).stderr
+    assert "dev: these settings of the AWS profile still apply: region" in said
+    done = desk.run("eks", "get-token", "--cluster-name", "demo", "--profile", "dev")
+    assert done.returncode == 0, done.stderr
+    token = json.loads(done.stdout)["status"]["token"]
+    assert urlsplit(decoded_url(token)).hostname == host
+    assert ALICE.id in decoded_url(token)
+
+
+def test_a_stored_identity_replaces_only_where_credentials_come_from() -> None:
+    profile = {"region": "eu-west-1", "services": "ours", "mfa_serial": "x", "duration_seconds": "1800"}
+    source = {"credential_process": "aws", "sso_account_id": "1", "aws_access_key_id": "AKIA", "role_arn": "r"}
+    config = {"profiles": {"dev": profile | source, "ops": source}}
+    stored = Stored("", {"dev": {"role_arn": "ours", "source_profile": "ops", "region": "us-east-1"}, "ops": {}})
+    profiles = lay_over(config, stored, {})["profiles"]
+    assert profiles["ops"] == {}
+    assert profiles["dev"]["role_arn"] == "ours"
+    assert profiles["dev"]["region"] == "us-east-1"
+    assert (profiles["dev"]["services"], profiles["dev"]["duration_seconds"]) == ("ours", "1800")
+    # its device opens an MFA session of the source's keys
+    assert profiles[profiles["dev"]["source_profile"]]["mfa_serial"] == "x"
+    assert not source.keys() - {"role_arn"} & profiles["dev"].keys()
 
 
 def test_environment_keys_may_be_the_source_of_a_profiles_role(

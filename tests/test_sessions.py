@@ -398,6 +398,20 @@ def test_new_keys_end_the_mfa_session_of_the_former(scene: Scene) -> None:
     assert "an MFA code is needed" in scene.refused(*words("demo", "-i", name), env=NOBODY)
 
 
+def test_keys_in_the_keyring_and_the_device_in_the_profile_as_aws_vault_has_it(scene: Scene) -> None:
+    role = scene.moto.create_role("admin", mfa=True)
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    settings = f"mfa_serial = {mfa_serial('alice')}\nduration_seconds = 1800\n"
+    scene.home.config(f"[profile dev]\n{settings}[profile admin]\nrole_arn = {role}\nsource_profile = dev\n")
+    said = scene.login("dev", "--stdin", "--mfa-code-stdin", stdin=f"{as_json(alice)}\n{CODE}\n").stderr
+    assert "these settings of the AWS profile still apply: duration_seconds, mfa_serial" in said
+    assert scene.identities()["dev"]["kind"] == "keys with MFA"
+    assert scene.principal("dev", env=NOBODY) == alice.arn
+    assert scene.principal("admin", env=NOBODY) == role
+    assert asked(scene) == {"GetSessionToken": 1, "AssumeRole": 1}
+    assert scene.moto.last("GetSessionToken").params["DurationSeconds"] == "1800"
+
+
 def test_environment_keys_do_not_share_the_session_of_others(scene: Scene) -> None:
     alice, bob = scene.moto.create_user("alice"), scene.moto.create_user("bob")
     role = scene.moto.create_role("admin", trusted=[alice.arn])
