@@ -4,6 +4,8 @@
 # coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
 # lint     run ruff, mypy and shellcheck
 # bench    build, then measure how long answers take; BEFORE=FILE compares with another build
+# release  build, then make what is published below dist/release; REPOSITORY=OWNER/NAME is where, on GitHub
+# reproduce tell whether FILE is what these sources build
 # install  build, then copy the executable to PREFIX/bin
 # clean    remove everything that the other targets made here
 #
@@ -12,15 +14,16 @@
 PYTHON ?= python3
 PREFIX ?= $(HOME)/.local
 PYTEST ?= -n auto
+REPOSITORY ?= eks-token/eks-token
 
-SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py launcher.sh package.py requirements.txt start.py)
+SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py launcher.sh package.py requirements.txt start.py tools.txt)
 FLAGS := --quiet --disable-pip-version-check
 
 # Debian packages, and a command that each provides, for the tests that use real keyrings and shells.
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
 	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck
 
-.PHONY: build run test coverage lint bench install clean system
+.PHONY: build run test coverage lint bench release reproduce install clean system
 .DELETE_ON_ERROR:
 
 build: dist/eks-token
@@ -59,6 +62,13 @@ lint: .venv/dev.done
 
 bench: build .venv/dev.done
 	.venv/bin/python tests/bench.py $(if $(BEFORE),--before $(BEFORE))
+
+# With TAG, it fails unless that is the tag of this version.
+release: build
+	.venv/bin/python build/release.py --repository "$(REPOSITORY)" --tag "$(TAG)"
+
+reproduce: .venv/build.done
+	@.venv/bin/python build/reproduce.py "$(FILE)"
 
 # Rename the file into place, because the old one may be in use. Not every shell expands the tilde of PREFIX=~/.local.
 install: build

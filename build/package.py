@@ -44,7 +44,6 @@ PROGRAM = ROOT / "eks_token.py"
 
 SIZE_LIMIT = 1_500_000  # bytes
 DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can express
-MODE = stat.S_IFREG | 0o644
 
 # What is dropped, in the order of the wheels. These are fnmatch patterns, in which * also matches slashes.
 DROPPED = (
@@ -121,11 +120,13 @@ class BuildError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Builds the executable.")
     parser.add_argument("file", nargs="?", type=Path, default=ROOT / "dist" / "eks-token")
+    file: Path = parser.parse_args(argv).file
     try:
-        build(parser.parse_args(argv).file)
+        build(file)
     except BuildError as error:
         print(f"package.py: {error}", file=sys.stderr)
         return 1
+    print(f"{file}: {file.stat().st_size:,} bytes")
     return 0
 
 
@@ -143,7 +144,6 @@ def build(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         repack(archive, target, added)
     os.utime(target, (begun, begun))  # a source saved during the build is then newer, so make builds again
-    print(f"{target}: {target.stat().st_size:,} bytes")
 
 
 def resolve(target: Path) -> None:
@@ -285,16 +285,21 @@ def repack(archive: Path, target: Path, added: dict[str, bytes]) -> None:
         file.write(substitute(launcher, values))
         with zipfile.ZipFile(file, "w") as packed:
             for name, content in sorted(members.items()):
-                member = zipfile.ZipInfo(name, DATE)
-                member.create_system = 3  # Unix, so that external_attr is a Unix mode
-                member.external_attr = MODE << 16
-                packed.writestr(member, content, zipfile.ZIP_DEFLATED, 9)
+                packed.writestr(zip_member(name, 0o644), content, zipfile.ZIP_DEFLATED, 9)
     beside.chmod(0o755)
     size = beside.stat().st_size
     if size > SIZE_LIMIT:
         beside.unlink()
         raise BuildError(f"the file would be {size:,} bytes; the limit is {SIZE_LIMIT:,}")
     beside.replace(target)
+
+
+def zip_member(name: str, mode: int) -> zipfile.ZipInfo:
+    """A member's header, which says nothing of the machine that writes it."""
+    member = zipfile.ZipInfo(name, DATE)
+    member.create_system = 3  # Unix, so that external_attr is a Unix mode
+    member.external_attr = (stat.S_IFREG | mode) << 16
+    return member
 
 
 def refuse_compiled(members: Mapping[str, bytes]) -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import package
 import pytest
+import release
+import reproduce
 import shiv
 from conftest import Sandbox
 
@@ -324,6 +326,105 @@ def test_a_build_is_named_after_all_that_is_in_it(members: dict[str, bytes], lau
     assert re.fullmatch(rb"[0-9a-f]{16}", named)
     assert package.build_id(members, launcher) != named
     assert package.build_id({"b": b"2", "a": b"1"}, b"exit\n") == named
+
+
+# A release
+
+
+def test_a_release_has_the_program_and_what_belongs_to_it(
+    executable: Path, members: dict[str, bytes], tmp_path: Path
+) -> None:
+    files = release.release_files(executable, "someone/eks-token", f"v{eks_token.__version__}")
+    write(tmp_path, files)
+    packed = f"eks-token-{eks_token.__version__}.zip"
+    texts = {"eks-token.cdx.json", "LICENSES.txt", "eks-token.rb", "eks-token.yaml", "SHA256SUMS", "NOTES.md"}
+    assert set(files) == {"eks-token", packed} | texts
+    assert files["eks-token"] == executable.read_bytes()
+    assert files["eks-token.cdx.json"] == members["eks-token.cdx.json"]
+    assert files["LICENSES.txt"] == members["LICENSES"]
+    with zipfile.ZipFile(tmp_path / packed) as archive:
+        assert {info.filename: (stat.filemode(info.external_attr >> 16)) for info in archive.infolist()} == {
+            "eks-token": "-rwxr-xr-x",
+            "LICENSES.txt": "-rw-r--r--",
+        }
+        assert archive.read("eks-token") == executable.read_bytes()
+    sums = {line[66:]: line[:64] for line in files["SHA256SUMS"].decode().splitlines()}
+    hashed = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert sums == {name: hashed[name] for name in files.keys() - {"SHA256SUMS", "NOTES.md"}}
+    address = f"https://github.com/someone/eks-token/releases/download/v{eks_token.__version__}/{packed}"
+    for name in ("eks-token.rb", "eks-token.yaml"):
+        text = files[name].decode()
+        assert address in text and hashed[packed] in text
+        assert re.findall(r"@[A-Z0-9]+@", text) == []
+
+
+def test_the_notes_are_the_changelogs_section() -> None:
+    changelog = "# Changelog\n\n## [1.1.0] - 2030-01-02\n\n### Added\n\n- b\n\n## [1.0.0] - 2030-01-01\n\n- a\n"
+    assert release.section_of(changelog, "1.1.0") == "1.1.0 (2030-01-02)\n\n## Added\n\n- b\n"
+    assert release.section_of(changelog, "1.0.0") == "1.0.0 (2030-01-01)\n\n- a\n"
+    for version in ("1.2.0", "1x1.0", "1.1"):
+        with pytest.raises(package.BuildError, match="no section with the heading"):
+            release.section_of(changelog, version)
+
+
+def test_a_release_under_another_tag_is_refused(executable: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert release.main([str(executable), "--tag", "v0.0.1"]) == 1
+    assert capsys.readouterr().err == (
+        f"release.py: the tag is v0.0.1, but the program's version is {eks_token.__version__}\n"
+    )
+
+
+def test_a_file_is_told_to_be_what_the_sources_build(executable: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if "EKS_TOKEN_EXECUTABLE" in os.environ:
+        pytest.skip("only on an executable that was built from these sources")
+    assert reproduce.main([str(executable)]) == 0
+    assert capsys.readouterr().out == f"{executable} is what these sources build, byte for byte\n"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "changes", "hidden", "differences"),
+    [
+        pytest.param(b"exit\n", {}, b"", [], id="only compressed in another way"),
+        pytest.param(b"exit 1\n", {}, b"", ["the launcher is another one"], id="another launcher"),
+        pytest.param(b"exit\n", {"a": b"1"}, b"", ["a has another content"], id="another content"),
+        pytest.param(b"exit\n", {"a": None}, b"", ["a is missing"], id="a member less"),
+        pytest.param(b"exit\n", {"b": b""}, b"", ["b is not in the build"], id="a member more"),
+        pytest.param(
+            b"exit\n",
+            {},
+            b"more",
+            ["4 bytes belong to neither the launcher nor a member of the archive"],
+            id="bytes between the members",
+        ),
+    ],
+)
+def test_what_differs_from_the_build_is_named(
+    tmp_path: Path, launcher: bytes, changes: dict[str, bytes | None], hidden: bytes, differences: list[str]
+) -> None:
+    def written(name: str, launcher: bytes, members: Mapping[str, bytes | None], hidden: bytes, level: int) -> Path:
+        path = tmp_path / name
+        with path.open("wb") as file:
+            file.write(launcher)
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as packed:
+                for member, content in members.items():
+                    if content is not None:
+                        packed.writestr(member, content)
+                file.write(hidden)
+                packed.start_dir = file.tell()
+        return path
+
+    members = {"a": b"abc" * 1000, "z": os.urandom(10)}
+    built = written("built", b"exit\n", members, b"", 9)
+    found = written("found", launcher, members | changes, hidden, 1)
+    assert found.read_bytes() != built.read_bytes()
+    assert reproduce.compare(reproduce.parts_of(found), reproduce.parts_of(built)) == differences
+
+
+@pytest.mark.parametrize("content", [pytest.param(b"", id="empty"), pytest.param(b"#!/bin/sh\n", id="a script")])
+def test_a_file_that_is_no_archive_is_not_taken_apart(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(package.BuildError, match="is not an executable of eks-token"):
+        reproduce.parts_of(tmp_path / "file")
 
 
 # What is refused
