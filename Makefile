@@ -2,7 +2,7 @@
 # run      build, then print a token for a made-up cluster, with the example keys from the AWS documentation
 # test     build, then run all tests; as root on a system with apt, this first installs what they need
 # coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
-# lint     run ruff, mypy and shellcheck
+# lint     run ruff, mypy and shellcheck; make actionlint checks .github/workflows and needs Go
 # bench    build, then measure how long answers take; BEFORE=FILE compares with another build
 # release  build, then make what is published below dist/release; REPOSITORY=OWNER/NAME is where, on GitHub
 # reproduce tell whether FILE is what these sources build
@@ -15,6 +15,7 @@ PYTHON ?= python3
 PREFIX ?= $(HOME)/.local
 PYTEST ?= -n auto
 REPOSITORY ?= eks-token/eks-token
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
 SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py launcher.sh package.py requirements.txt start.py tools.txt)
 FLAGS := --quiet --disable-pip-version-check
@@ -23,52 +24,60 @@ FLAGS := --quiet --disable-pip-version-check
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
 	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck
 
-.PHONY: build run test coverage lint bench release reproduce install clean system
+.PHONY: build run test coverage lint actionlint bench release reproduce publish install clean system
 .DELETE_ON_ERROR:
 
 build: dist/eks-token
 
 dist/eks-token: $(SOURCES) .venv/build.done
-	.venv/bin/python build/package.py $@
+	$(BIN)/python build/package.py $@
 
 # The environment is cleared, because many variables change what AWS libraries do. The secret key belongs to nobody.
 run: build
 	@echo '$$ dist/eks-token --cluster-name sample --region us-east-2' >&2
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
-	env -i PATH="$$PATH" HOME="$$home" EKS_TOKEN_PYTHON="$(CURDIR)/.venv/bin/python" \
+	env -i PATH="$$PATH" HOME="$$home" EKS_TOKEN_PYTHON="$(CURDIR)/$(BIN)/python" \
 		AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE \
 		AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY \
 		dist/eks-token --cluster-name sample --region us-east-2
 
 test: build .venv/dev.done system
-	.venv/bin/pytest $(PYTEST)
+	$(BIN)/pytest $(PYTEST)
 
 # coverage's own start-up file measures pytest and its workers, tests/measured.py the executable. A measured Python is
 # slower, so a test that allows little time may fail; the figure is printed anyway. A full disk leaves an empty file.
 coverage: build .venv/dev.done system
 	@rm -rf dist/coverage && mkdir -p dist/coverage
 	COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" COVERAGE_FILE="$(CURDIR)/dist/coverage/data" \
-		.venv/bin/pytest $(PYTEST); status=$$?; \
+		$(BIN)/pytest $(PYTEST); status=$$?; \
 	find dist/coverage -size 0 -delete; \
-	.venv/bin/coverage combine --quiet && .venv/bin/coverage report; exit $$status
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
 lint: .venv/dev.done
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/mypy --python-version 3.10 eks_token.py build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 eks_token.py build
 	@if command -v shellcheck >/dev/null; then shellcheck -s sh build/launcher.sh; \
 	else echo "make: shellcheck is not installed; build/launcher.sh was not checked" >&2; fi
 
+actionlint:
+	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+
 bench: build .venv/dev.done
-	.venv/bin/python tests/bench.py $(if $(BEFORE),--before $(BEFORE))
+	$(BIN)/python tests/bench.py $(if $(BEFORE),--before $(BEFORE))
 
 # With TAG, it fails unless that is the tag of this version.
 release: build
-	.venv/bin/python build/release.py --repository "$(REPOSITORY)" --tag "$(TAG)"
+	$(BIN)/python build/release.py --repository "$(REPOSITORY)" --tag "$(TAG)"
 
 reproduce: .venv/build.done
-	@.venv/bin/python build/reproduce.py "$(FILE)"
+	@$(BIN)/python build/reproduce.py "$(FILE)"
+
+# Called by .github/workflows/release.yml after make release. It needs GitHub's gh.
+publish:
+	cd dist/release && gh release create "$(TAG)" --verify-tag --title "$(TAG)" --notes-file NOTES.md \
+		SHA256SUMS $$(cut -c 67- SHA256SUMS)
 
 # Rename the file into place, because the old one may be in use. Not every shell expands the tilde of PREFIX=~/.local.
 install: build
@@ -80,18 +89,18 @@ clean:
 	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/bin/python:
+.venv/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "make: $(PYTHON) is not Python 3.11 or newer; choose another: make PYTHON=python3.13" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 # The build does not need the project's own dependencies, which are large.
-.venv/build.done: build/tools.txt | .venv/bin/python
-	.venv/bin/pip install $(FLAGS) --require-hashes --only-binary :all: --requirement build/tools.txt
+.venv/build.done: build/tools.txt | .venv/pyvenv.cfg
+	$(BIN)/pip install $(FLAGS) --require-hashes --only-binary :all: --requirement build/tools.txt
 	@touch $@
 
-.venv/dev.done: pyproject.toml .venv/build.done | .venv/bin/python
-	.venv/bin/pip install $(FLAGS) --editable '.[dev]'
+.venv/dev.done: pyproject.toml .venv/build.done | .venv/pyvenv.cfg
+	$(BIN)/pip install $(FLAGS) --editable '.[dev]'
 	@touch $@
 
 system:

@@ -427,6 +427,29 @@ def test_a_file_that_is_no_archive_is_not_taken_apart(tmp_path: Path, content: b
         reproduce.parts_of(tmp_path / "file")
 
 
+# The workflows
+
+
+WORKFLOWS = "".join(path.read_text() for path in sorted((ROOT / ".github/workflows").iterdir()))
+
+
+def test_a_workflow_uses_actions_by_their_commits() -> None:
+    used = re.findall(r"^ +(?:- )?uses: (.+)$", WORKFLOWS, re.MULTILINE)
+    assert len(used) > 5
+    pinned = r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+|\./\.github/workflows/ci\.yml"
+    assert [each for each in used if not re.fullmatch(pinned, each)] == []
+    assert len({each.partition("@")[0] for each in used}) == len(set(used))  # each action in one version
+
+
+def test_a_step_of_a_workflow_is_a_make_target() -> None:
+    steps = re.findall(r"^ +(?:- )?run: (.+)$", WORKFLOWS, re.MULTILINE)
+    made = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert made and len(steps) > 3
+    for step in steps:
+        command, *targets = [word for word in step.removeprefix("sudo ").split() if "=" not in word]
+        assert command == "make" and targets and set(targets) <= set(made[1].split())
+
+
 # What is refused
 
 
