@@ -1438,6 +1438,8 @@ def open_cache(invocation: Invocation) -> Cache | None:
 VAULT_SERVICE = "eks-token"
 BUS_SECONDS = 10.0  # for one keyring operation, not counting the time a person takes to answer
 PROMPT_SECONDS = 60.0  # for a person to answer the keyring's dialog
+UNATTENDED_PROMPT_SECONDS = 2.0  # for a prompt that completes without a person
+RESTART_SECONDS = 3.0  # for a keyring service that restarts while we use it
 
 # CredWrite accepts up to CRED_MAX_CREDENTIAL_BLOB_SIZE = 5 * 512 bytes (CREDENTIALW, Microsoft Learn), and keyring's
 # backend writes UTF-16 without a terminator. So the limit is in code units, not in characters.
@@ -1457,6 +1459,7 @@ REFUSED_BACKENDS = {
 UNREACHABLE_HINT = (
     "environment keys and AWS profiles work without a keyring; PYTHON_KEYRING_BACKEND selects another one"
 )
+UNKEPT_HINT = "look at it with the keyring's own program; PYTHON_KEYRING_BACKEND selects another one"
 LOCKED_HINT = "unlock it in the desktop session; environment keys and AWS profiles work without a keyring"
 WINDOWS_NO_LOGON = 1312  # ERROR_NO_SUCH_LOGON_SESSION: there is no credential store over ssh or in a service
 MACOS_NO_DIALOG = "-25308"  # errSecInteractionNotAllowed: it is locked, and ssh cannot show a dialog
@@ -1465,12 +1468,35 @@ SECRETS_BUS = "org.freedesktop.secrets"
 SECRETS_ROOT = "/org/freedesktop/secrets"
 SECRETS_API = "org.freedesktop.Secret."
 SECRETS_LOCKED = SECRETS_API + "Error.IsLocked"
-SECRETS_NO_SESSION = SECRETS_API + "Error.NoSession"
+GONE_ERRORS = tuple(
+    f"{DBUS}.Error.{name}"
+    for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Timeout", "TimedOut", "Disconnected")
+)
+# What a service says that has been locked, or restarted, since the last call.
+AGAIN_ERRORS = (
+    SECRETS_LOCKED,
+    SECRETS_API + "Error.NoSession",
+    SECRETS_API + "Error.NoSuchObject",
+    DBUS + ".Error.UnknownObject",
+    *GONE_ERRORS,
+)
 NOTHING = "/"  # the path that means no collection, or no prompt
+SERVICE_NAMES = {  # the programs that are the Secret Service, by another name that they have on the bus
+    "org.gnome.keyring": "GNOME Keyring",
+    "org.kde.kwalletd6": "KWallet",
+    "org.kde.kwalletd5": "KWallet",
+    "org.keepassxc.KeePassXC.MainWindow": "KeePassXC",
+}
+KEEPASSXC_FIELDS = ("Title", "UserName", "URL", "Notes", "Uuid", "Path")
+KEEPASSXC_SETTINGS = "in KeePassXC's settings, Secret Service Integration, turn off"
 
 
 class KeyringUnavailable(Problem):
     """The keyring cannot be reached or opened: there is no service or no answer, or it is locked or refused."""
+
+
+class UnavailableNow(KeyringUnavailable):
+    """To ask again costs no time, and may succeed: the service may start again, or have another entry."""
 
 
 class DamagedEntry(Problem):
@@ -1480,7 +1506,7 @@ class DamagedEntry(Problem):
 class Vault:
     """The OS keyring: one string or JSON object for each user of a service.
 
-    Nothing is opened before it is first used. After a keyring could not be reached, it is not asked again, so a
+    Nothing is opened before it is first used. After a keyring could not be opened, it is not asked again, so a
     silent bus or a dismissed dialog makes us wait only once. Writers hold `lock/vault`; readers do not need a lock.
 
     Every method may raise KeyringUnavailable, DamagedEntry or Problem. Messages never show a stored value.
@@ -1611,7 +1637,14 @@ class Vault:
 
     def _write(self, user: str, value: str) -> None:
         name = self._name(user)
-        self._ask(f"store {user}", lambda backend: backend.set_password(self.service, name, value))
+
+        def written(backend: KeyringBackend) -> bool:
+            backend.set_password(self.service, name, value)
+            return backend.get_password(self.service, name) == value
+
+        # KWallet accepts a value, but does not store it, if it is closed at that moment. Reading opens it.
+        if not any(self._ask(f"store {user}", written) for _ in range(2)):
+            raise Problem(f"the keyring did not keep {user}, although it reported no error", UNKEPT_HINT)
 
     def _remove(self, user: str) -> bool:
         from keyring.errors import PasswordDeleteError
@@ -1627,7 +1660,15 @@ class Vault:
                 return False
             return True
 
-        return self._ask(f"remove {user}", removed)
+        def gone(backend: KeyringBackend) -> bool:
+            return backend.get_password(self.service, name) is None
+
+        found = self._ask(f"remove {user}", removed)
+        if found and not self._ask(f"remove {user}", gone):  # see _write
+            self._ask(f"remove {user}", removed)
+            if not self._ask(f"remove {user}", gone):
+                raise Problem(f"the keyring did not remove {user}, although it reported no error", UNKEPT_HINT)
+        return found
 
     def _name(self, user: str) -> str:
         """The user as it is stored. Windows ignores the case of names, but `Dev` must not return the value of `dev`."""
@@ -1643,15 +1684,12 @@ class Vault:
             if self._backend is None:
                 self._backend = choose_backend(self._environ, self._platform, self._interactive)
             return question(self._backend)
-        except KeyringUnavailable as error:
-            self._unavailable = error
-            raise
-        except Problem:
-            raise
         except Exception as error:
-            problem = keyring_problem(error, doing, self._backend)
-            if isinstance(problem, KeyringUnavailable):
+            problem = error if isinstance(error, Problem) else keyring_problem(error, doing, self._backend)
+            if isinstance(problem, KeyringUnavailable) and not isinstance(problem, UnavailableNow):
                 self._unavailable = problem
+            if problem is error:
+                raise
             raise problem from error
 
 
@@ -1685,6 +1723,24 @@ def damaged(user: str, how: str) -> DamagedEntry:
     )
 
 
+def no_keyring(reason: str, hint: str = UNREACHABLE_HINT) -> KeyringUnavailable:
+    return KeyringUnavailable(f"no keyring: {reason}", hint)
+
+
+def locked_keyring(reason: str) -> KeyringUnavailable:
+    return KeyringUnavailable(f"the keyring is locked: {reason}", LOCKED_HINT)
+
+
+def confirming_keyring(reason: str) -> KeyringUnavailable:
+    hint = f'{KEEPASSXC_SETTINGS} "Confirm when passwords are retrieved by clients"'
+    return KeyringUnavailable(f"KeePassXC is unlocked, but asks about each access: {reason}", hint)
+
+
+def unchanged_keyring(reason: str) -> KeyringUnavailable:
+    hint = f'allow it; or {KEEPASSXC_SETTINGS} "Confirm when clients request entry deletion"'
+    return KeyringUnavailable(f"the keyring is unchanged: {reason}", hint)
+
+
 def keyring_problem(error: Exception, doing: str, backend: KeyringBackend | None) -> Problem:
     """Turn a backend's exception into one line that explains it.
 
@@ -1696,9 +1752,9 @@ def keyring_problem(error: Exception, doing: str, backend: KeyringBackend | None
     words = str(error) if isinstance(error, KeyringError) else getattr(error, "strerror", None)
     reason = " ".join(str(words).split()) if known and words else type(error).__name__
     if isinstance(error, KeyringLocked) or MACOS_NO_DIALOG in reason:
-        return KeyringUnavailable(f"the keyring is locked: {reason}", LOCKED_HINT)
+        return locked_keyring(reason)
     if isinstance(error, (InitError, NoKeyringError)) or getattr(error, "winerror", 0) == WINDOWS_NO_LOGON:
-        return KeyringUnavailable(f"no keyring: {reason}", UNREACHABLE_HINT)
+        return no_keyring(reason)
     return Problem(f"the keyring could not {doing}: {reason}")
 
 
@@ -1772,56 +1828,281 @@ def load_backend(name: str, search_path: str) -> KeyringBackend:
     return backend
 
 
+class LockedMeanwhile(Exception):
+    """The service returned an empty secret because it has been locked since the search."""
+
+
 class SecretService:
-    """A Secret Service client for one collection (freedesktop.org, "Secret Service API Draft" 0.2).
+    """The Secret Service's items by their attributes (freedesktop.org, "Secret Service API Draft" 0.2).
 
     The first operation opens the connection, and the others reuse it. Secrets travel over the user's own bus in a
-    session with the algorithm `plain`. Operations run inside `perform`, which raises keyring's exceptions.
+    session with the algorithm `plain`. What the services do differently was found by running them:
+
+    - KWallet is closed after each login until a program unlocks it, usually without a dialog. A closed wallet returns
+      empty secrets, and accepts changes without making them. So we unlock first, and look at the result of a change.
+    - KeePassXC does not show the items of a locked database, and answers every change with a prompt that completes at
+      once. It can ask a person about each access, each time for one connection only.
+    - GNOME Keyring shows locked items, but not their attributes.
+
+    Every method raises KeyringUnavailable or Problem.
     """
 
-    def __init__(self, environ: Mapping[str, str], interactive: bool, collection: str = "") -> None:
+    def __init__(self, environ: Mapping[str, str], interactive: bool, preferred: str = "") -> None:
         self.environ = environ
         self.can_prompt = interactive and bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
-        self.preferred = collection
-        self.collection = NOTHING
+        self.preferred = preferred  # the name or path of the collection for new items; empty is the default one
         self.connection: Any = None
         self.session = ""
-        self.found: list[str] = []  # by the last search
         self.deadline = 0.0
 
-    def perform(self, operation: Callable[[], T]) -> T:
-        """Run one operation within BUS_SECONDS, and unlock what is locked."""
-        self.deadline = time.monotonic() + BUS_SECONDS
-        try:
-            return self.attempt(operation)
-        except BaseException as error:
-            self.close()  # whatever state it is in: the next operation connects again
-            failure = bus_failure(error)
-            if failure is None:
-                raise
-            raise failure from error
+    # What can be asked
 
-    def attempt(self, operation: Callable[[], T]) -> T:
+    def read(self, attributes: dict[str, str]) -> bytes | None:
+        """The secret of the item with these attributes, or None if there is none."""
+
+        def secret() -> bytes | None:
+            items = self.find(attributes)
+            return self.get_secret(items[0]) if items else None
+
+        return self.perform(secret)
+
+    def write(self, query: dict[str, str], more: dict[str, str], label: str, value: bytes) -> None:
+        """Update the item that matches `query` wherever it is, or make one. `more` are attributes for it to have too.
+
+        One item is left. Attributes that others have given it stay.
+        """
+
+        def store() -> None:
+            items = self.find(query, duplicates=True, hidden=False) if self.collections() else []
+            if not items:
+                return self.create_item(label, query | more, value)
+            self.call(items[0], "Item", "SetSecret", "(oayays)", self.secret(value))
+            self.add_attributes(items[0], more)
+            self.delete(items[1:])
+
+        self.perform(store)
+
+    def remove(self, attributes: dict[str, str]) -> bool:
+        """Remove the items with these attributes. Returns False if there were none."""
+
+        def removed() -> bool:
+            items = self.find(attributes, duplicates=True)
+            self.delete(items)
+            return bool(items)
+
+        return self.perform(removed)
+
+    def attributes_of(self, query: dict[str, str]) -> list[dict[str, str]]:
+        """The attributes of each item that matches."""
+
+        def listed() -> list[dict[str, str]]:
+            items = self.find(query, duplicates=True, unlock=False)
+            self.unlock([item for item in items if not query.items() <= self.get_attributes(item).items()])
+            return [self.get_attributes(item) for item in items]
+
+        return self.perform(listed)
+
+    def check(self, attributes: dict[str, str]) -> str:
+        """The service's name, if a stored item can be read, or if there is none. No secret is read."""
+
+        def name() -> str:
+            self.find(attributes, hidden=False)
+            return self.service_name()
+
+        return self.perform(name)
+
+    # Items and collections
+
+    def find(
+        self, attributes: dict[str, str], duplicates: bool = False, unlock: bool = True, hidden: bool = True
+    ) -> list[str]:
+        """The paths of the matching items in all collections, last modified first.
+
+        They are unlocked, unless `unlock` is false. Locked ones are left out if there are others, unless `duplicates`
+        is true. If nothing is found, a collection that may hide items is an error, unless `hidden` is false. The last
+        modified is first because that is where an unfinished update wrote.
+        """
+        collections = self.collections()
+        if not collections:
+            raise no_keyring(
+                "the keyring service has no open collection",
+                "open one (in KeePassXC: unlock the database), then try again",
+            )
+        # Even a search makes KeePassXC ask for a password if all databases are locked, and nothing can dismiss that.
+        if all(self.is_locked(path) for path in collections):
+            home = self.home(collections)
+            self.unlock([home] if home in collections else collections)
+        unlocked, locked = self.search(attributes)
+        if not unlocked and not locked and (closed := [path for path in collections if self.is_locked(path)]):
+            home = self.home(collections)
+            if home in closed:
+                self.unlock([home])
+                unlocked, locked = self.search(attributes)
+            elif hidden and self.service_name() == "KeePassXC":
+                names = ", ".join(self.label(path) for path in closed)
+                message = f"the keyring shows no such entry, but {names} is locked and may have it"
+                raise UnavailableNow(message, f"unlock {names} in KeePassXC, or close it")
+        items = unlocked
+        if locked and (duplicates or not unlocked):
+            if unlock:
+                self.unlock(locked)
+            items = unlocked + locked
+        if len(items) > 1:
+            items.sort(key=lambda item: -int(self.get_property(item, "Item", "Modified")))
+        return items
+
+    def search(self, attributes: dict[str, str]) -> tuple[list[str], list[str]]:
+        """The matching items of all collections: the unlocked ones, and the locked ones."""
+        unlocked, locked = self.call(SECRETS_ROOT, "Service", "SearchItems", "a{ss}", attributes)
+        return list(unlocked), list(locked)
+
+    def collections(self) -> list[str]:
+        return list(self.get_property(SECRETS_ROOT, "Service", "Collections"))
+
+    def home(self, collections: Sequence[str]) -> str:
+        """The collection for new items: the preferred one, the default one, or NOTHING."""
+        if not self.preferred:
+            (path,) = self.call(SECRETS_ROOT, "Service", "ReadAlias", "s", "default")
+            return str(path)
+        labels = {path: self.label(path) for path in collections}
+        for path, label in labels.items():
+            if self.preferred in (path, label, path.rpartition("/")[2]):
+                return path
+        raise no_keyring(
+            f"there is no collection {self.preferred}, which KEYRING_PROPERTY_PREFERRED_COLLECTION names",
+            f"there are: {', '.join(labels.values()) or 'none'}",
+        )
+
+    def label(self, collection: str) -> str:
+        return str(self.get_property(collection, "Collection", "Label")) or collection
+
+    def is_locked(self, path: str, interface: str = "Collection") -> bool:
+        return bool(self.get_property(path, interface, "Locked"))
+
+    def get_attributes(self, item: str) -> dict[str, str]:
+        return dict(self.get_property(item, "Item", "Attributes"))
+
+    def secret(self, value: bytes) -> tuple[str, bytes, bytes, str]:
+        return self.session, b"", value, "text/plain"
+
+    def get_secret(self, item: str) -> bytes:
+        ((_, _, value, _),) = self.call(item, "Item", "GetSecret", "o", self.session)
+        if not value and self.is_locked(item, "Item"):
+            raise LockedMeanwhile
+        return bytes(value)
+
+    def add_attributes(self, item: str, more: dict[str, str]) -> None:
+        """Add those that the item does not have yet. If the service refuses, the item is still ours to find."""
         from jeepney import DBusErrorResponse
 
-        self.connect()
-        try:
-            return operation()
-        except DBusErrorResponse as error:
-            if error.name == SECRETS_LOCKED:
-                self.unlock()
-            elif error.name == SECRETS_NO_SESSION:  # the service has restarted since the last operation
-                self.open_session()
+        old = self.get_attributes(item)
+        if more.items() <= old.items():
+            return
+        # Setting replaces the attributes. KeePassXC keeps the fields of the entry, and refuses to have them set.
+        for kept in (old, {name: old[name] for name in old if name not in KEEPASSXC_FIELDS}):
+            arguments = (SECRETS_API + "Item", "Attributes", ("a{ss}", kept | more))
+            try:
+                self.call_bus(SECRETS_BUS, item, DBUS + ".Properties", "Set", "ssv", *arguments)
+            except DBusErrorResponse as error:
+                debug(f"the keyring service does not change an item's attributes: {error.name}")
             else:
+                return
+
+    def create_item(self, label: str, attributes: dict[str, str], value: bytes) -> None:
+        collection = self.home(self.collections())
+        if collection == NOTHING:
+            of_new = {SECRETS_API + "Collection.Label": ("s", "Default")}
+            collection, prompt = self.call(SECRETS_ROOT, "Service", "CreateCollection", "a{sv}s", of_new, "default")
+            self.prompt(prompt, "create a keyring", no_keyring)
+            collection = self.home(self.collections()) if collection == NOTHING else collection
+        if self.is_locked(collection):
+            self.unlock([collection])
+        properties = {
+            SECRETS_API + "Item.Label": ("s", label),
+            SECRETS_API + "Item.Attributes": ("a{ss}", attributes),
+        }
+        arguments = (properties, self.secret(value), True)
+        _, prompt = self.call(collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
+        self.prompt(prompt, "store an entry", unchanged_keyring)
+
+    def delete(self, items: Sequence[str]) -> None:
+        for item in items:
+            (prompt,) = self.call(item, "Item", "Delete")
+            self.prompt(prompt, "remove an entry", unchanged_keyring)
+
+    def unlock(self, paths: Sequence[str]) -> None:
+        """Unlock collections, or items with their collections."""
+        if not paths:
+            return
+        # KWallet unlocks a collection, KeePassXC also each item.
+        collections = dict.fromkeys("/".join(path.split("/")[:6]) for path in paths)
+        purpose, refusal = "unlock it", locked_keyring
+        if not any(self.is_locked(path) for path in collections):
+            purpose, refusal = "let this program read an entry", confirming_keyring
+        _, prompt = self.call(SECRETS_ROOT, "Service", "Unlock", "ao", [*collections, *paths])
+        self.prompt(prompt, purpose, refusal)
+
+    def prompt(self, path: str, purpose: str, refusal: Callable[[str], KeyringUnavailable]) -> None:
+        """Let the service do what it wants to ask a person about, and wait for the answer.
+
+        Many prompts complete without a person, so they are called even if nobody can be asked. One that stays
+        unanswered is dismissed, so that no dialog is left behind.
+        """
+        if path == NOTHING:
+            return
+        from jeepney import DBusErrorResponse, MatchRule
+
+        seconds = PROMPT_SECONDS if self.can_prompt else UNATTENDED_PROMPT_SECONDS
+        interface = SECRETS_API + "Prompt"
+        completed = MatchRule(type="signal", path=path, interface=interface, member="Completed")
+        # GNOME Keyring sends the signal only to the caller, other services to everyone who listens.
+        self.call_bus(DBUS, "/org/freedesktop/DBus", DBUS, "AddMatch", "s", completed.serialise())
+        with self.connection.filter(completed) as signals:
+            try:
+                self.call(path, "Prompt", "Prompt", "s", "")
+                refused, _ = self.connection.recv_until_filtered(signals, timeout=seconds).body
+                reason = f"the request to {purpose} was dismissed or could not be shown" if refused else ""
+            except BaseException as error:  # also Ctrl-C
+                self.deadline = time.monotonic() + UNATTENDED_PROMPT_SECONDS
+                try:
+                    self.call(path, "Prompt", "Dismiss")
+                except (OSError, DBusErrorResponse):
+                    pass
+                if not isinstance(error, TimeoutError):
+                    raise
+                reason = f"nobody answered the request to {purpose} within {seconds:.0f} s"
+        self.deadline = time.monotonic() + BUS_SECONDS
+        if reason:
+            raise refusal(reason if self.can_prompt else f"nobody can be asked to {purpose}")
+
+    # The bus
+
+    def perform(self, operation: Callable[[], T]) -> T:
+        """Run one operation within BUS_SECONDS. It runs again if the service locked or restarted meanwhile."""
+        from jeepney import DBusErrorResponse
+
+        self.deadline = time.monotonic() + BUS_SECONDS
+        try:
+            self.connect()
+            try:
+                return operation()
+            except (LockedMeanwhile, DBusErrorResponse) as error:
+                if isinstance(error, DBusErrorResponse) and error.name not in AGAIN_ERRORS:
+                    raise
+            self.introduce(wait=True)
+            return operation()
+        except BaseException as error:
+            self.close()  # whatever state it is in: the next operation connects again
+            problem = bus_problem(error)
+            if problem is None:
                 raise
-        return operation()
+            raise problem from error
 
     def connect(self) -> None:
         if self.connection is not None:
             return
         from jeepney.auth import AuthenticationError
         from jeepney.io.blocking import DBusConnection, prep_socket
-        from keyring.errors import InitError
 
         service = self
 
@@ -1845,30 +2126,46 @@ class SecretService:
             self.introduce()
             return
         if failure is None:
-            raise InitError("no session bus (DBUS_SESSION_BUS_ADDRESS is not set)")
+            raise no_keyring("no session bus (DBUS_SESSION_BUS_ADDRESS is not set)")
         reason = getattr(failure, "strerror", None) or "the bus refused this user"
-        raise InitError(f"the session bus cannot be reached ({reason})") from failure
+        raise no_keyring(f"the session bus cannot be reached ({reason})") from failure
 
-    def introduce(self) -> None:
-        """Register this connection with the service, and find the collection.
+    def introduce(self, wait: bool = False) -> None:
+        """Register this connection with the service and open a session; `wait` for a service that restarts.
 
         GNOME Keyring registers a new client in an idle handler. It aborts if its main loop gets to the client's
         first message before that (basecamp/hey-cli 352; measured: two processes at once are enough). So our first
         message is one that the main loop answers without looking up the client.
 
         If a message's path has an alias, GNOME Keyring looks it up in another thread, and under load it reads freed
-        memory there (measured: an existing item was not found). So we resolve the alias once and use real paths.
+        memory there (measured: an existing item was not found). So we resolve the alias and use real paths.
         """
-        self.get_property(SECRETS_ROOT, "Service", "Collections")
-        self.collection = self.preferred or self.default_collection()
-        self.open_session()
+        from jeepney import DBusErrorResponse
 
-    def default_collection(self) -> str:
-        (path,) = self.call(SECRETS_ROOT, "Service", "ReadAlias", "s", "default")
-        return str(path)
+        waits_until = time.monotonic() + RESTART_SECONDS
+        while True:
+            try:
+                self.collections()
+                _, self.session = self.call(SECRETS_ROOT, "Service", "OpenSession", "sv", "plain", ("s", ""))
+            except DBusErrorResponse as error:
+                if not wait or error.name not in AGAIN_ERRORS or time.monotonic() > waits_until:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
-    def open_session(self) -> None:
-        _, self.session = self.call(SECRETS_ROOT, "Service", "OpenSession", "sv", "plain", ("s", ""))
+    def service_name(self) -> str:
+        """The name of the program that is the Secret Service."""
+        from jeepney import DBusErrorResponse
+
+        owners = {}
+        for name in (SECRETS_BUS, *SERVICE_NAMES):
+            try:
+                (owners[name],) = self.call_bus(DBUS, "/org/freedesktop/DBus", DBUS, "GetNameOwner", "s", name)
+            except DBusErrorResponse:
+                pass
+        owner = owners.pop(SECRETS_BUS, "")
+        return next((SERVICE_NAMES[name] for name in owners if owners[name] == owner), "the Secret Service")
 
     def close(self) -> None:
         if self.connection is not None:
@@ -1894,118 +2191,28 @@ class SecretService:
         ((_, value),) = self.call_bus(SECRETS_BUS, path, DBUS + ".Properties", "Get", "ss", *arguments)
         return value
 
-    def search(self, attributes: dict[str, str]) -> list[str]:
-        """The paths of the matching items, last modified first, since that is where an unfinished update wrote."""
-        if self.collection == NOTHING:
-            return []
-        items = self.search_once(attributes)
-        # Some services do not list the items of a locked collection (KeePassXC). That does not mean there are none.
-        if not items and self.is_locked():
-            self.unlock()
-            items = self.search_once(attributes)
-        if len(items) > 1:
-            items.sort(key=lambda item: -int(self.get_property(item, "Item", "Modified")))
-        return items
 
-    def search_once(self, attributes: dict[str, str]) -> list[str]:
-        (items,) = self.call(self.collection, "Collection", "SearchItems", "a{ss}", attributes)
-        self.found = list(items)
-        return self.found
-
-    def is_locked(self) -> bool:
-        return bool(self.get_property(self.collection, "Collection", "Locked"))
-
-    def get_attributes(self, item: str) -> dict[str, str]:
-        return dict(self.get_property(item, "Item", "Attributes"))
-
-    def get_secret(self, item: str) -> bytes:
-        ((_, _, value, _),) = self.call(item, "Item", "GetSecret", "o", self.session)
-        return bytes(value)
-
-    def set_secret(self, item: str, value: bytes, attributes: dict[str, str]) -> None:
-        self.call(item, "Item", "SetSecret", "(oayays)", (self.session, b"", value, "text/plain"))
-        old = self.get_attributes(item)
-        if old != old | attributes:
-            arguments = (SECRETS_API + "Item", "Attributes", ("a{ss}", old | attributes))
-            self.call_bus(SECRETS_BUS, item, DBUS + ".Properties", "Set", "ssv", *arguments)
-
-    def create_item(self, label: str, attributes: dict[str, str], value: bytes) -> None:
-        if self.collection == NOTHING:
-            self.create_default_collection()
-        properties = {
-            SECRETS_API + "Item.Label": ("s", label),
-            SECRETS_API + "Item.Attributes": ("a{ss}", attributes),
-        }
-        arguments = (properties, (self.session, b"", value, "text/plain"), True)
-        _, prompt = self.call(self.collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
-        self.prompt(prompt, "to store an entry in it")
-
-    def create_default_collection(self) -> None:
-        from keyring.errors import InitError
-
-        properties = {SECRETS_API + "Collection.Label": ("s", "Default")}
-        _, prompt = self.call(SECRETS_ROOT, "Service", "CreateCollection", "a{sv}s", properties, "default")
-        self.prompt(prompt, "to create one", InitError)
-        self.collection = self.default_collection()
-
-    def delete_item(self, item: str) -> None:
-        (prompt,) = self.call(item, "Item", "Delete")
-        self.prompt(prompt, "to remove an entry from it")
-
-    def unlock(self) -> None:
-        # the items too: KeePassXC can ask about each of them
-        _, prompt = self.call(SECRETS_ROOT, "Service", "Unlock", "ao", [self.collection, *self.found])
-        self.prompt(prompt, "to unlock it")
-
-    def prompt(self, path: str, purpose: str, refusal: type[Exception] | None = None) -> None:
-        """Let the service show its dialog, if it wants to, and wait for a person to answer it."""
-        if path == NOTHING:
-            return
-        from jeepney import MatchRule
-        from keyring.errors import KeyringLocked
-
-        refusal = refusal or KeyringLocked
-        if not self.can_prompt:
-            raise refusal(f"cannot ask anyone {purpose}")
-        interface = SECRETS_API + "Prompt"
-        completed = MatchRule(type="signal", path=path, interface=interface, member="Completed")
-        # GNOME Keyring sends the signal only to the caller, other services to everyone who listens.
-        self.call_bus(DBUS, "/org/freedesktop/DBus", DBUS, "AddMatch", "s", completed.serialise())
-        with self.connection.filter(completed) as signals:
-            self.call(path, "Prompt", "Prompt", "s", "")
-            try:
-                dismissed, _ = self.connection.recv_until_filtered(signals, timeout=PROMPT_SECONDS).body
-            except TimeoutError as error:
-                raise refusal(f"nobody answered the request {purpose} within {PROMPT_SECONDS:.0f} s") from error
-        if dismissed:
-            raise refusal(f"the request {purpose} was dismissed or could not be shown")
-        self.deadline = time.monotonic() + BUS_SECONDS
-
-
-def bus_failure(error: BaseException) -> Exception | None:
-    """keyring's exception for a failure of the bus or the service, or None for any other error.
+def bus_problem(error: BaseException) -> Exception | None:
+    """What a failure of the bus or the service means, or None for any other error.
 
     The text of a D-Bus error is left out, because it may quote anything.
     """
     from jeepney import DBusErrorResponse
-    from keyring.errors import InitError, KeyringError, KeyringLocked
+    from keyring.errors import KeyringError
 
     if isinstance(error, TimeoutError):
-        return InitError(f"the session bus or its keyring service did not answer within {BUS_SECONDS:.0f} s")
+        return no_keyring(f"the session bus or its keyring service did not answer within {BUS_SECONDS:.0f} s")
     if isinstance(error, OSError):
-        return InitError(f"the connection to the session bus failed ({error.strerror})")
-    if not isinstance(error, DBusErrorResponse):
-        return None
-    short = str(error.name).removeprefix(DBUS + ".Error.")
-    if short == SECRETS_LOCKED:
-        return KeyringLocked("the service did not unlock it")
-    if short in ("ServiceUnknown", "NameHasNoOwner") or short.startswith("Spawn."):
-        return InitError(f"no keyring service ({SECRETS_BUS}) is running on the session bus")
+        return no_keyring(f"the connection to the session bus failed ({error.strerror})")
+    name = str(error.name) if isinstance(error, DBusErrorResponse) else ""
+    if isinstance(error, LockedMeanwhile) or name == SECRETS_LOCKED:
+        return locked_keyring("the service did not unlock it")
+    if name in GONE_ERRORS or name.startswith(DBUS + ".Error.Spawn."):
+        return UnavailableNow(f"no keyring: no service ({SECRETS_BUS}) is running on the session bus", UNREACHABLE_HINT)
+    short = name.removeprefix(DBUS + ".Error.")
     if short == "LimitsExceeded":
-        return InitError("the session bus does not accept more connections")
-    if short in ("NoReply", "Timeout", "TimedOut", "Disconnected"):
-        return InitError("the keyring service went away")
-    return KeyringError(f"the keyring service reported {short}")
+        return no_keyring("the session bus does not accept more connections")
+    return KeyringError(f"the keyring service reported {short}") if name else None
 
 
 def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
@@ -2016,8 +2223,6 @@ def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
     systemd's user bus.
     """
     from urllib.parse import unquote_to_bytes
-
-    from keyring.errors import InitError
 
     runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     wanted = environ.get("DBUS_SESSION_BUS_ADDRESS")
@@ -2037,7 +2242,7 @@ def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
         elif keys.get("runtime") == "yes":
             addresses.append(os.fsencode(f"{runtime}/bus"))
     if not addresses:
-        raise InitError("DBUS_SESSION_BUS_ADDRESS is not the address of a Unix socket")
+        raise no_keyring("DBUS_SESSION_BUS_ADDRESS is not the address of a Unix socket")
     return addresses
 
 
@@ -2052,18 +2257,14 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
     class SecretServiceKeyring(SchemeSelectable, KeyringBackend):
         priority = 5.0
         appid = "Python keyring library"
-        preferred_collection = ""  # the default one, unless KEYRING_PROPERTY_PREFERRED_COLLECTION names another
+        preferred_collection = ""  # KEYRING_PROPERTY_PREFERRED_COLLECTION
 
         def __init__(self, environ: Mapping[str, str], interactive: bool) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
             self.secrets = SecretService(environ, interactive, self.preferred_collection)
 
         def get_password(self, service: str, username: str) -> str | None:
-            def read() -> bytes | None:
-                items = self.secrets.search(self._query(service, username))
-                return self.secrets.get_secret(items[0]) if items else None
-
-            value = self.secrets.perform(read)
+            value = self.secrets.read(self._query(service, username))
             try:
                 return None if value is None else value.decode()
             except UnicodeDecodeError:
@@ -2071,40 +2272,20 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
 
         def set_password(self, service: str, username: str, password: str) -> None:
             # Without `application`, keyring would not find the item. It would make a second one, but read the first.
-            attributes = self._query(service, username, application=self.appid)
-
-            def write() -> None:
-                items = self.secrets.search(self._query(service, username))
-                if items:
-                    self.secrets.set_secret(items[0], password.encode(), attributes)
-                else:
-                    label = f"Password for '{username}' on '{service}'"
-                    self.secrets.create_item(label, attributes, password.encode())
-                for duplicate in items[1:]:
-                    self.secrets.delete_item(duplicate)
-
-            self.secrets.perform(write)
+            label, more = f"Password for '{username}' on '{service}'", {"application": self.appid}
+            self.secrets.write(self._query(service, username), more, label, password.encode())
 
         def delete_password(self, service: str, username: str) -> None:
-            def remove() -> int:
-                items = self.secrets.search(self._query(service, username))
-                for item in items:
-                    self.secrets.delete_item(item)
-                return len(items)
-
-            if not self.secrets.perform(remove):
+            if not self.secrets.remove(self._query(service, username)):
                 raise PasswordDeleteError("there is no such entry")
 
         def users(self, service: str) -> set[str]:
             key = self.schemes[self.scheme]["username"]
+            return {found.get(key, "") for found in self.secrets.attributes_of(self._query(service))} - {""}
 
-            def listed() -> set[str]:
-                items = self.secrets.search(self._query(service))
-                if items and self.secrets.is_locked():  # GNOME Keyring finds them but does not show their attributes
-                    self.secrets.unlock()
-                return {self.secrets.get_attributes(item).get(key, "") for item in items} - {""}
-
-            return self.secrets.perform(listed)
+        def check(self, service: str) -> str:
+            """The service's name, if what is stored can be read without asking a person."""
+            return self.secrets.check(self._query(service))
 
     return SecretServiceKeyring
 
