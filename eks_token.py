@@ -32,9 +32,9 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from subprocess import CompletedProcess
-    from typing import Any, NamedTuple, NoReturn, TypeVar
+    from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
     from keyring.backend import KeyringBackend
 
@@ -4107,20 +4107,27 @@ def token_command(invocation: Invocation) -> int:
 
 # -- 8. kubeconfig ----------------------------------------------------------------------------------------------------
 #
-# Reads and writes kubeconfig entries. `kubectl config` handles the YAML, and keeps the rest of a file as usual.
-# It edits copies in a private directory. A file gets its new content only after all edits have worked, under kubectl's
-# own lock, so a step that fails changes nothing. A command that only reads does not make a copy: if it were killed, the
-# copy would stay, with the secrets in it.
+# Reads and writes kubeconfig entries. ruamel.yaml says where in the text each value is. Only the lines that have to
+# change are written: comments, order, quotes and everything else in a file stay as they are, to the byte. The rules for
+# several files, and the lock, are kubectl's.
 
 EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl supports v1 only since 1.22
 INSTALL_HINT = "copy the executable eks-token to a directory on PATH"
 USABLE_STATUS = ("ACTIVE", "UPDATING")  # of a cluster; the same as in `aws eks update-kubeconfig`
 KUBECTL_LOCK_SECONDS = 10
 EDIT_SECONDS = 60  # how long to try again if another program keeps changing the file
-BACKUP = ".eks-token-backup-"
-VIEW = ("view", "--raw", "-o", "json")
+MOST_LEVELS, MOST_NODES = 100, 1_000_000  # of a kubeconfig's YAML
 TYPES: dict[type, str] = {dict: "mapping", list: "list", str: "string"}
 FIX_KUBECONFIG = "fix {}, or pass another file with --kubeconfig"
+
+# What a value without quotes is in kubectl's YAML 1.1, if it is not a string.
+NULLS = ("", "~", "null", "Null", "NULL")
+NOT_A_STRING = (
+    "y|Y|n|N|yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF"
+    r"|[-+]?(0[xX][0-9a-fA-F_]+|0[obOB][0-7_]+|(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))"
+    r"|\.(nan|NaN|NAN)"
+)
+NEEDS_NO_QUOTES = r"(--?)?[A-Za-z0-9_/][A-Za-z0-9_./:@=+~-]*(?<!:)"
 
 # The commands whose exec entries can be adopted, and the grammar of their arguments.
 ADOPTED = {
@@ -4229,36 +4236,36 @@ class Entry(NamedTuple):
 
     cluster: str  # its ARN
     server: str
-    certificate: bytes  # of its certificate authority, PEM
+    certificate: str  # of its certificate authority, PEM in base64
     user: str
     arguments: tuple[str, ...]  # of the exec entry
     context: str
 
 
 def write_entries(invocation: Invocation, wanted: Provision) -> int:
-    find_kubectl(invocation)  # before we ask anybody for anything
-    paths = kubeconfig_paths(invocation, wanted.kubeconfig)
+    files = read_kubeconfigs(kubeconfig_paths(invocation, wanted.kubeconfig))  # before we ask anybody for anything
+    # kubectl writes what is new to the first file that exists ("kubectl config --help").
+    default = next((file.path for file in files if file.content is not None), files[-1].path)
     entries, failed = describe(invocation, wanted)
 
-    def change(draft: Draft) -> None:
+    def change(configs: Mapping[str, Config]) -> None:
         for entry in entries:
-            write_entry(draft, entry, wanted, exec_command(invocation))
-        if wanted.set_current and entries and draft.view().current != entries[-1].context:
-            draft.config("use-context", "--", entries[-1].context)
+            write_entry(configs, default, entry, wanted, exec_command(invocation))
+        current = next(filter(None, (config.get("current-context") for config in configs.values())), None)
+        if wanted.set_current and entries and current != entries[-1].context:
+            configs[default]["current-context"] = entries[-1].context
 
     if wanted.dry_run:
-        # Even this needs a copy, because `kubectl config` can only show a change after writing it.
-        with Draft(invocation, paths, secrets=wanted.raw) as draft:
-            change(draft)
-            show(draft.shown(wanted.raw), end="")
+        new = [decoded(new) for file, new in rewritten(files, change) if new != file.content]
+        show("".join(new) if wanted.raw else summary(entries, wanted, exec_command(invocation)), end="")
         if not wanted.raw:
             say("nothing was written; certificates and secrets are not shown, as in `kubectl config view`")
         return 1 if failed else 0
-    changed = edit(invocation, paths, change)
+    changed = edit(files, change)
     for entry in entries:
         say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was already there'}")
-        if wanted.verbose:
-            show(kubectl_config(invocation, paths, "view", "--minify", "--context", entry.context), end="")
+    if wanted.verbose:
+        show(summary(entries, wanted, exec_command(invocation)), end="")
     if entries and invocation.platform != "win32" and not on_path(PROGRAM, invocation):
         warn(f"{PROGRAM} is not on PATH, so kubectl will not find it: copy or link it to a directory on PATH")
     return 1 if failed else 0
@@ -4323,8 +4330,9 @@ def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Ent
     if not found.get("endpoint") or not found.get("arn"):
         raise Problem(f"AWS returned no endpoint or no ARN for the cluster {name}")
     arn = found["arn"]
+    certificate = found.get("certificateAuthority", {}).get("data") or ""
     try:
-        certificate = base64.b64decode(found.get("certificateAuthority", {}).get("data") or "", validate=True)
+        base64.b64decode(certificate, validate=True)
     except ValueError:
         raise Problem(f"AWS returned a certificate for the cluster {name} that is not base64") from None
     # The verifier of a local cluster on an Outpost expects the ID ("aws eks get-token", AWS CLI Command Reference).
@@ -4341,52 +4349,63 @@ def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Ent
     return Entry(arn, found["endpoint"], certificate, user, tuple(arguments), wanted.alias or arn)
 
 
-def write_entry(draft: Draft, entry: Entry, wanted: Provision, command: Sequence[str]) -> None:
-    """Let kubectl write an entry. Anything else that a user has set in it, such as a namespace or a proxy, stays."""
-    cluster = ["--server", entry.server]
+def write_entry(
+    configs: Mapping[str, Config], default: str, entry: Entry, wanted: Provision, command: Sequence[str]
+) -> None:
+    """Put an entry into these kubeconfigs. Anything else that a user has set in it, such as a namespace, stays."""
+    cluster = settings(configs, default, "cluster", entry.cluster)
+    cluster["server"] = entry.server
     if entry.certificate:
-        cluster += ["--certificate-authority", draft.file("ca.pem", entry.certificate), "--embed-certs=true"]
+        cluster["certificate-authority-data"] = entry.certificate
+    if entry.certificate and "insecure-skip-tls-verify" in cluster:  # kubectl refuses it next to a certificate
+        cluster["insecure-skip-tls-verify"] = Bare("false")
     if wanted.proxy_url:
-        cluster += ["--proxy-url", wanted.proxy_url]
-    draft.config("set-cluster", *cluster, "--", entry.cluster)
-    arguments = [listed("--exec-arg", argument) for argument in (*command[1:], *entry.arguments)]
-    user = draft.view().users.get(entry.user)
-    if not user or not user.rest.get("installHint"):
-        write_install_hint(draft, entry.user)
-    draft.config(
-        "set-credentials",
-        f"--exec-command={command[0]}",
-        f"--exec-api-version={EXEC_API_VERSION}",
-        *arguments,
-        "--",
-        entry.user,
-    )
-    draft.config("set-context", f"--cluster={entry.cluster}", f"--user={entry.user}", "--", entry.context)
+        cluster["proxy-url"] = wanted.proxy_url
+    settings(configs, default, "context", entry.context).update(cluster=entry.cluster, user=entry.user)
+    plugin = part(settings(configs, default, "user", entry.user), "exec", dict)
+    if str(plugin.get("apiVersion")).removeprefix(CLIENT_AUTHENTICATION) not in ("v1", "v1beta1"):
+        plugin["apiVersion"] = EXEC_API_VERSION
+    plugin.update(args=[*command[1:], *entry.arguments], command=command[0])
+    for key, value in (("installHint", INSTALL_HINT), ("interactiveMode", "IfAvailable")):
+        plugin[key] = plugin.get(key) or value
 
 
-def write_install_hint(draft: Draft, user: str) -> None:
-    """Give a user's exec entry an installHint, which no kubectl command can write (measured, 1.27 to 1.33).
-
-    kubectl refuses `kubectl config set users.NAME.exec.installHint`. set-credentials has no option for it, but keeps an
-    existing one. So we add a line to what kubectl has just written, below a command that cannot occur anywhere else.
-    The next kubectl command reads that line and writes it again.
-    """
-    import re
-
-    mark = f"eks-token-{os.urandom(16).hex()}"
-    draft.config("set-credentials", f"--exec-command={mark}", f"--exec-api-version={EXEC_API_VERSION}", "--", user)
-    line = re.compile(rf"^( *)command: {mark}\n".encode(), re.MULTILINE)
-    for path in draft.paths:
-        written = draft.read(path)
-        if written and mark.encode() in written:
-            draft.file(draft.copy(path), line.sub(rb"\g<0>\1installHint: " + INSTALL_HINT.encode() + b"\n", written))
+def settings(configs: Mapping[str, Config], default: str, kind: str, name: str) -> Config:
+    """What a kubeconfig says about a cluster, a context or a user. A new one is made in the default file."""
+    for config in configs.values():
+        for item in items_of(config, f"{kind}s"):
+            if item["name"] == name:
+                return part(item, kind, dict)
+    if not configs[default]:
+        configs[default].update(apiVersion="v1", kind="Config")
+    made: Config = {"name": name, kind: {}}
+    part(configs[default], f"{kind}s", list).append(made)
+    return part(made, kind, dict)
 
 
-def listed(option: str, value: str) -> str:
-    """An option whose value kubectl parses as CSV. A comma in the value, as in some role names, must not split it."""
-    if not value or set(value) & set(',"\r\n') or value != value.strip():
-        value = '"' + value.replace('"', '""') + '"'
-    return f"{option}={value}"
+def items_of(config: Config, key: str) -> list[Any]:
+    """The mappings in a list of a kubeconfig. The list may be missing or null."""
+    found = config.get(key)
+    return found if isinstance(found, list) else []
+
+
+def part(within: Config, key: str, kind: type[T]) -> T:
+    """The mapping or list under this key, which is made if there is none."""
+    found: object = within.get(key)
+    if isinstance(found, kind):
+        return found
+    made = kind()  # for null or nothing; parse_kubeconfig accepts nothing else
+    within[key] = made  # type: ignore[assignment]
+    return made
+
+
+def summary(entries: Sequence[Entry], wanted: Provision, command: Sequence[str]) -> str:
+    """A kubeconfig with nothing but these entries, and without their certificates."""
+    config: Config = {}
+    for entry in entries:
+        hidden = entry._replace(certificate="DATA+OMITTED" if entry.certificate else "")
+        write_entry({"": config}, "", hidden, wanted, command)
+    return "".join(f"{line}\n" for line in lines_of(config))
 
 
 def exec_command(invocation: Invocation) -> list[str]:
@@ -4410,25 +4429,69 @@ def program_name(command: str) -> str:
     return command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
 
 
-def find_kubectl(invocation: Invocation) -> str:
-    if path := on_path("kubectl", invocation):
-        return path
-    hint = "install it: https://kubernetes.io/docs/tasks/tools/"
-    raise Problem(f"kubectl is not on PATH, and {PROGRAM} needs it to read and write kubeconfig files", hint)
-
-
 def kubeconfig_paths(invocation: Invocation, named: str, other: str = "") -> list[str]:
     """The files that kubectl would read: the named one, or those in KUBECONFIG, or ~/.kube/config. If none is named,
-    the other one is included, if it exists."""
-    listed = [named] if named else invocation.environ.get("KUBECONFIG", "").split(os.pathsep)
-    paths = list(dict.fromkeys(os.path.abspath(path) for path in listed if path.strip()))
+    the other one is included, if it exists. A file with several names is in the list once."""
     home = invocation.environ.get("USERPROFILE" if invocation.platform == "win32" else "HOME", "")
-    if not paths and not home:
+    listed = [named] if named else invocation.environ.get("KUBECONFIG", "").split(os.pathsep)
+    listed = [path for path in listed if path.strip()]
+    if not listed and not home:
         raise Problem("no kubeconfig: neither HOME nor KUBECONFIG is set", "pass --kubeconfig PATH")
-    paths = paths or [os.path.join(os.path.abspath(home), ".kube", "config")]
-    known = {os.path.realpath(path) for path in paths}
-    is_new = os.path.isabs(other) and os.path.exists(other) and os.path.realpath(other) not in known
-    return [*paths, other] if is_new and not named else paths
+    listed = listed or [os.path.join(home, ".kube", "config")]
+    if os.path.isabs(other) and os.path.exists(other) and not named:
+        listed.append(other)
+    paths: dict[object, str] = {}
+    for path in listed:
+        if path == "~" or path.startswith(("~/", f"~{os.sep}")):  # as in the AWS CLI
+            path = home + path[1:]
+        path = os.path.abspath(path)
+        try:
+            state = os.stat(path)
+            file: object = (state.st_dev, state.st_ino)
+        except OSError:
+            file = os.path.realpath(path)
+        paths.setdefault(file, path)
+    return list(paths.values())
+
+
+# Reading. A kubeconfig is YAML, which JSON is a part of, and kubectl reads its first document. An error names the file
+# and the line, and never quotes a value, because that could be a secret.
+
+
+class Bare(NamedTuple):
+    """A number or a boolean, as it is written."""
+
+    text: str
+
+
+if TYPE_CHECKING:
+
+    class Mark(Protocol):
+        index: int
+        line: int  # from 0
+        column: int
+
+    class Node(Protocol):
+        """What we use of ruamel.yaml's nodes."""
+
+        id: str  # mapping, sequence or scalar
+        value: Any  # pairs of nodes, nodes, or a string
+        style: str | None  # of a scalar: its quotes, or | or >
+        flow_style: bool  # of the others: whether they are in brackets
+        start_mark: Mark  # before an anchor, if there is one
+        end_mark: Mark
+
+    Yaml = dict[str, "Yaml"] | list["Yaml"] | str | Bare | None
+    Config = dict[str, Yaml]
+    Change = Callable[[Mapping[str, Config]], None]
+
+
+class Fault(Exception):
+    """What is wrong with a kubeconfig, and on which line."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(what)
+        self.line = line  # from 1
 
 
 class KubeUser(NamedTuple):
@@ -4438,7 +4501,6 @@ class KubeUser(NamedTuple):
     arguments: tuple[str, ...]
     variables: Mapping[str, str]
     api_version: str
-    rest: Mapping[str, object]  # of the exec entry: installHint, interactiveMode, provideClusterInfo
     others: tuple[str, ...]  # the keys of the user's other ways to authenticate
 
     def plugin(self) -> str:
@@ -4453,188 +4515,24 @@ class KubeContext(NamedTuple):
 
 
 class Kubeconfig(NamedTuple):
-    """What we need from a kubeconfig, by name. It has no secrets, except in the variables of exec entries."""
+    """A kubeconfig file, and by name what we need from it."""
 
+    path: str
+    content: bytes | None  # None if there is no such file
+    text: str
+    root: Node | None  # of the first document; None if that is empty
+    data: Config
     users: Mapping[str, KubeUser]
     contexts: Mapping[str, KubeContext]
     clusters: frozenset[str]
     current: str  # the context's name
 
 
-def parse_kubeconfig(text: str, path: str) -> Kubeconfig:
-    """A kubeconfig, from the JSON that kubectl prints for it. Raises Problem if it is not a valid one."""
-    import json
-
-    def take(within: Mapping[str, object], key: str, kind: type[T]) -> T:
-        value = kind() if within.get(key) is None else within[key]  # null means empty, as in kubectl
-        if not isinstance(value, kind):
-            raise ValueError(f"{key} is not a {TYPES[kind]}")
-        return value
-
-    def items(within: Mapping[str, object], key: str, kind: type[T]) -> list[T]:
-        return [take({f"an item in {key}": item}, f"an item in {key}", kind) for item in take(within, key, list)]
-
-    def named(kind: str) -> dict[str, dict[str, object]]:
-        found = {take(item, "name", str): take(item, kind, dict) for item in items(config, f"{kind}s", dict)}
-        if "" in found:
-            raise ValueError(f"a {kind} has no name")
-        return found
-
-    def user(given: Mapping[str, object]) -> KubeUser:
-        entry = take(given, "exec", dict)
-        return KubeUser(
-            take(entry, "command", str),
-            tuple(items(entry, "args", str)),
-            {take(pair, "name", str): take(pair, "value", str) for pair in items(entry, "env", dict)},
-            take(entry, "apiVersion", str),
-            {key: value for key, value in entry.items() if key not in ("command", "args", "env", "apiVersion")},
-            tuple(sorted(given.keys() - {"exec"})),
-        )
-
-    try:
-        config = take({"it": json.loads(text)}, "it", dict)
-        users = {name: user(given) for name, given in named("user").items()}
-        contexts = {
-            name: KubeContext(take(given, "cluster", str), take(given, "user", str))
-            for name, given in named("context").items()
-        }
-        return Kubeconfig(users, contexts, frozenset(named("cluster")), take(config, "current-context", str))
-    except ValueError as error:
-        raise Problem(f"{path} is not a kubeconfig: {error}", FIX_KUBECONFIG.format(path)) from None
+def read_kubeconfigs(paths: Iterable[str]) -> list[Kubeconfig]:
+    return [parse_kubeconfig(path, read_bytes(path)) for path in paths]
 
 
-def kubectl_config(invocation: Invocation, paths: Sequence[str], *arguments: str, copies: Sequence[str] = ()) -> str:
-    """What `kubectl config` prints when it runs on these files, or on their copies. Raises Problem."""
-    files, (verb, *more) = copies or paths, arguments
-    if len(files) == 1:  # KUBECONFIG would split a name at a colon
-        more = [f"--kubeconfig={files[0]}", *more]
-    environ = {**invocation.environ, "KUBECONFIG": os.pathsep.join(files)}
-    done = run_program([find_kubectl(invocation), "config", verb, *more], environ)
-    if done.returncode:
-        raise kubectl_problem(done.stderr, dict(zip(files, paths, strict=True)))
-    return done.stdout
-
-
-def kubectl_problem(stderr: str, files: Mapping[str, str]) -> Problem:
-    """kubectl's error on one line. It shows the real name of each file, and nothing that kubectl quotes from the files:
-    some errors quote a token, and one ("duplicate name") quotes all users."""
-    import re
-
-    text, hint = " ".join(re.sub(r"\A(.*\n)??error: ", "", stderr, flags=re.DOTALL).split()), ""
-    for file, path in files.items():
-        if file in text:
-            where, named, reason = text.replace(file, path).partition(f'"{path}": ')
-            text = where + named + re.split(r"""["`{|]|(?<!\w)'""", reason)[0].strip()
-            hint = FIX_KUBECONFIG.format(path)
-    return Problem(f"kubectl: {text[:400] or 'it gave no reason'}", hint)
-
-
-class Draft:
-    """Copies of kubeconfig files in a private directory. kubectl edits them, and at the end they are put in place.
-
-    If there are several files, kubectl has its own rules for which one to write ("kubectl config --help"): the one that
-    has the entry, or the first that exists, or the last in the list. Raises Problem.
-    """
-
-    def __init__(self, invocation: Invocation, paths: Sequence[str], secrets: bool = True) -> None:
-        self.paths = tuple(paths)
-        self._invocation = invocation
-        self._secrets = secrets  # whether the copies have them; without them, the copies are only for looking at
-        self._before: dict[str, bytes | None] = {}
-        self._directory = ""
-
-    def __enter__(self) -> Draft:
-        import tempfile
-
-        self._before = {path: read_kubeconfig(path) for path in self.paths}
-        if not self._secrets:
-            for path in [path for path, content in self._before.items() if content]:
-                self._before[path] = kubectl_config(self._invocation, [path], "view").encode()
-        try:
-            self._directory = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
-            for path, content in self._before.items():
-                if content is not None:
-                    self.file(self.copy(path), content)
-        except OSError as error:
-            self.__exit__()
-            raise Problem(f"the kubeconfig cannot be copied: {error.strerror}") from error
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        import shutil
-
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def copy(self, path: str) -> str:
-        return os.path.join(self._directory, f"config-{self.paths.index(path)}")
-
-    def file(self, name: str, content: bytes) -> str:
-        """Write a copy, or another file for kubectl to read, and return its path."""
-        path = os.path.join(self._directory, name)
-        with open(path, "wb") as file:
-            file.write(content)
-        return path
-
-    def read(self, path: str) -> bytes | None:
-        """What would be in this file, or None if it would not exist."""
-        return read_kubeconfig(self.copy(path))
-
-    def config(self, *arguments: str, only: str = "") -> str:
-        """What `kubectl config` prints when it runs on the copies, or on one of them."""
-        paths = [only] if only else self.paths
-        return kubectl_config(self._invocation, paths, *arguments, copies=[self.copy(path) for path in paths])
-
-    def view(self, only: str = "") -> Kubeconfig:
-        """The copies, merged, or one of them."""
-        return parse_kubeconfig(self.config(*VIEW, only=only), only or ", ".join(self.paths))
-
-    def shown(self, raw: bool) -> str:
-        """For people: the whole text of each file that would change, or all files merged and without secrets."""
-        if not raw:
-            return self.config("view")
-        paths = self.changed() or [path for path in self.paths if self._before[path] is not None]
-        return "".join((self.read(path) or b"").decode(errors="replace") for path in paths)
-
-    def changed(self) -> list[str]:
-        return [path for path in self.paths if self.read(path) != self._before[path]]
-
-    def put_in_place(self, backup: bool = False) -> bool:
-        """Give the files their new content. Returns False if somebody has changed one since it was copied."""
-        import contextlib
-
-        changed = self.changed()
-        with contextlib.ExitStack() as held:
-            for path in sorted(changed):
-                held.enter_context(KubectlLock(path))
-            if any(read_kubeconfig(path) != self._before[path] for path in changed):
-                return False
-            for path in changed:
-                old, new = self._before[path] or b"", self.read(path) or b""
-                kept = keep_backup(path, old, new) if backup else ""
-                try:
-                    write_in_place(path, old, new)
-                except Problem:
-                    if kept:
-                        os.unlink(kept)
-                    raise
-        return True
-
-
-def edit(
-    invocation: Invocation, paths: Sequence[str], change: Callable[[Draft], None], backup: bool = False
-) -> list[str]:
-    """Let `change` edit a draft of these files, and put it in place. Returns the files that have changed."""
-    deadline = time.monotonic() + EDIT_SECONDS
-    while time.monotonic() < deadline:
-        with Draft(invocation, paths) as draft:
-            change(draft)
-            changed = draft.changed()
-            if draft.put_in_place(backup):
-                return changed
-    raise Problem(f"another program keeps changing {paths[0]}", "try again when it is done")
-
-
-def read_kubeconfig(path: str) -> bytes | None:
+def read_bytes(path: str) -> bytes | None:
     """The file's bytes, or None if there is no such file."""
     try:
         with open(path, "rb") as file:
@@ -4643,6 +4541,449 @@ def read_kubeconfig(path: str) -> bytes | None:
         return None
     except OSError as error:
         raise Problem(f"{path} cannot be read: {error.strerror}") from error
+
+
+def parse_kubeconfig(path: str, content: bytes | None) -> Kubeconfig:
+    """Raises Problem if this is not a kubeconfig that kubectl can read."""
+    try:
+        text = decoded(content or b"")
+        root = compose(text)
+        config = fields(root, "it")
+        return Kubeconfig(
+            path,
+            content,
+            text,
+            root,
+            plain_mapping(root),
+            {name: kube_user(user) for name, user in named(config, "user").items()},
+            {
+                name: KubeContext(string(context, "cluster"), string(context, "user"))
+                for name, context in named(config, "context").items()
+            },
+            frozenset(named(config, "cluster")),
+            string(config, "current-context"),
+        )
+    except Fault as fault:
+        raise Problem(f"{path}, line {fault.line}: {fault}", FIX_KUBECONFIG.format(path)) from None
+    except RecursionError:
+        raise Problem(f"{path} is nested too deeply", FIX_KUBECONFIG.format(path)) from None
+
+
+def encoding_of(content: bytes) -> str:
+    """The encoding of a kubeconfig, by its byte order mark. kubectl reads UTF-16 too."""
+    import codecs
+
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16-le" if content.startswith(codecs.BOM_UTF16_LE) else "utf-16-be"
+    return "utf-8"
+
+
+def decoded(content: bytes) -> str:
+    """A kubeconfig's text, with its byte order mark. Raises Fault."""
+    try:
+        return content.decode(encoding_of(content))
+    except UnicodeDecodeError as error:
+        raise Fault(content.count(b"\n", 0, error.start) + 1, "this is not UTF-8") from None
+
+
+def compose(text: str) -> Node | None:
+    """The first document of a YAML text, or None if that is empty. Raises Fault."""
+    import re
+
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = MOST_LEVELS
+    yaml.composer.warn_double_anchors = False  # the warning quotes the file
+    # kubectl reads a tab as a space, except in front of a line. Replacing it does not move anything.
+    text = re.sub(r"(?<=\S)[ \t]*\t[ \t]*", lambda tabs: " " * len(tabs[0]), text)
+    try:
+        root: Node | None = next(yaml.compose_all(text), None)
+    except MarkedYAMLError as error:
+        raise Fault(error.problem_mark.line + 1 if error.problem_mark else 1, "this is not valid YAML") from None
+    except YAMLError as error:  # a control character
+        position = getattr(error, "position", 0)
+        raise Fault(text.count("\n", 0, position) + 1, "this character is not allowed in YAML") from None
+    return None if root is not None and parts(root) is None else root
+
+
+def parts(node: Node) -> dict[str, Node] | list[Node] | str | Bare | None:
+    """What a node consists of: other nodes, or a scalar. If a mapping has a key twice, the last one counts."""
+    import re
+
+    if isinstance(node.value, str):
+        if node.style is None and node.value in NULLS:
+            return None
+        return Bare(node.value) if node.style is None and re.fullmatch(NOT_A_STRING, node.value) else node.value
+    if node.id == "sequence":
+        return list(node.value)
+    merged: dict[str, Node] = {}
+    own: dict[str, Node] = {}
+    for key, value in node.value:
+        if not isinstance(key.value, str):
+            raise Fault(line_of(key), "this is not a key")
+        if key.value != "<<" or key.style is not None:
+            own[key.value] = value
+            continue
+        for base in reversed(value.value if value.id == "sequence" else [value]):
+            merged |= fields(base, "what is merged here")
+    return merged | own
+
+
+def plain(node: Node, known: dict[int, tuple[Yaml, int]] | None = None) -> Yaml:
+    """A node with everything in it. What an alias stands for is the same object as at its anchor. Raises Fault."""
+    known = {} if known is None else known  # by the node's id: the value, and how many nodes are in it
+    if id(node) in known:
+        return known[id(node)][0]
+    found = parts(node)
+    value: Yaml
+    if isinstance(found, dict):
+        value = {key: plain(item, known) for key, item in found.items()}
+    else:
+        value = [plain(item, known) for item in found] if isinstance(found, list) else found
+    inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    size = 1 + sum(known[id(item)][1] for item in inside)
+    if size > MOST_NODES:
+        raise Fault(line_of(node), "its aliases stand for too much")
+    known[id(node)] = value, size
+    return value
+
+
+def plain_mapping(node: Node | None) -> Config:
+    found = plain(node) if node else {}
+    return found if isinstance(found, dict) else {}
+
+
+def line_of(node: Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def take(node: Node | None, kind: type[T], what: str) -> T:
+    """What a node consists of. null is empty, as in kubectl. Raises Fault if it is of another kind."""
+    found = None if node is None else parts(node)
+    if node is None or found is None:
+        return kind()
+    if not isinstance(found, kind):
+        raise Fault(line_of(node), f"{what} is not a {TYPES[kind]}")
+    return found
+
+
+def fields(node: Node | None, what: str) -> dict[str, Node]:
+    return take(node, dict, what)
+
+
+def items(within: Mapping[str, Node], key: str) -> list[Node]:
+    return take(within.get(key), list, key)
+
+
+def string(within: Mapping[str, Node], key: str) -> str:
+    return take(within.get(key), str, key)
+
+
+def named(config: Mapping[str, Node], kind: str) -> dict[str, dict[str, Node]]:
+    """The users, contexts or clusters of a kubeconfig, by name. Raises Fault."""
+    found: dict[str, dict[str, Node]] = {}
+    for item in items(config, f"{kind}s"):
+        about = fields(item, f"an item in {kind}s")
+        name = string(about, "name")
+        if not name or name in found:
+            raise Fault(line_of(item), f"another {kind} has the same name" if name else f"a {kind} has no name")
+        found[name] = fields(about.get(kind), kind)
+    return found
+
+
+def kube_user(given: Mapping[str, Node]) -> KubeUser:
+    entry = fields(given.get("exec"), "exec")
+    variables = [fields(pair, "an item in env") for pair in items(entry, "env")]
+    return KubeUser(
+        string(entry, "command"),
+        tuple(take(word, str, "an item in args") for word in items(entry, "args")),
+        {string(pair, "name"): string(pair, "value") for pair in variables},
+        string(entry, "apiVersion"),
+        tuple(sorted(given.keys() - {"exec"})),
+    )
+
+
+# Writing
+
+
+class Edits:
+    """Changes to a text that make its YAML hold something else, and leave every other byte as it is.
+
+    They take what people write into account, but not every way to write YAML. So check what the result holds.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._newline = "\r\n" if "\r\n" in text else "\n"
+        self._json = text.lstrip("\ufeff \t\r\n").startswith("{")
+        self._edits: list[tuple[int, int, str]] = []  # from, to, and what to put there
+        self._amended: set[int] = set()  # nodes with an anchor may occur again
+
+    def result(self) -> str:
+        done, at = [], 0
+        for start, end, new in sorted(self._edits, key=lambda edit: edit[:2]):
+            done += [self._text[at:start], new]
+            at = max(at, end)
+        return "".join(done) + self._text[at:]
+
+    def amend(self, node: Node | None, wanted: Yaml) -> None:
+        """Make a node, or an empty document, hold this instead."""
+        if node is None:
+            self._insert_lines(len(self._text), lines_of(wanted), 0)
+        elif plain(node) != wanted and id(node) not in self._amended:
+            self._amended.add(id(node))
+            if isinstance(wanted, dict) and node.id == "mapping":
+                self._amend_mapping(node, wanted)
+            elif isinstance(wanted, list) and node.id == "sequence":
+                self._amend_sequence(node, wanted)
+            elif node.id == "scalar" and not isinstance(wanted, (dict, list)):
+                import re
+
+                anchor = re.match(r"([&!]\S*\s+)*", self._text[node.start_mark.index : node.end_mark.index])
+                start = node.start_mark.index + (anchor.end() if anchor else 0)
+                self._put(start, self._end(node), self._scalar(wanted, node.style))
+
+    def _put(self, start: int, end: int, new: str) -> None:
+        self._edits.append((start, end, new))
+
+    def _amend_mapping(self, node: Node, wanted: Mapping[str, Yaml]) -> None:
+        own = {key.value: (key, value) for key, value in node.value}
+        now = plain_mapping(node)
+        new = {}
+        for name, value in wanted.items():
+            if name in now and now[name] == value:
+                continue
+            if name not in own:  # not even if it is merged from another mapping
+                new[name] = value
+                continue
+            key, old = own[name]
+            colon = self._text.find(":", key.end_mark.index) + 1
+            if parts(old):
+                if value == [] and not old.flow_style:
+                    self._put(colon, colon, " []")
+                self.amend(old, value)
+                continue
+            # null or empty
+            end = self._end(old) if old.start_mark.index < old.end_mark.index else colon
+            if node.flow_style or not isinstance(value, (dict, list)) or not value:
+                self._put(colon, end, " " + self._flow(value, self._lead(key.start_mark.index)))
+            else:
+                self._put(colon, end, "")
+                column = key.start_mark.column
+                self._insert_lines(end, lines_of(value), column if isinstance(value, list) else column + 2)
+        if new and node.flow_style:
+            lead = self._lead(node.value[0][0].start_mark.index) if node.value else ""
+            self._append_flow(node, [f"{self._scalar(name)}: {self._flow(new[name], lead)}" for name in new], lead)
+        elif new:
+            self._insert_lines(self._end(node), lines_of(new), node.value[0][0].start_mark.column)
+
+    def _amend_sequence(self, node: Node, wanted: Sequence[Yaml]) -> None:
+        import difflib
+
+        now = [label(plain(item)) for item in node.value]
+        matcher = difflib.SequenceMatcher(None, now, [label(item) for item in wanted], autojunk=False)
+        for tag, start, end, first, last in matcher.get_opcodes():
+            words = all(isinstance(item, str) for item in wanted[first:last])
+            kept = min(end - start, last - first) if tag == "equal" or words else 0
+            for offset in range(kept):
+                self.amend(node.value[start + offset], wanted[first + offset])
+            self._delete(node, start + kept, end)
+            self._insert(node, end, wanted[first + kept : last])
+
+    def _delete(self, node: Node, start: int, end: int) -> None:
+        """Delete items of a sequence."""
+        if not node.flow_style:
+            for item in node.value[start:end]:
+                self._put(self._dash(item)[0], self._line_end(self._end(item)), "")
+        elif start < end:
+            first, last = node.value[start], node.value[end - 1]
+            if start:
+                self._put(self._end(node.value[start - 1]), self._end(last), "")
+            elif end < len(node.value):
+                self._put(first.start_mark.index, node.value[end].start_mark.index, "")
+            else:
+                self._put(self._text.index("[", node.start_mark.index) + 1, node.end_mark.index - 1, "")
+
+    def _insert(self, node: Node, index: int, values: Sequence[Yaml]) -> None:
+        """Insert items into a sequence that is not empty."""
+        if not values:
+            return
+        following = node.value[index] if index < len(node.value) else None
+        if node.flow_style:
+            lead = self._lead(node.value[0].start_mark.index)
+            new = [self._flow(value, lead) for value in values]
+            if following is None:
+                self._append_flow(node, new, lead)
+            else:
+                at = following.start_mark.index
+                self._put(at, at, "".join(f"{item},{lead or ' '}" for item in new))
+        else:
+            line, column = self._dash(following or node.value[0])
+            self._insert_lines(self._end(node) if following is None else line - 1, lines_of(list(values)), column)
+
+    def _append_flow(self, node: Node, new: Sequence[str], lead: str) -> None:
+        end = len(self._text[: node.end_mark.index - 1].rstrip())
+        comma = "" if self._text[end - 1] in "[{" else lead or " "
+        if comma and self._text[end - 1] != ",":
+            comma = "," + comma
+        self._put(end, end, comma + f",{lead or ' '}".join(new))
+
+    def _insert_lines(self, at: int, lines: Sequence[str], column: int) -> None:
+        """Insert lines below the one with this index."""
+        text = "".join(f"{' ' * column}{line}{self._newline}" for line in lines)
+        at = self._line_end(at)
+        if at and self._text[at - 1] not in "\n\ufeff":  # the last line has no end
+            text = self._newline + text.removesuffix(self._newline)
+        self._put(at, at, text)
+
+    def _line_start(self, index: int) -> int:
+        return self._text.rfind("\n", 0, index) + 1
+
+    def _line_end(self, index: int) -> int:
+        return self._text.find("\n", index) + 1 or len(self._text)
+
+    def _lead(self, index: int) -> str:
+        """The line break and the spaces before what is here, or "" if something else is on the line."""
+        start = self._line_start(index)
+        before = self._text[start:index]
+        return self._newline + before if start and not before.strip() else ""
+
+    def _dash(self, item: Node) -> tuple[int, int]:
+        """The start of the line that has the dash of a block sequence's item, and the dash's column."""
+        start = self._line_start(item.start_mark.index)
+        while True:
+            line = self._text[start : self._line_end(start)]
+            column = len(line) - len(line.lstrip(" "))
+            if line[column:].startswith("-") or start == 0:
+                return start, column
+            start = self._line_start(start - 1)
+
+    def _end(self, node: Node) -> int:
+        """Where a node's last value ends. A block also has the comments and empty lines below it."""
+        end = int(node.end_mark.index)
+        if node.style not in ("|", ">") if node.id == "scalar" else node.flow_style:
+            return end
+        while True:
+            end = len(self._text[:end].rstrip())
+            start = self._line_start(end)
+            if not self._text[start:end].lstrip().startswith("#"):
+                return end
+            end = start
+
+    def _scalar(self, value: str | Bare | None, style: str | None = None) -> str:
+        return scalar_text(value, '"' if self._json else style)
+
+    def _flow(self, value: Yaml, lead: str) -> str:
+        """A value in brackets, on one line, or on several if it follows this line break."""
+        if not isinstance(value, (dict, list)):
+            return self._scalar(value)
+        if not value:
+            return "{}" if isinstance(value, dict) else "[]"
+        inner = lead + "  " if lead and self._json else ""
+        inside = (
+            [f"{self._scalar(key)}: {self._flow(item, inner)}" for key, item in value.items()]
+            if isinstance(value, dict)
+            else [self._flow(item, inner) for item in value]
+        )
+        brackets = "{}" if isinstance(value, dict) else "[]"
+        return brackets[0] + inner + f",{inner or ' '}".join(inside) + (lead if inner else "") + brackets[1]
+
+
+def label(item: Yaml) -> str:
+    """What tells an item of a list from the others."""
+    return repr(item["name"] if isinstance(item, dict) and "name" in item else item)
+
+
+def lines_of(value: Yaml) -> list[str]:
+    """A value as a block of YAML."""
+    if isinstance(value, dict) and value:
+        found = []
+        for key, item in value.items():
+            block = isinstance(item, (dict, list)) and item
+            name = scalar_text(key, None)
+            margin = "  " if isinstance(item, dict) else ""
+            found += (
+                [f"{name}:", *(margin + line for line in lines_of(item))] if block else [f"{name}: {lines_of(item)[0]}"]
+            )
+        return found
+    if isinstance(value, list) and value:
+        blocks = [lines_of(item) for item in value]
+        return [("  " if number else "- ") + line for block in blocks for number, line in enumerate(block)]
+    return [scalar_text(value, None) if not isinstance(value, (dict, list)) else "{}" if value == {} else "[]"]
+
+
+def scalar_text(value: str | Bare | None, style: str | None) -> str:
+    """A scalar as YAML, in these quotes if it can be, or without any if it does not need them."""
+    import json
+    import re
+
+    if value is None or isinstance(value, Bare):
+        return value.text if value else "null"
+    if style == "'" and value.isprintable():
+        return "'" + value.replace("'", "''") + "'"
+    if (
+        style != '"'
+        and re.fullmatch(NEEDS_NO_QUOTES, value)
+        and value not in NULLS
+        and not re.fullmatch(NOT_A_STRING, value)
+    ):
+        return value
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda char: f"\\u{ord(char[0]):04x}", text)
+
+
+# Files
+
+
+def edit(
+    files: Sequence[Kubeconfig], change: Change, backup: Callable[[str, bytes, bytes], str] | None = None
+) -> list[str]:
+    """Let `change` edit what these files hold, and write all the files that differ then, or none. Returns their paths.
+
+    If another program has written one of them since it was read, all are read again. `backup` gets a path, the old and
+    the new content, and returns the path of the backup. Raises Problem.
+    """
+    import contextlib
+
+    deadline = time.monotonic() + EDIT_SECONDS
+    while time.monotonic() < deadline:
+        changed = [(file, new) for file, new in rewritten(files, change) if new != (file.content or b"")]
+        with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
+            for path in sorted(file.path for file, _ in changed):
+                held.enter_context(KubectlLock(path))
+            if all(read_bytes(file.path) == file.content for file, _ in changed):
+                for file, new in changed:
+                    old = file.content or b""
+                    if backup:
+                        undo.callback(os.unlink, backup(file.path, old, new))
+                    write_in_place(file.path, old, new)
+                    undo.callback(write_in_place, file.path, new, old)
+                undo.pop_all()
+                return [file.path for file, _ in changed]
+        files = read_kubeconfigs(file.path for file in files)
+    raise Problem(f"another program keeps changing {files[0].path}", "try again when it is done")
+
+
+def rewritten(files: Sequence[Kubeconfig], change: Change) -> Iterable[tuple[Kubeconfig, bytes]]:
+    """These files, and the content that each of them has after the change. Raises Problem."""
+    configs = {file.path: plain_mapping(file.root) for file in files}
+    change(configs)
+    for file in files:
+        wanted = configs[file.path]
+        if wanted == file.data:
+            yield file, file.content or b""
+            continue
+        edits = Edits(file.text)
+        edits.amend(file.root, wanted)
+        new = edits.result().encode(encoding_of(file.content or b""))
+        if parse_kubeconfig(file.path, new).data != wanted:
+            raise Problem(
+                f"{file.path} cannot be changed without changing more: it may use YAML aliases",
+                "change it in an editor",
+            )
+        yield file, new
 
 
 def write_in_place(path: str, old: bytes, new: bytes) -> None:
@@ -4660,9 +5001,11 @@ def write_in_place(path: str, old: bytes, new: bytes) -> None:
             raise Problem(f"{path} is not a regular file", "pass another file with --kubeconfig")
         try:
             overwrite(file, new)
-        except OSError as error:
+        except BaseException as error:
             overwrite(file, old)
-            raise Problem(f"{path} cannot be written: {error.strerror}; it was not changed") from error
+            if isinstance(error, OSError):
+                raise Problem(f"{path} cannot be written: {error.strerror}; it was not changed") from error
+            raise
     finally:
         os.close(file)
 
@@ -4707,11 +5050,6 @@ class KubectlLock:
             pass
 
 
-def view_files(invocation: Invocation, paths: Sequence[str]) -> dict[str, Kubeconfig]:
-    """What kubectl reads in each of these files, without copying them. A missing file is empty. Raises Problem."""
-    return {path: parse_kubeconfig(kubectl_config(invocation, [path], *VIEW), path) for path in paths}
-
-
 # logout
 
 
@@ -4722,37 +5060,32 @@ def remove_entries(invocation: Invocation, names: Sequence[str]) -> None:
     """
     try:
         paths = kubeconfig_paths(invocation, "")
-        if not any(PROGRAM.encode() in (read_kubeconfig(path) or b"") for path in paths):
-            return
-        if users := users_of(view_files(invocation, paths), names):
-            edit(invocation, paths, lambda draft: remove_from(draft, names))
+        files = read_kubeconfigs(path for path in paths if PROGRAM.encode() in (read_bytes(path) or b""))
+        users = {name for file in files for name, user in file.users.items() if entry_identity(user) in names}
+        if users:
+            edit(read_kubeconfigs(paths), lambda configs: remove_users(configs, users))
         for user in sorted(users):
             say(f"removed the user {user} from the kubeconfig")
     except Problem as problem:
         warn(f"the identity's kubeconfig entries were not removed: {problem.message}")
 
 
-def remove_from(draft: Draft, names: Sequence[str]) -> None:
-    """Let kubectl delete the identities' entries from each file."""
-    files = {path: draft.view(path) for path in draft.paths}
-    users = users_of(files, names)
-    contexts = [context for config in files.values() for context in config.contexts.values()]
-    kept = {context.cluster for context in contexts if context.user not in users}
-    clusters = {context.cluster for context in contexts if context.user in users} - kept
-    for path, config in files.items():
-        for user in users & config.users.keys():
-            draft.config("delete-user", "--", user, only=path)
-        for name in [name for name, context in config.contexts.items() if context.user in users]:
-            if config.current == name:
-                draft.config("unset", "current-context", only=path)
-            draft.config("delete-context", "--", name, only=path)
-        for cluster in clusters & config.clusters:
-            draft.config("delete-cluster", "--", cluster, only=path)
-
-
-def users_of(files: Mapping[str, Kubeconfig], names: Sequence[str]) -> set[str]:
-    """The users in these kubeconfigs that use one of these identities."""
-    return {name for config in files.values() for name, user in config.users.items() if entry_identity(user) in names}
+def remove_users(configs: Mapping[str, Config], users: Collection[str]) -> None:
+    """Remove these users from kubeconfigs, with their contexts, and the clusters that no other context uses."""
+    contexts = [context for config in configs.values() for context in items_of(config, "contexts")]
+    gone = [context for context in contexts if part(context, "context", dict).get("user") in users]
+    names = {
+        "users": set(users),
+        "contexts": {context["name"] for context in gone},
+        "clusters": {context["context"].get("cluster") for context in gone}
+        - {context["context"].get("cluster") for context in contexts if context not in gone},
+    }
+    for config in configs.values():
+        for kind, removed in names.items():
+            if any(item["name"] in removed for item in items_of(config, kind)):
+                config[kind] = [item for item in items_of(config, kind) if item["name"] not in removed]
+        if config.get("current-context") in names["contexts"]:
+            config["current-context"] = ""
 
 
 def entry_identity(user: KubeUser) -> str:
@@ -4766,44 +5099,6 @@ def entry_identity(user: KubeUser) -> str:
         return ""
 
 
-# A backup's name ends with a number and the hash of the file's new content. So --undo can tell whether somebody has
-# changed the file since.
-
-
-def backups(path: str) -> list[tuple[int, str, str]]:
-    """The number, hash of the file's new content, and path of each backup of a kubeconfig, oldest first."""
-    directory, base = os.path.split(os.path.realpath(path))
-    found = []
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return []
-    for name in names:
-        number, _, became = name.removeprefix(base + BACKUP).partition("-")
-        backup = os.path.join(directory, name)
-        # If we are killed, an incomplete backup has another name. `adopt --undo` relies on the ones with this name.
-        if name.startswith(base + BACKUP) and number.isdecimal() and became.isalnum() and os.path.getsize(backup):
-            found.append((int(number), became, backup))
-    return sorted(found)
-
-
-def content_hash(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def keep_backup(path: str, old: bytes, new: bytes) -> str:
-    """Write the old content next to the file, under a new name, and return its path."""
-    number = max((number for number, _, _ in backups(path)), default=0) + 1
-    backup = f"{os.path.realpath(path)}{BACKUP}{number}-{content_hash(new)}"
-    try:
-        write_file(backup, old)
-    except OSError as error:
-        raise Problem(f"{backup} cannot be written: {error.strerror}; nothing was changed") from error
-    return backup
-
-
 class ExecUser(NamedTuple):
     """A kubeconfig's user with an exec entry, and the contexts that use it."""
 
@@ -4812,18 +5107,21 @@ class ExecUser(NamedTuple):
     contexts: tuple[str, ...]
 
 
-def kubeconfigs(invocation: Invocation) -> dict[str, Kubeconfig]:
-    """The kubeconfig files as kubectl reads them, by path, including Atmos's own. Raises Problem."""
-    atmos = os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
-    return view_files(invocation, kubeconfig_paths(invocation, "", atmos))
+def kubeconfigs(invocation: Invocation, named: str = "") -> list[Kubeconfig]:
+    """The kubeconfig files as kubectl reads them, and Atmos's own. Raises Problem."""
+    return read_kubeconfigs(kubeconfig_paths(invocation, named, atmos_kubeconfig(invocation)))
+
+
+def atmos_kubeconfig(invocation: Invocation) -> str:
+    return os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
 
 
 def exec_users(invocation: Invocation) -> list[ExecUser]:
     """The users with an exec entry that a context uses. If two files have the same user, kubectl uses the first."""
     users: dict[str, tuple[str, KubeUser]] = {}
     contexts: dict[str, KubeContext] = {}
-    for path, config in kubeconfigs(invocation).items():
-        users |= {name: (path, user) for name, user in config.users.items() if name not in users}
+    for config in kubeconfigs(invocation):
+        users |= {name: (config.path, user) for name, user in config.users.items() if name not in users}
         contexts |= {name: context for name, context in config.contexts.items() if name not in contexts}
     of = {name: tuple(each for each, context in contexts.items() if context.user == name) for name in users}
     return [ExecUser(path, user, of[name]) for name, (path, user) in users.items() if user.command and of[name]]
@@ -4832,8 +5130,6 @@ def exec_users(invocation: Invocation) -> list[ExecUser]:
 # -- 9. adopt ---------------------------------------------------------------------------------------------------------
 #
 # Switches other plugins' entries to this program. `adopt --undo` switches them back.
-
-# adopt
 
 
 class Found(NamedTuple):
@@ -4847,16 +5143,18 @@ class Found(NamedTuple):
 
 def adopt_command(invocation: Invocation, options: Namespace) -> int:
     """Switch other plugins' exec entries to this program, and keep their arguments and variables as they are."""
-    atmos = os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
+    atmos = atmos_kubeconfig(invocation)
     paths = kubeconfig_paths(invocation, options.kubeconfig, atmos)
     is_atmos = {path for path in paths if os.path.realpath(path) == os.path.realpath(atmos)}
+    directory = data_home(invocation.environ, invocation.platform)
     if options.undo:
-        return undo(paths, options.dry_run)
+        return undo(paths, directory, options.dry_run)
     if not (options.all or options.context or invocation.terminal):
         raise usage("which entries?", "pass --context NAME, or --all for all of them")
     if options.all and options.context:
         raise usage("--all and --context cannot be used together")
-    found = find_entries(view_files(invocation, paths), invocation, options.context)
+    files = read_kubeconfigs(paths)
+    found = find_entries(files, invocation, options.context)
     chosen = [one for one in found if not one.refusal and is_chosen(one, invocation, options)]
     for one in found:
         if one.refusal:
@@ -4871,7 +5169,10 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
     elif options.dry_run:
         say("nothing was written: this is a dry run")
     else:
-        changed = edit(invocation, paths, lambda draft: swap_in(draft, chosen, exec_command(invocation)), backup=True)
+        ours = exec_command(invocation)
+        changed = edit(
+            files, lambda configs: swap_in(configs, chosen, ours), lambda *file: keep_backup(directory, *file)
+        )
         where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
         say(
             f"adopted {len(chosen)} in {', '.join(changed)}; to restore what was there: `{PROGRAM} adopt --undo{where}`"
@@ -4881,21 +5182,21 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
     return 1 if options.context and any(one.refusal for one in found) else 0
 
 
-def find_entries(files: Mapping[str, Kubeconfig], invocation: Invocation, contexts: Sequence[str]) -> list[Found]:
+def find_entries(files: Sequence[Kubeconfig], invocation: Invocation, contexts: Sequence[str]) -> list[Found]:
     """Other plugins' entries in the files, for these contexts or for all. Raises Problem if a context is missing."""
-    used = [(name, context.user) for config in files.values() for name, context in config.contexts.items()]
+    used = [(name, context.user) for config in files for name, context in config.contexts.items()]
     for name in contexts:
         if name not in dict(used):
             close = nearest(name, dict(used))
             raise Problem(f"there is no context named {name!r}", f"did you mean {close}?" if close else "")
     wanted = {user for name, user in used if name in contexts}
     found = []
-    for path, config in files.items():
+    for config in files:
         for user, entry in config.users.items():
             if not entry.command or our_arguments(entry) is not None or (contexts and user not in wanted):
                 continue
             if contexts or any(program_name(word) in ADOPTED for word in (entry.command, *entry.arguments)):
-                found.append(Found(path, user, entry, refusal(entry, invocation)))
+                found.append(Found(config.path, user, entry, refusal(entry, invocation)))
     return found
 
 
@@ -4907,8 +5208,6 @@ def refusal(entry: KubeUser, invocation: Invocation) -> str:
         return f"its command {entry.command!r} is not one of {', '.join(ADOPTED)}"
     if version not in API_VERSIONS:
         return f"its apiVersion {entry.api_version!r} is unknown"
-    # The user can also authenticate in another way, and we cannot tell which one applies. If that way has a certificate
-    # with a relative path, kubectl would look for it next to the draft.
     if entry.others:
         return f"it also has {', '.join(entry.others)}"
     variables = {**invocation.environ, **entry.variables}
@@ -4938,45 +5237,109 @@ def adopted(entry: KubeUser, ours: Sequence[str]) -> KubeUser:
     return entry._replace(command=command, arguments=(*arguments, *entry.arguments), api_version=version)
 
 
-def swap_in(draft: Draft, chosen: Sequence[Found], ours: Sequence[str]) -> None:
-    """Let kubectl write the adopted entries. It is an error if one has changed since it was shown."""
-    for one in chosen:
-        if draft.view(one.path).users.get(one.user) != one.entry:
-            raise Problem(f"{one.path}: the user {one.user} has changed meanwhile", "try again")
-        new = adopted(one.entry, ours)
-        draft.config(
-            "set-credentials",
-            f"--exec-command={new.command}",
-            f"--exec-api-version={new.api_version}",
-            *[listed("--exec-arg", word) for word in new.arguments],  # else --exec-command drops them
-            "--",
-            one.user,
-            only=one.path,
-        )
-        if draft.view(one.path).users.get(one.user) != new:
-            raise Problem(f"kubectl did not write the user {one.user} correctly; nothing was changed")
+def swap_in(configs: Mapping[str, Config], chosen: Sequence[Found], ours: Sequence[str]) -> None:
+    """Put this program into the chosen entries. Raises Problem if one has changed since it was shown."""
+    names = {(one.path, one.user): one for one in chosen}
+    done: dict[int, Found] = {}
+    for path, config in configs.items():
+        for user in items_of(config, "users"):
+            one = names.get((path, user["name"]))
+            plugin = (user.get("user") or {}).get("exec") or {}
+            if one is None or id(plugin) in done:
+                continue
+            arguments = plugin.get("args") or []
+            if (plugin.get("command"), tuple(arguments)) != (one.entry.command, one.entry.arguments):
+                raise Problem(f"{path}: the user {one.user} has changed meanwhile", "try again")
+            new = adopted(one.entry, ours)
+            plugin["command"] = new.command
+            if new.arguments != one.entry.arguments:
+                plugin["args"] = list(new.arguments)
+            if new.api_version != one.entry.api_version:
+                plugin["apiVersion"] = new.api_version
+            done[id(plugin)] = one
+    for path, config in configs.items():
+        for user in items_of(config, "users"):
+            one = done.get(id((user.get("user") or {}).get("exec")))
+            if one and (path, user["name"]) not in names:
+                raise Problem(
+                    f"{path}: the user {user['name']} has an alias for the entry of {one.user}",
+                    "adopt both, or write the entry twice",
+                )
 
 
-def undo(paths: Sequence[str], dry_run: bool) -> int:
+# The name of a backup ends with a number and the hash of the file's new content. So --undo can tell whether somebody
+# has changed the file since.
+
+
+def backups(path: str, directory: str | None) -> list[tuple[int, str, str]]:
+    """The number, hash of the file's new content, and path of each backup of a kubeconfig, oldest first.
+
+    They are in a directory of ours, because some programs read every file next to a kubeconfig. Older ones are there.
+    """
+    found = []
+    for prefix in filter(None, [f"{os.path.realpath(path)}.eks-token-backup-", backup_prefix(path, directory)]):
+        base = os.path.basename(prefix)
+        try:
+            names = os.listdir(os.path.dirname(prefix))
+        except OSError:
+            continue
+        for name in names:
+            number, _, became = name.removeprefix(base).partition("-")
+            backup = os.path.join(os.path.dirname(prefix), name)
+            # If we are killed, an incomplete backup has another name. --undo relies on the ones with this name.
+            if name.startswith(base) and number.isdecimal() and became.isalnum() and os.path.getsize(backup):
+                found.append((int(number), became, backup))
+    return sorted(found)
+
+
+def backup_prefix(path: str, directory: str | None) -> str:
+    real = os.path.realpath(path)
+    return os.path.join(directory, "backups", f"{os.path.basename(real)}-{sha256(real)[:16]}-") if directory else ""
+
+
+def content_hash(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def keep_copy(path: str, content: bytes) -> str:
+    """Write a file to the directory of backups. Raises Problem."""
+    try:
+        make_directories(os.path.dirname(path))
+        write_file(path, content)
+    except OSError as error:
+        raise Problem(f"{path} cannot be written: {error.strerror}; nothing was changed") from error
+    return path
+
+
+def keep_backup(directory: str | None, path: str, old: bytes, new: bytes) -> str:
+    """Write the old content of a kubeconfig to a new backup, and return its path. Raises Problem."""
+    if directory is None:
+        raise Problem("there is no place for a backup: HOME is not an absolute path", "set HOME")
+    number = max((number for number, _, _ in backups(path, directory)), default=0) + 1
+    return keep_copy(f"{backup_prefix(path, directory)}{number}-{content_hash(new)}", old)
+
+
+def undo(paths: Sequence[str], directory: str | None, dry_run: bool) -> int:
     """Restore what was in the files before the first `adopt`."""
-    known = [path for path in paths if backups(path)]
+    known = [path for path in paths if backups(path, directory)]
     if not known:
-        raise Problem("there is nothing to undo", "there is no backup next to the kubeconfig")
+        raise Problem("there is nothing to undo", f"there is no backup of {', '.join(paths)}")
     for path in known:
-        kept = backups(path)
+        kept = backups(path, directory)
         if dry_run:
             say(f"{path} would be restored from {kept[0][2]}")
             continue
         with KubectlLock(path):
-            first, *later = [read_kubeconfig(backup) or b"" for _, _, backup in kept]
-            now = read_kubeconfig(path) or b""
+            first, *later = [read_bytes(backup) or b"" for _, _, backup in kept]
+            now = read_bytes(path) or b""
             if not first:
                 raise Problem(f"{kept[0][2]} is gone", "try again")
             # If nobody has changed the file, each `adopt` found what the one before left, and the last result is there.
             for (_, became, _), found in zip(kept, [*later, now], strict=True):
                 if content_hash(found) != became:
-                    aside = f"{os.path.realpath(path)}.before-undo-{content_hash(found)}"
-                    write_in_place(aside, b"", found)
+                    aside = keep_copy(f"{backup_prefix(path, directory)}before-undo-{content_hash(found)}", found)
                     warn(f"{path} has changed since it was adopted: the changed version is now in {aside}")
             write_in_place(path, now, first)
             for _, _, backup in kept:
@@ -5063,7 +5426,7 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     wanted = wanted._replace(name=name)
     check_sign_in(wanted)
     if wanted.cluster_name:
-        find_kubectl(invocation)
+        read_kubeconfigs(kubeconfig_paths(invocation, ""))  # if one is damaged, this says so before anybody is asked
     if not wanted.kinds() and not exists(resolver, name):
         wanted = ask_for_kind(wanted, resolver.person)
         check_sign_in(wanted)
@@ -5658,10 +6021,8 @@ def diagnoses(invocation: Invocation, online: bool) -> Iterable[Check]:
     if online:
         yield check_clock(invocation.environ)
 
-    kubectl = check_kubectl(invocation)
-    yield kubectl
-    if kubectl.status != "fail":
-        yield from check_contexts(invocation)
+    yield check_kubectl(invocation)
+    yield from check_contexts(invocation)
 
 
 # The program
@@ -5956,9 +6317,10 @@ def check_contexts(invocation: Invocation) -> Iterable[Check]:
         for user, (status, found, hint) in zip(ours, outcomes, strict=True):
             for context in user.contexts:
                 yield Check(f"context {context}", status, found, hint)
+    directory = data_home(invocation.environ, invocation.platform)
     for user in others:
         for context in user.contexts:
-            yield Check(f"context {context}", "warn", *about_other(user, context))
+            yield Check(f"context {context}", "warn", *about_other(user, context, directory))
 
 
 def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
@@ -5989,14 +6351,14 @@ def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
     return "ok", f"a token until {expires}, in {milliseconds(took)}", ""
 
 
-def about_other(user: ExecUser, context: str) -> tuple[str, str]:
+def about_other(user: ExecUser, context: str, directory: str | None) -> tuple[str, str]:
     """What to say about a context that uses a slower plugin, and what to do."""
     import shlex
 
     plugin = user.entry.plugin()
     way_out = f"{PROGRAM} adopt --context {shlex.quote(context)}"
-    kept = backups(user.path)
-    if not kept or content_hash(read_kubeconfig(user.path) or b"") == kept[-1][1]:
+    kept = backups(user.path, directory)
+    if not kept or content_hash(read_bytes(user.path) or b"") == kept[-1][1]:
         return f"still uses {plugin}", way_out
     found = f"uses {plugin} again, or still: {user.path} has changed since entries in it were adopted"
     return found, "; ".join([way_out, *([REWRITERS[plugin]] if plugin in REWRITERS else [])])
@@ -6314,7 +6676,7 @@ def known_clusters(invocation: Invocation) -> dict[str, str]:
         configs = kubeconfigs(invocation)
     except Problem:
         return found
-    for config in configs.values():
+    for config in configs:
         for user in config.users.values():
             if name := cluster_of(our_arguments(user) or user.arguments):
                 found[name] = ""

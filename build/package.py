@@ -77,6 +77,8 @@ DROPPED = (
     "keyring/testing/*",
     "platformdirs/pytest_plugin.py",
     "platformdirs/testing.py",
+    # Builds a compiled parser.
+    "ruamel/yaml/clibz/*",
     # For Python in a browser.
     "urllib3/contrib/emscripten/*",
     # pywin32-ctypes uses ctypes if there is no cffi, which is compiled.

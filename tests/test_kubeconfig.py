@@ -5,7 +5,6 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,12 +148,12 @@ def test_a_cluster_is_written_and_used_by_each_kubectl(
         "installHint": "copy the executable eks-token to a directory on PATH",
         "provideClusterInfo": False,
     }
+    assert "provideClusterInfo" not in config_path(laptop).read_text()
     assert stat.S_IMODE(config_path(laptop).stat().st_mode) == 0o600
     assert stat.S_IMODE(config_path(laptop).parent.stat().st_mode) == 0o700
     assert list(laptop.tmp.iterdir()) == []
 
 
-@EACH_KUBECTL
 def test_a_second_run_changes_nothing(laptop: Sandbox) -> None:
     options = ["kubeconfig", *DEMO, "-i", "dev", "--role-arn", ROLE, "--alias", "a.b/c:d e"]
     ran(laptop, *options)
@@ -167,8 +166,8 @@ def test_a_second_run_changes_nothing(laptop: Sandbox) -> None:
 def test_a_second_run_leaves_comments_and_what_a_user_added(laptop: Sandbox) -> None:
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
     path = config_path(laptop)
-    text = path.read_text().replace("env: null", "env: [{name: EKS_TOKEN_DEBUG, value: '1'}]")
-    text = text.replace("IfAvailable", "Never").replace("server:", "proxy-url: http://127.0.0.1:1\n    server:")
+    text = path.read_text().replace("IfAvailable", "Never\n      env: [{name: EKS_TOKEN_DEBUG, value: '1'}]")
+    text = text.replace("server:", "proxy-url: http://127.0.0.1:1\n    server:")
     path.write_text("# mine\n" + text)
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
     assert path.read_text() == "# mine\n" + text
@@ -213,7 +212,6 @@ def test_the_current_context_may_stay(laptop: Sandbox) -> None:
     assert is_let_in(laptop, "--context", ARN)
 
 
-@EACH_KUBECTL
 def test_what_others_wrote_keeps_its_meaning(laptop: Sandbox) -> None:
     laptop.write(".kube/config", OTHERS)
     before = view(laptop)
@@ -224,10 +222,9 @@ def test_what_others_wrote_keeps_its_meaning(laptop: Sandbox) -> None:
         del mine[name]
         assert mine == by_name(before, kind)
     assert after["extensions"] == before["extensions"] and after["preferences"] == before["preferences"]
-    # paths are as they were written, not only the same files
     text = config_path(laptop).read_text()
-    assert "certificate-authority: pki/ca.pem" in text and "certificate-authority: ../pki/ca.pem" in text
-    assert "command: ./bin/gke-gcloud-auth-plugin" in text
+    assert text.startswith(OTHERS[: OTHERS.index("current-context")])
+    assert set(OTHERS.splitlines()) - set(text.splitlines()) == {"current-context: a.b/c:d e"}
     assert is_let_in(laptop)
 
 
@@ -268,7 +265,6 @@ def keys_json(key: AccessKey) -> str:
     return json.dumps({"Version": 1, "AccessKeyId": key.id, "SecretAccessKey": key.secret})
 
 
-@EACH_KUBECTL
 def test_two_commands_lead_from_an_empty_home_to_the_cluster(
     laptop: Sandbox, keyring_daemon: KeyringDaemon, api_server: ApiServer, alice: AccessKey
 ) -> None:
@@ -292,12 +288,12 @@ def test_a_stored_identity_that_is_the_only_one_is_named_too(
     assert is_let_in(laptop)
 
 
-def test_login_needs_the_clusters_region_and_kubectl_beforehand(laptop: Sandbox) -> None:
+def test_login_needs_the_clusters_region_and_a_kubeconfig_beforehand(laptop: Sandbox) -> None:
     done = laptop.run("login", "me", "--stdin", "--cluster-name", "demo", stdin="{}")
     assert (done.returncode, "--region is missing" in done.stderr) == (2, True)
-    done = laptop.run("login", "me", "--stdin", *DEMO, stdin="{}", env={"PATH": str(without_kubectl(laptop))})
-    assert done.returncode == 1
-    assert done.stderr.startswith("eks-token: error: kubectl is not on PATH")
+    laptop.write(".kube/config", "users: [\n")
+    done = laptop.run("login", "me", "--stdin", *DEMO, stdin="{}")
+    assert (done.returncode, "this is not valid YAML" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["removed", "kept"])
@@ -341,7 +337,7 @@ def test_logout_looks_through_several_files_and_forgives_a_broken_one(
     ran(laptop, "login", "me", "--stdin", stdin=keys_json(alice))
     broken = laptop.write("broken", "eks-token: [\n")
     done = ran(laptop, "logout", "me", env={"KUBECONFIG": str(broken)})
-    assert f'error loading config file "{broken}"' in done.stderr and "forgot me" in done.stderr
+    assert f"{broken}, line 2: this is not valid YAML" in done.stderr and "removed me" in done.stderr
 
 
 # --- the words of the AWS CLI -------------------------------------------------------------------------------
@@ -425,8 +421,8 @@ def test_a_dry_run_writes_nothing_and_shows_no_secret(laptop: Sandbox) -> None:
     laptop.write(".kube/config", OTHERS)
     before = tree(laptop)
     done = ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--dry-run")
-    assert USER in done.stdout and "a.b/c:d e" in done.stdout
-    assert "a-token-of-others" not in done.stdout + done.stderr
+    assert USER in done.stdout and "DATA+OMITTED" in done.stdout
+    assert "other" not in done.stdout + done.stderr
     assert tree(laptop) == before
 
 
@@ -522,25 +518,6 @@ def test_one_in_json_is_read_as_well(laptop: Sandbox, api_server: ApiServer) -> 
     assert is_let_in(laptop)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("clusters: [\n", id="no YAML"),
-        pytest.param("clusters: yes\n", id="another type"),
-        pytest.param("\x00\x01", id="binary"),
-    ],
-)
-def test_a_broken_file_is_one_clear_error(text: str, laptop: Sandbox) -> None:
-    path = laptop.write(".kube/config", text)
-    before = tree(laptop)
-    done = laptop.run("kubeconfig", *DEMO, "-i", "dev")
-    assert done.returncode == 1
-    error, hint = done.stderr.splitlines()
-    assert error.startswith("eks-token: error: kubectl: ") and str(path) in error and str(laptop.tmp) not in error
-    assert hint == f"hint: fix {path}, or pass another file with --kubeconfig"
-    assert tree(laptop) == before
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="not as root, who may write everything")
 def test_a_read_only_file_is_one_clear_error(laptop: Sandbox) -> None:
     path = laptop.write(".kube/config", OTHERS)
@@ -594,43 +571,6 @@ def test_a_file_that_does_not_fit_stays_as_it_was(tmp_path: Path, monkeypatch: p
 # --- secrets ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def watched(laptop: Sandbox) -> Path:
-    """What was in the temporary directory whenever kubectl ran, with the calls of kubectl; a "$ " begins each call."""
-    log, kubectl = laptop.root / "watched", laptop.root / "bin/kubectl"
-    real = kubectl.resolve()
-    kubectl.unlink()
-    look = f'{{ echo "$ $*"; find "$TMPDIR" -type f -exec cat {{}} +; }} >>{log}'
-    kubectl.write_text(f'#!/bin/sh\n{look}\nexec {real} "$@"\n')
-    kubectl.chmod(0o755)
-    return log
-
-
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        pytest.param(["doctor"], "context aws", id="doctor"),
-        pytest.param(["completion", "fish", "", "adopt", "--context", ""], "aws", id="completion of contexts"),
-        pytest.param(["completion", "fish", "", "--cluster-name", ""], "demo", id="completion of clusters"),
-        pytest.param(["adopt", "--all", "--dry-run"], "+ eks-token", id="a dry run of adopt"),
-        pytest.param(["adopt"], "adopt it?", id="adopt until a person agrees"),
-        pytest.param(["logout", "--all"], "removed every identity", id="logout of nobody's"),
-    ],
-)
-def test_what_only_reads_copies_no_kubeconfig(
-    words: list[str], offered: str, laptop: Sandbox, watched: Path, keyring_daemon: KeyringDaemon
-) -> None:
-    text = OTHERS.replace("users:\n", "users:\n" + AWS_USER).replace("contexts:\n", "contexts:\n" + AWS_CONTEXT)
-    laptop.write(".kube/config", f"# not of eks-token\n{text}")
-    before = tree(laptop)
-    done = laptop.run_pty(*words, steps=[("adopt it? ", "n\n")] if words == ["adopt"] else [])
-    assert offered in done.stdout + done.stderr
-    seen = watched.read_text().splitlines()
-    assert any("config view" in line for line in seen)
-    assert [line for line in seen if not line.startswith("$ ")] == []
-    assert tree(laptop) == before
-
-
 AWS_USER = """\
 - name: aws
   user:
@@ -642,102 +582,134 @@ AWS_USER = """\
 AWS_CONTEXT = "- {name: aws, context: {cluster: up, user: aws}}\n"
 
 
-def test_the_copy_for_a_dry_run_has_no_secret(laptop: Sandbox, watched: Path) -> None:
-    laptop.write(".kube/config", OTHERS)
-    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--dry-run")
-    assert "up.example.com" in watched.read_text() and "a-token-of-others" not in watched.read_text()
-
-
 @pytest.mark.parametrize(
-    ("users", "reason"),
+    "words",
     [
-        pytest.param("[{name: a, user: {token: a-token}}, {name: a, user: {}}]", "duplicate name", id="one name twice"),
-        pytest.param("[{name: a, user: {token: *a-token}}]", "yaml: unknown anchor", id="an asterisk before it"),
-        pytest.param("[{name: a, user: {token: !!int a-token}}]", "yaml: cannot decode !!str", id="of another type"),
+        pytest.param(["doctor"], id="doctor"),
+        pytest.param(["completion", "fish", "", "adopt", "--context", ""], id="completion"),
+        pytest.param(["adopt", "--all", "--dry-run"], id="a dry run of adopt"),
+        pytest.param(["kubeconfig", *DEMO, "-i", "dev", "--dry-run"], id="a dry run of kubeconfig"),
+        pytest.param([*UPDATE, "--profile", "dev", "--dry-run"], id="a dry run of the AWS CLI's words"),
+        pytest.param(["logout", "--all"], id="logout of nobody's"),
     ],
 )
-def test_what_kubectl_quotes_of_a_broken_file_is_not_shown(users: str, reason: str, laptop: Sandbox) -> None:
-    path = laptop.write(".kube/config", f"users: {users}\n")
-    for words in (["adopt", "--all"], ["kubeconfig", *DEMO, "-i", "dev"], ["doctor"]):
-        done = laptop.run(*words)
-        assert done.returncode == 1
-        shown = done.stdout + done.stderr
-        assert f'error loading config file "{path}": ' in shown and reason in shown and "a-token" not in shown
+def test_what_only_reads_writes_no_file_and_starts_no_kubectl(
+    words: list[str], laptop: Sandbox, keyring_daemon: KeyringDaemon
+) -> None:
+    text = OTHERS.replace("users:\n", "users:\n" + AWS_USER).replace("contexts:\n", "contexts:\n" + AWS_CONTEXT)
+    laptop.write(".kube/config", f"# not of eks-token\n{text}")
+    log = laptop.root / "log"
+    kubectl = laptop.root / "bin/kubectl"
+    kubectl.unlink()
+    kubectl.write_text(f'#!/bin/sh\necho "$*" >>{log}; find "$TMPDIR" -type f >>{log}\n')
+    kubectl.chmod(0o755)
+    before = tree(laptop)
+    done = laptop.run(*words)
+    assert "a-token-of-others" not in done.stdout + done.stderr or "--dry-run" in words
+    called = log.read_text().splitlines() if log.exists() else []
+    assert called == (["version --client -o json"] if words == ["doctor"] else [])
+    assert tree(laptop) == before
+
+
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(8 * [f'*{alias}'])}]\n" for name, alias in zip("bcdefgh", "abcdefg", strict=True)
+)
+
+
+def error_of(text: str | bytes) -> str:
+    with pytest.raises(eks_token.Problem) as caught:
+        eks_token.parse_kubeconfig("/a/config", text.encode() if isinstance(text, str) else text)
+    assert caught.value.hint == "fix /a/config, or pass another file with --kubeconfig"
+    return caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    ("text", "line", "reason"),
     [
-        pytest.param([], "it is not a mapping", id="a list"),
-        pytest.param({"users": {"name": "a"}}, "users is not a list", id="users that are no list"),
-        pytest.param({"users": ["a-token"]}, "an item in users is not a mapping", id="a user that is no mapping"),
-        pytest.param({"users": [None]}, "a user has no name", id="a user that is null"),
-        pytest.param({"contexts": [{"context": {}}]}, "a context has no name", id="a context without a name"),
-        pytest.param({"clusters": [{"name": ["a"]}]}, "name is not a string", id="a name that is no string"),
-        pytest.param({"users": [{"name": "a", "user": "a-token"}]}, "user is not a mapping", id="no keys"),
-        pytest.param({"users": [{"name": "a", "user": {"exec": 1}}]}, "exec is not a mapping", id="another exec"),
+        pytest.param("- a-token\n", 1, "it is not a mapping", id="a list"),
+        pytest.param("a-token\n", 1, "it is not a mapping", id="a string"),
+        pytest.param("users: {name: a-token}\n", 1, "users is not a list", id="users that are not a list"),
+        pytest.param("users:\n- a-token\n", 2, "an item in users is not a mapping", id="a user that is a string"),
+        pytest.param("users: [null]\n", 1, "a user has no name", id="a user that is null"),
+        pytest.param("contexts:\n\n- context: {}\n", 3, "a context has no name", id="a context without a name"),
+        pytest.param("clusters: [{name: [a]}]\n", 1, "name is not a string", id="a name that is a list"),
+        pytest.param("users:\n- name: 1\n", 2, "name is not a string", id="a name that is a number"),
+        pytest.param("users:\n- name: off\n", 2, "name is not a string", id="a name that is a boolean to kubectl"),
+        pytest.param("users: [{name: a, user: a-token}]\n", 1, "user is not a mapping", id="a user without keys"),
+        pytest.param("users: [{name: a, user: {exec: 1}}]\n", 1, "exec is not a mapping", id="exec that is a number"),
         pytest.param(
-            {"users": [{"name": "a", "user": {"exec": {"args": ["-i", 1]}}}]},
+            "users:\n- name: a\n  user:\n    exec:\n      args:\n      - -i\n      - 1\n",
+            7,
             "an item in args is not a string",
             id="an argument that is a number",
         ),
         pytest.param(
-            {"users": [{"name": "a", "user": {"exec": {"env": [{"name": "A", "value": 1}]}}}]},
+            "users: [{name: a, user: {exec: {env: [{name: A, value: 1}]}}}]\n",
+            1,
             "value is not a string",
             id="a variable that is a number",
         ),
+        pytest.param("contexts: [{name: a, context: {user: {}}}]", 1, "user is not a string", id="no user"),
+        pytest.param("a: b\ncurrent-context: 1\n", 2, "current-context is not a string", id="a number is current"),
         pytest.param(
-            {"contexts": [{"name": "a", "context": {"user": {}}}]}, "user is not a string", id="a context of no user"
+            "users:\n- name: a\n- name: a\n  user: {token: a-token}\n",
+            3,
+            "another user has the same name",
+            id="one name twice",
         ),
-        pytest.param({"current-context": 1}, "current-context is not a string", id="a number is current"),
+        pytest.param("users: [{name: a, user: {token: *a-token}}]\n", 1, "this is not valid YAML", id="no anchor"),
+        pytest.param("users: [\n", 2, "this is not valid YAML", id="an open bracket"),
+        pytest.param("a: 1\n\tb: a-token\n", 2, "this is not valid YAML", id="a tab at the start of a line"),
+        pytest.param("a: {{ a-token }}\n", 1, "this is not a key", id="a template"),
+        pytest.param("a: 1\nb: \x01\n", 2, "this character is not allowed in YAML", id="a control character"),
+        pytest.param(b"a: 1\nb: \xff\n", 2, "this is not UTF-8", id="another encoding"),
+        pytest.param("a: " + "[" * 200 + "]" * 200, 1, "this is not valid YAML", id="very deep"),
+        pytest.param(BOMB, 8, "its aliases stand for too much", id="a bomb"),
     ],
 )
-def test_what_kubectl_should_not_print_is_one_clear_error(config: object, reason: str) -> None:
-    with pytest.raises(eks_token.Problem) as caught:
-        eks_token.parse_kubeconfig(json.dumps(config), "/a/config")
-    assert caught.value.message == f"/a/config is not a kubeconfig: {reason}"
+def test_an_error_in_a_kubeconfig_names_the_line_and_shows_no_value(text: str | bytes, line: int, reason: str) -> None:
+    assert error_of(text) == f"/a/config, line {line}: {reason}"
 
 
-@pytest.mark.parametrize("text", ["", "{", "error"])
-def test_what_is_no_json_is_one_clear_error(text: str) -> None:
-    with pytest.raises(eks_token.Problem, match=r"^/a/config is not a kubeconfig: Expecting"):
-        eks_token.parse_kubeconfig(text, "/a/config")
+def test_an_alias_in_itself_is_an_error() -> None:
+    assert error_of("a: &a\n- *a\n") == "/a/config is nested too deeply"
 
 
-def test_null_is_empty_in_a_kubeconfig() -> None:
-    nothing = dict.fromkeys(("users", "contexts", "clusters", "current-context"))
-    assert eks_token.parse_kubeconfig(json.dumps(nothing), "") == ({}, {}, frozenset(), "")
-    entry = dict.fromkeys(("command", "args", "env", "apiVersion"))
-    users = [{"name": "a", "user": None}, {"name": "b", "user": {"exec": None}}, {"name": "c", "user": {"exec": entry}}]
-    given = {"users": users, "contexts": [{"name": "d", "context": None}], "clusters": [{"name": "e"}]}
-    nobody = eks_token.KubeUser("", (), {}, "", {}, ())
-    config = eks_token.parse_kubeconfig(json.dumps(given), "")
-    assert config.users == dict.fromkeys("abc", nobody)
-    assert config.contexts == {"d": eks_token.KubeContext("", "")}
-    assert (config.clusters, config.current) == (frozenset("e"), "")
+def test_what_kubectl_reads_is_read() -> None:
+    nothing = "users:\ncontexts: null\nclusters: ~\ncurrent-context: Null\n"
+    for text in (nothing, "", "# nothing\n", "---\n---\nusers: 1\n"):
+        config = eks_token.parse_kubeconfig("", text.encode())
+        assert (config.users, config.contexts, config.clusters, config.current) == ({}, {}, frozenset(), "")
+    text = """users:
+- &a {name: a, user:\t{exec: {command: aws, args: [x]}}}\t# a tab
+- {<<: *a, name: 1:20}
+- {name: "1", user: }
+- {name: 2024-01-01, user: {exec: {command: first, command: last}}}
+...
+[
+"""
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        users = eks_token.parse_kubeconfig("", text.encode(encoding)).users
+        assert {name: user.command for name, user in users.items()} == {
+            "a": "aws",
+            "1:20": "aws",
+            "1": "",
+            "2024-01-01": "last",
+        }
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("users:\n- user: {token: a-token}\n", id="a user without a name"),
-        pytest.param("users: [null]\n", id="a user that is null"),
-        pytest.param("contexts:\n- {name: null, context: {user: a}}\n", id="a context whose name is null"),
-        pytest.param("users: {name: a-token}\n", id="users that are no list"),
-        pytest.param("users: [{name: a, user: [a-token]}]\n", id="a user that is a list"),
-        pytest.param("- a-token\n", id="a list"),
-    ],
-)
-def test_a_damaged_kubeconfig_is_one_clear_error_for_what_only_reads(text: str, laptop: Sandbox) -> None:
-    path = laptop.write(".kube/config", text)
-    done = laptop.run("adopt", "--all", "--dry-run")
-    assert done.returncode == 1
-    error, hint = done.stderr.splitlines()
-    assert error.startswith("eks-token: error: ") and str(path) in error and "a-token" not in error
-    assert hint == f"hint: fix {path}, or pass another file with --kubeconfig"
-    assert "fail  kubeconfig" in (said := laptop.run("doctor").stdout) and str(path) in said, said
+def test_a_broken_file_is_one_clear_error_for_each_command(laptop: Sandbox) -> None:
+    path = laptop.write(".kube/config", "users: [{name: a, user: {token: *a-token}}]\n")
+    before = tree(laptop)
+    error = f"{path}, line 1: this is not valid YAML"
+    for words in (["adopt", "--all"], ["kubeconfig", *DEMO, "-i", "dev"]):
+        done = laptop.run(*words)
+        hint = f"hint: fix {path}, or pass another file with --kubeconfig"
+        assert (done.returncode, done.stderr.splitlines()) == (1, [f"eks-token: error: {error}", hint])
+    assert error in laptop.run("doctor").stdout
     done = laptop.run("completion", "fish", "", "adopt", "--context", "")
     assert (done.returncode, done.stderr, "a-token" in done.stdout) == (0, "", False)
+    assert tree(laptop) == before
 
 
 def test_a_pipe_of_the_shells_and_a_name_with_a_colon_are_read(laptop: Sandbox) -> None:
@@ -751,31 +723,6 @@ def test_a_pipe_of_the_shells_and_a_name_with_a_colon_are_read(laptop: Sandbox) 
 # --- kubectl ------------------------------------------------------------------------------------------------
 
 
-def without_kubectl(laptop: Sandbox) -> Path:
-    """A PATH that has the commands of the launcher, and no kubectl."""
-    directory = laptop.root / "few"
-    directory.mkdir(exist_ok=True)
-    for name in ("sh", "env", "mkdir", "rm", "cat"):
-        if found := next((Path(place, name) for place in ("/usr/bin", "/bin") if Path(place, name).exists()), None):
-            (directory / name).unlink(missing_ok=True)
-            (directory / name).symlink_to(found)
-    return directory
-
-
-def test_without_kubectl_there_is_one_clear_error_before_anything_is_asked(
-    laptop: Sandbox, moto: RecordingProxy
-) -> None:
-    path = str(without_kubectl(laptop))
-    for words in (["kubeconfig", *DEMO, "-i", "dev"], [*UPDATE, "--profile", "dev"], ["adopt", "--all"]):
-        done = laptop.run(*words, env={"PATH": path})
-        assert done.returncode == 1
-        assert done.stderr.splitlines() == [
-            "eks-token: error: kubectl is not on PATH, and eks-token needs it to read and write kubeconfig files",
-            "hint: install it: https://kubernetes.io/docs/tasks/tools/",
-        ]
-    assert moto.count("DescribeCluster") == 0
-
-
 def test_who_has_no_eks_token_on_path_is_told(laptop: Sandbox) -> None:
     (laptop.root / "bin/eks-token").unlink()
     done = ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
@@ -784,33 +731,28 @@ def test_who_has_no_eks_token_on_path_is_told(laptop: Sandbox) -> None:
     assert "copy the executable eks-token to a directory on PATH" in shown.stderr
 
 
-@pytest.mark.parametrize("step", ["set-cluster", "set-credentials", "set-context", "use-context"])
-def test_a_step_that_fails_leaves_the_file_untouched(step: str, laptop: Sandbox) -> None:
-    laptop.write(".kube/config", OTHERS)
-    before = tree(laptop)
-    kubectl = laptop.root / "bin/kubectl"
-    real = kubectl.resolve()
-    kubectl.unlink()
-    kubectl.write_text(f'#!/bin/sh\n[ "$2" = {step} ] && {{ echo "error: broken" >&2; exit 1; }}\nexec {real} "$@"\n')
-    kubectl.chmod(0o755)
-    done = laptop.run("kubeconfig", *DEMO, "-i", "dev")
-    assert (done.returncode, done.stderr) == (1, "eks-token: error: kubectl: broken\n")
-    assert tree(laptop) == before
-
-
-def test_kubectls_lock_is_waited_for_and_then_reported(laptop: Sandbox) -> None:
-    laptop.write(".kube/config", OTHERS)
-    lock = config_path(laptop).with_name("config.lock")
+def test_kubectls_lock_is_waited_for_and_then_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "config.lock"
     lock.touch()
-    timer = threading.Timer(1.5, lock.unlink)
-    timer.start()
-    ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
-    timer.join()
-    assert not lock.exists()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            lock.unlink()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with eks_token.KubectlLock(str(tmp_path / "config")):
+        assert lock.exists()
+    assert (len(slept), lock.exists()) == (3, False)
     lock.touch()
-    done = laptop.run("kubeconfig", *DEMO, "-i", "dev", "--alias", "another")
-    assert done.returncode == 1
-    assert f"has held the lock {lock} for" in done.stderr and lock.exists()
+    monkeypatch.setattr(eks_token, "KUBECTL_LOCK_SECONDS", 0)
+    with (
+        pytest.raises(eks_token.Problem, match=f"has held the lock {lock} for"),
+        eks_token.KubectlLock(str(tmp_path / "config")),
+    ):
+        pass
+    assert lock.exists()
 
 
 def test_many_at_once_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
@@ -896,7 +838,7 @@ def test_on_windows_kubectl_starts_python() -> None:
     command = eks_token.exec_command(invocation(platform="win32", file="/tools/eks-token", build="x"))
     assert command == [sys.executable, "-I", "-S", "/tools/eks-token"]
     arguments = ("-I", "-S", r"C:\Tools\eks-token", *DEMO, "--identity=dev")
-    user = eks_token.KubeUser(r"C:\Python\python.exe", arguments, {}, "", {}, ())
+    user = eks_token.KubeUser(r"C:\Python\python.exe", arguments, {}, "", ())
     assert eks_token.our_arguments(user) == (*DEMO, "--identity=dev")
     assert eks_token.entry_identity(user) == "dev"
     assert eks_token.exec_command(invocation(platform="linux", build="x")) == ["eks-token"]

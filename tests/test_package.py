@@ -73,7 +73,7 @@ def test_the_tests_run_with_the_versions_that_are_bundled() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = {name for name in extras["dev"] if name.split("==")[0] in {pin.split("==")[0] for pin in bundled}}
     assert wanted <= bundled
-    assert {name.split("==")[0] for name in wanted} == {"botocore", "jeepney", "keyring", "platformdirs"}
+    assert {name.split("==")[0] for name in wanted} == {"botocore", "jeepney", "keyring", "platformdirs", "ruamel.yaml"}
 
 
 def test_the_oldest_python_is_the_same_everywhere() -> None:
@@ -173,7 +173,7 @@ def test_the_verbose_version_names_build_python_and_packages(home: Sandbox, memb
 
 
 def normalized(name: str) -> str:
-    return re.sub(r"==| |_|(?<=jaraco)\.|(?<=backports)\.", "-", name)
+    return re.sub(r"==| |_|(?<=jaraco)\.|(?<=backports)\.|(?<=ruamel)\.", "-", name)
 
 
 def test_a_wheel_without_a_licence_is_refused(tmp_path: Path) -> None:
