@@ -2359,10 +2359,11 @@ class Choice(NamedTuple):
 
 
 class Portal(NamedTuple):
-    """Where people sign in to AWS SSO."""
+    """Where people sign in to AWS SSO. Two sso-sessions at one start URL are two sign-ins, as for the AWS CLI."""
 
     start_url: str
     region: str
+    session: str = ""  # the name of the sso-session, if there is one
 
 
 def identities_path(environ: Mapping[str, str], platform: str) -> str | None:
@@ -2480,7 +2481,7 @@ def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, At
     sso_sessions = dict(config.get("sso_sessions", {}))
     for name, keys in list(profiles.items()):
         if "sso_session" not in keys and (portal := portal_of(keys)):
-            session = f"{PROGRAM} {portal.start_url} {portal.region}"
+            session = unnamed_session(portal)
             sso_sessions[session] = {"sso_start_url": portal.start_url, "sso_region": portal.region}
             profiles[name] = {**keys, "sso_session": session}
         source = keys.get("source_profile", "")
@@ -2522,15 +2523,24 @@ def sources(profiles: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
     return trail
 
 
-def portal_of(keys: Mapping[str, Any]) -> Portal | None:
+def portal_of(keys: Mapping[str, Any], session: str = "") -> Portal | None:
     """The portal of an sso-session, or of a profile without one. None if it is not named in full."""
     start_url, region = keys.get("sso_start_url"), keys.get("sso_region")
-    return Portal(start_url, region) if isinstance(start_url, str) and isinstance(region, str) else None
+    if not isinstance(start_url, str) or not isinstance(region, str):
+        return None
+    portal = Portal(start_url, region)
+    return portal if session == unnamed_session(portal) else portal._replace(session=session)
+
+
+def unnamed_session(portal: Portal) -> str:
+    """The name of the sso-session that a start URL without one gets."""
+    return f"{PROGRAM} {portal.start_url} {portal.region}"
 
 
 def own_portal(config: Mapping[str, Any], name: str) -> Portal | None:
     """Where an identity itself signs in."""
-    return portal_of(config["sso_sessions"].get(config["profiles"].get(name, {}).get("sso_session"), {}))
+    session = config["profiles"].get(name, {}).get("sso_session", "")
+    return portal_of(config["sso_sessions"].get(session, {}), session)
 
 
 def sso_portal(config: Mapping[str, Any], name: str) -> Portal | None:
@@ -3135,22 +3145,42 @@ class SessionCache:
         self.sessions.keep(self.user(key), response, self.names)
 
 
-class SsoTokens:
-    """botocore's `cache` of SSO access tokens, backed by the vault, over those that the AWS CLI left in its files.
+SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a token with less left
+SSO_TOKEN_SECRETS = ("accessToken", "refreshToken", "clientSecret")
 
-    The AWS CLI's are only read, and not refreshed: a refresh token is good once, and theirs would be spent.
+
+class FoundToken(NamedTuple):
+    """An SSO token, and where it is stored."""
+
+    file: str  # the AWS CLI's, or "" for the vault
+    token: Mapping[str, str]  # as botocore and the AWS CLI store it
+
+    def left(self) -> float:
+        """The seconds until it expires."""
+        return parse_time(self.token["expiresAt"]) - time.time()
+
+    def refreshable(self) -> bool:
+        registered = self.token.get("registrationExpiresAt", "")
+        return "refreshToken" in self.token and bool(registered) and parse_time(registered) > time.time()
+
+    def rank(self) -> int:
+        """A token that has not expired is best, then one that can be refreshed."""
+        return 2 if self.left() > 0 else int(self.refreshable())
+
+
+class SsoTokens:
+    """botocore's `cache` of SSO tokens: ours in the vault, else the ones that `aws sso login` left in its own files.
+
+    A token is refreshed where it was found. A refresh token works once, so all tools must go on sharing it.
     """
 
     def __init__(self, sessions: Sessions, sso_sessions: Mapping[str, Mapping[str, str]]) -> None:
-        from hashlib import sha1
-
         self.sessions = sessions
-        self.portals: dict[str, tuple[str, Portal]] = {}
+        self.portals: dict[str, Portal] = {}
         for name, keys in sso_sessions.items():
-            if portal := portal_of(keys):
-                # botocore.utils.SSOTokenLoader: the key is the SHA-1 of the session's name
-                self.portals[sha1(name.encode()).hexdigest()] = (name, portal)
-        self.refreshing: Mapping[str, Any] | None = None
+            if portal := portal_of(keys, name):
+                self.portals[sha1(name)] = portal  # the key that botocore.utils.SSOTokenLoader uses
+        self.found: dict[str, FoundToken] = {}
 
     def __contains__(self, key: str) -> bool:
         return self.find(key) is not None
@@ -3162,78 +3192,116 @@ class SsoTokens:
         return token
 
     def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
-        _, portal = self.portals[key]
+        portal, former = self.portals[key], self.found[key]
         try:
-            keep_sso_token(self.sessions.store, portal, token, self.refreshing)
+            if former.file:
+                keep_in_file(former, plain_token(token))
+            else:
+                keep_sso_token(self.sessions.store, portal, token, former.token)
         except Problem as problem:  # this run can use it all the same
             warn(f"the refreshed SSO token cannot be stored: {problem.message}")
         finally:
             self.sessions.let_go(sso_user(portal))
 
     def find(self, key: str) -> dict[str, Any] | None:
-        if key not in self.portals:
+        portal, store = self.portals.get(key), self.sessions.store
+        if portal is None:
             return None
-        name, portal = self.portals[key]
-        vault, in_hand = self.sessions.store.vault, self.sessions.store.new_tokens
-        if portal in in_hand:
-            return dict(in_hand[portal][0])
-        ours = read_sso_token(vault, portal)
-        if ours and sso_seconds_left(ours) < SSO_REFRESH_SECONDS and "refreshToken" in ours:
-            self.sessions.hold(sso_user(portal))
-            ours = self.refreshing = read_sso_token(vault, portal)  # again, now under its lock
-        if ours and sso_seconds_left(ours) > 0:
-            return ours
-        return left_by_aws_cli(name, portal) or ours
+        if portal in store.new_tokens:
+            return dict(store.new_tokens[portal][0])
+        found = best_token(store.vault, portal)
+        due = found and found.left() < SSO_REFRESH_SECONDS and found.refreshable()
+        if due and self.sessions.hold(sso_user(portal)):
+            found = best_token(store.vault, portal)  # again, now under its lock
+        if found is None:
+            return None
+        self.found[key] = found
+        return dict(found.token)
 
 
-def left_by_aws_cli(session: str, portal: Portal) -> dict[str, Any] | None:
-    """The token of an sso-session that `aws sso login` began, if it is good still; it cannot be refreshed."""
+def best_token(vault: Vault, portal: Portal) -> FoundToken | None:
+    """The token to use at a portal: ours, unless only the AWS CLI has one that is still good."""
+    file = aws_cli_file(portal)
+    candidates = {"": read_sso_token(vault, portal), file: left_by_aws_cli(file, portal)}
+    found = [FoundToken(where, token) for where, token in candidates.items() if token]
+    return max(found, key=FoundToken.rank, default=None)
+
+
+def left_by_aws_cli(file: str, portal: Portal) -> dict[str, str] | None:
+    """The token in a file of the AWS CLI, without its refresh token if we could not write the next one back."""
     import json
 
-    for path in aws_cli_files(session, portal.start_url):
-        try:
-            with open(path, encoding="utf-8") as file:
-                token = json.load(file)
-            keep_secret(token.pop("refreshToken", None))
-            keep_secret(token.get("clientSecret"))
-            keep_secret(token["accessToken"])
-            if token.get("startUrl") == portal.start_url and sso_seconds_left(token) > 0:
-                return dict(token)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return None
+    try:
+        with open(file, encoding="utf-8") as stream:
+            token = parse_sso_token(json.load(stream))
+        owner = os.stat(os.path.dirname(file)).st_uid
+    except (OSError, ValueError, RecursionError):
+        return None
+    if token.get("startUrl", portal.start_url).rstrip("/#") != portal.start_url.rstrip("/#"):
+        return None
+    ours = os.name != "posix" or owner == os.geteuid()
+    if not ours or not os.access(os.path.dirname(os.path.realpath(file)), os.W_OK):
+        token.pop("refreshToken", None)
+    return token
 
 
-def aws_cli_files(session: str, start_url: str) -> list[str]:
+def keep_in_file(former: FoundToken, token: Mapping[str, str]) -> None:
+    """Put a refreshed token in the AWS CLI's file, unless somebody has signed in there meanwhile. Raises Problem."""
+    import json
+
+    try:
+        with open(former.file, encoding="utf-8") as stream:
+            if json.load(stream).get("accessToken") != former.token["accessToken"]:
+                return debug("the refreshed SSO token is not stored: somebody signed in again meanwhile")
+        write_file(os.path.realpath(former.file), json.dumps(token))
+    except (OSError, ValueError, AttributeError) as error:
+        raise Problem(f"{former.file}: {first_line(error)}") from error
+
+
+def aws_cli_file(portal: Portal) -> str:
     """Where the AWS CLI stores the token of an sso-session, or of a start URL without one."""
-    from hashlib import sha1
-
-    names = (sha1(text.encode()).hexdigest() for text in (session, start_url))
-    return [os.path.expanduser(os.path.join("~", ".aws", "sso", "cache", f"{name}.json")) for name in names]
+    name = sha1(portal.session or portal.start_url)
+    return os.path.expanduser(os.path.join("~", ".aws", "sso", "cache", f"{name}.json"))
 
 
-SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a token with less left
+def sha1(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
 
 
 def sso_user(portal: Portal) -> str:
-    """The vault's user for an SSO token, which is the same for everybody who signs in at this portal."""
-    return f"sso:{sha256(f'{portal.region} {portal.start_url}')[:32]}"
+    """The vault's user for the SSO token of a portal."""
+    return f"sso:{sha256(' '.join(filter(None, (portal.region, portal.start_url, portal.session))))[:32]}"
 
 
-def sso_seconds_left(token: Mapping[str, Any]) -> float:
-    return parse_time(token["expiresAt"]) - time.time()
+def parse_sso_token(content: object) -> dict[str, str]:
+    """An SSO token as the AWS CLI and botocore store it, with its times in RFC 3339. Raises ValueError."""
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    token = {key: value for key, value in content.items() if isinstance(value, str)}
+    for name in SSO_TOKEN_SECRETS:
+        keep_secret(token.get(name))
+    for name in {"expiresAt", "registrationExpiresAt"} & token.keys():
+        token[name] = rfc3339(parse_time(token[name]))
+    if not {"accessToken", "expiresAt"} <= token.keys():
+        raise ValueError("no access token, or no time when it expires")
+    return token
 
 
-def read_sso_token(vault: Vault, portal: Portal) -> dict[str, Any] | None:
+def plain_token(token: Mapping[str, Any]) -> dict[str, str]:
+    """A token that botocore has refreshed, whose end is a datetime, in the form in which it is stored."""
+    return parse_sso_token(
+        {key: value if isinstance(value, str) else value.isoformat() for key, value in token.items()}
+    )
+
+
+def read_sso_token(vault: Vault, portal: Portal) -> dict[str, str] | None:
+    """The SSO token in the vault; None if there is none that can be used."""
     try:
-        token = vault.get_json(sso_user(portal))
-        if token is None:
-            return None
-        for name in ("accessToken", "refreshToken", "clientSecret"):
-            keep_secret(token.get(name))
-        sso_seconds_left(token)
-        return token if isinstance(token["accessToken"], str) else None
-    except (KeyError, TypeError, ValueError):
+        content = vault.get_json(sso_user(portal))
+        return None if content is None else parse_sso_token(content)
+    except ValueError:
         debug("the stored SSO token is damaged")
     except Problem as problem:
         debug(f"SSO tokens cannot be read: {problem.message}")
@@ -3247,10 +3315,7 @@ def keep_sso_token(
 
     The mark tells one sign-in from another. A refreshed token keeps its mark. Raises KeyringUnavailable.
     """
-    user = sso_user(portal)
-    plain = {key: value if isinstance(value, str) else rfc3339(value.timestamp()) for key, value in token.items()}
-    for name in ("accessToken", "refreshToken", "clientSecret"):
-        keep_secret(plain.get(name))
+    user, plain = sso_user(portal), plain_token(token)
     with store.lock():
         if former is not None and read_sso_token(store.vault, portal) != former:
             return debug("the refreshed SSO token is not stored: somebody signed out or in again meanwhile")
@@ -3421,19 +3486,19 @@ class Resolver:
             environment = environment or "credential_source" in keys
         about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
         variables = {name: self.store.environ[name] for name in about if self.store.environ.get(name)}
-        sign_ins = self.sign_ins([session for _, session, _ in trail.values() if session])
+        sign_ins = self.sign_ins(trail)
         scope = sha256(json.dumps([trail, variables, sign_ins], sort_keys=True))
         # the first name is the identity that the session belongs to
         own = not on_top and next(iter(trail)) == self.name
         return SessionCache(self.sessions, scope, ["", *trail] if on_top else list(trail), own)
 
-    def sign_ins(self, sso_sessions: Iterable[Mapping[str, str]]) -> list[Any]:
-        """Something that changes with every sign-in to these SSO sessions, so that no role session outlives it."""
-        known, marks = self.session.full_config["sso_sessions"].items(), []
-        for session in sso_sessions:
-            portal = portal_of(session) or Portal("", "")
-            names = [name for name, other in known if other == session]
-            files = look_at(path for name in names for path in aws_cli_files(name, portal.start_url))
+    def sign_ins(self, names: Iterable[str]) -> list[Any]:
+        """Something that changes with every sign-in for these identities, so that no role session outlives it."""
+        marks = []
+        for portal in dict.fromkeys(own_portal(self.session.full_config, name) for name in names):
+            if portal is None:
+                continue
+            files = list(look_at([aws_cli_file(portal)]))
             self.store.watched += [one for one in files if one not in self.store.watched]
             note = read_notes(self.store.path).get(sso_user(portal))
             _, mark = self.store.new_tokens.get(portal, (None, note.sign_in if note else ""))
@@ -3498,7 +3563,7 @@ def credential_problem(error: Exception, name: str) -> Problem:
             "set credential_process = aws configure export-credentials --profile PROFILE in a profile of its own",
         )
     if isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)):
-        return sign_in_problem(name or "NAME", f"there is no SSO session, or it has ended ({first_line(error)})")
+        return sign_in_problem(name or "NAME", f"the SSO session has ended or was never started ({first_line(error)})")
     if isinstance(error, RuntimeError) and "still expired" in str(error):
         return Problem(f"{whose}the credentials have expired", "obtain new ones")
     if isinstance(error, exceptions.ParamValidationError):  # several lines, the first of them a heading
@@ -5654,7 +5719,7 @@ def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
     settings = {"sso_session": wanted.sso_session}
     session = no_profile(resolver)
     if wanted.sso_session:
-        portal = portal_of(session.full_config["sso_sessions"].get(wanted.sso_session, {}))
+        portal = portal_of(session.full_config["sso_sessions"].get(wanted.sso_session, {}), wanted.sso_session)
         if portal is None:
             raise Problem(
                 f"AWS config does not have an sso-session {wanted.sso_session!r} with sso_start_url and sso_region"

@@ -902,7 +902,8 @@ SSO_OPERATIONS = {
 class SsoSession:
     """One login: its current access token's expiry, by token, and the one refresh token that is good."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: str) -> None:
+        self.user = user
         self.access_tokens: dict[str, float] = {}
         self.refresh_token: str | None = None
         self.revoked = False
@@ -939,12 +940,12 @@ class SsoOidcServer(HttpServer, Recorder):
         self.assignments.setdefault(account, []).append(role)
         return self.role_arn(account, role)
 
-    def role_arn(self, account: str, role: str) -> str:
-        return f"arn:aws:sts::{account}:assumed-role/AWSReservedSSO_{role}_0123456789abcdef/{self.user}"
+    def role_arn(self, account: str, role: str, user: str = "") -> str:
+        return f"arn:aws:sts::{account}:assumed-role/AWSReservedSSO_{role}_0123456789abcdef/{user or self.user}"
 
     def new_session(self) -> tuple[str, str]:
         """A login that happened elsewhere: its access and refresh token."""
-        session = SsoSession()
+        session = SsoSession(self.user)
         self.sessions.append(session)
         return self._access_token(session), self._rotate(session)
 
@@ -1065,7 +1066,7 @@ class SsoOidcServer(HttpServer, Recorder):
         if self.device_answers:
             raise sso_error(self.device_answers.popleft(), "scripted")
         del self._device_codes[device_code]
-        session = SsoSession()
+        session = SsoSession(self.user)
         self.sessions.append(session)
         return session
 
@@ -1094,11 +1095,11 @@ class SsoOidcServer(HttpServer, Recorder):
         raise sso_error("UnauthorizedException", "Session token not found or invalid")
 
     def _get_role_credentials(self, params: dict[str, Any]) -> dict[str, Any]:
-        self._session(params)
+        session = self._session(params)
         account, role = params.get("account_id", ""), params.get("role_name", "")
         if role not in self.assignments.get(account, []):
             raise sso_error("ForbiddenException", "No access")
-        access_key_id, key = self.keys.mint(self.role_arn(account, role), self.role_lifetime)
+        access_key_id, key = self.keys.mint(self.role_arn(account, role, session.user), self.role_lifetime)
         return {
             "roleCredentials": {
                 "accessKeyId": access_key_id,

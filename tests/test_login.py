@@ -846,14 +846,13 @@ def test_signing_in_with_a_role_renews_the_sso_session_under_it(kind: str, scene
 
 
 @pytest.mark.parametrize("profile", ["sso-session", "legacy"])
-@pytest.mark.parametrize("seconds", [8 * 3600, 300], ids=["new", "soon over"])
-def test_a_session_of_the_aws_cli_is_used_and_left_as_it_is(profile: str, seconds: int, scene: Scene) -> None:
+def test_a_session_of_the_aws_cli_is_used_and_left_as_it_is(profile: str, scene: Scene) -> None:
     arn = scene.sso.assign(ACCOUNT, "Admin")
     place = [f"sso_start_url = {scene.sso.start_url}", f"sso_region = {SSO_REGION}"]
     more = ["sso_session = corp"] if profile == "sso-session" else place
     scene.home.config(scene.sso_session() + scene.sso_profile("work", ACCOUNT, "Admin", *more))
     name = "corp" if profile == "sso-session" else scene.sso.start_url
-    path = scene.left_by_aws_cli(name, expiresAt=utc(seconds))
+    path = scene.left_by_aws_cli(name)
     before = path.read_bytes(), path.stat().st_mtime_ns
     assert scene.principal("work") == role_of(arn)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
@@ -871,7 +870,7 @@ def test_a_session_of_the_aws_cli_helps_out_when_ours_has_ended(scene: Scene) ->
 
 def test_an_ended_session_of_the_aws_cli_is_none(scene: Scene) -> None:
     name, _ = sso_session_left_by_the_aws_cli(scene)
-    scene.left_by_aws_cli("corp", expiresAt=utc(-60))
+    scene.left_by_aws_cli("corp", expiresAt=utc(-60), registrationExpiresAt=utc(-60))
     assert "eks-token login work" in scene.refused(*words("demo", "-i", name))
     assert scene.sso.count("CreateToken") == 0
 

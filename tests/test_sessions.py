@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import test_infrastructure
 import test_login
 from conftest import Completed, invocation
 from servers import ACCOUNT, RecordingProxy, mfa_serial
@@ -25,7 +27,6 @@ from test_login import (
     chain_from_stored_over_a_profile_to_stored,
     keys_from_stdin,
     keys_with_mfa_from_stdin,
-    legacy_sso_profile_of_aws_config,
     named,
     role_of,
     role_over_a_profile,
@@ -37,6 +38,7 @@ from test_login import (
     sso_session_left_by_the_aws_cli,
     sso_with_one_role_only,
     temporary_keys_from_stdin,
+    utc,
     words,
 )
 from verifier import Key
@@ -44,6 +46,8 @@ from verifier import Key
 import eks_token
 
 app, scene = test_login.app, test_login.scene
+
+aws = test_infrastructure.aws
 
 ROLE_CALLS = ("AssumeRole", "GetRoleCredentials", "GetSessionToken", "CreateToken")
 
@@ -420,14 +424,115 @@ def test_environment_keys_do_not_share_the_session_of_others(scene: Scene) -> No
     assert "AccessDenied" in scene.refused(*line, env=bob.environment)
 
 
-def test_one_sso_sign_in_serves_all_profiles_of_its_start_url(scene: Scene) -> None:
-    name, expected = legacy_sso_profile_of_aws_config(scene)
-    second = scene.sso.assign(ACCOUNT, "Viewer")
-    config = (scene.home.home / ".aws/config").read_text()
-    more = scene.sso_session() + scene.sso_profile("view", ACCOUNT, "Viewer", "sso_session = corp")
-    scene.home.write(".aws/config", config + more, age=20)
-    assert scene.principal("view", env=NOBODY) == role_of(second)
-    assert scene.principal(name, env=NOBODY) == expected
+def two_sso_sessions(scene: Scene) -> None:
+    """Profiles `a` and `b` of the sso-sessions `normal` and `admin`, at one start URL."""
+    scene.sso.assign(ACCOUNT, "Admin")
+    sessions = scene.sso_session("normal") + scene.sso_session("admin")
+    profiles = zip("abc", ("normal", "admin", "admin"), strict=True)
+    lines = [scene.sso_profile(name, ACCOUNT, "Admin", f"sso_session = {session}") for name, session in profiles]
+    scene.home.config(sessions + "".join(lines))
+
+
+@pytest.mark.parametrize("by", ["eks-token login", "aws sso login"])
+def test_two_sso_sessions_at_one_start_url_are_two_people(by: str, scene: Scene) -> None:
+    two_sso_sessions(scene)
+    for name, session, user in (("a", "normal", "alice@example.com"), ("b", "admin", "root@example.com")):
+        scene.sso.user = user
+        if by == "aws sso login":
+            scene.left_by_aws_cli(session)
+        else:
+            scene.login(name)
+    assert [scene.whose(scene.token(name)).session_name for name in "abc"] == [
+        "alice@example.com",
+        "root@example.com",
+        "root@example.com",
+    ]
+    if by == "eks-token login":
+        assert scene.run("logout", "a").returncode == 0
+        assert scene.principal("c")
+        assert "eks-token login a" in scene.refused(*words("demo", "-i", "a"))
+
+
+# --- the AWS CLI's own file ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [300, -60], ids=["soon over", "over"])
+def test_the_aws_clis_session_is_refreshed_in_its_own_file(seconds: float, scene: Scene) -> None:
+    name, expected = sso_session_left_by_the_aws_cli(scene)
+    path = scene.left_by_aws_cli("corp", expiresAt=utc(seconds))
+    before = json.loads(path.read_text())
+    # one of five refreshes it, and the others find it refreshed; it takes no keyring
+    assert set(at_once(scene, name, [f"cluster-{number}" for number in range(5)])) == {expected}
+    after = json.loads(path.read_text())
+    assert after.keys() == before.keys()
+    changed = {key for key in after if after[key] != before[key]}
+    assert changed == {"accessToken", "refreshToken", "expiresAt"}
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert asked(scene)["CreateToken"] == 1
+    assert not [user for user in scene.kept() if user.startswith("sso:")]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_aws_cli_and_the_program_refresh_one_session_in_turn(scene: Scene, aws: str) -> None:
+    """An access token that ends in two seconds is due to be refreshed at each call."""
+    name, expected = sso_session_left_by_the_aws_cli(scene)
+    scene.sso.token_lifetime, scene.sso.role_lifetime = 2, 60
+    path = scene.left_by_aws_cli("corp", expiresAt=utc(2))
+    refresh_tokens = [json.loads(path.read_text())["refreshToken"]]
+    line = ["eks", "get-token", "--cluster-name", "demo", "--region", "us-east-2", "--profile", name]
+    for turn in range(8):
+        program = [aws] if turn % 2 else [scene.home.executable]
+        assert scene.whose(scene.run(*line, command=program, env={"AWS_ENDPOINT_URL": None})).canonical_arn == expected
+        refresh_tokens.append(json.loads(path.read_text())["refreshToken"])
+    assert asked(scene)["CreateToken"] == 8
+    assert len(set(refresh_tokens)) == 9
+
+
+def test_a_new_aws_sso_login_during_a_refresh_stays_in_the_file(scene: Scene) -> None:
+    name, _ = sso_session_left_by_the_aws_cli(scene)
+    scene.left_by_aws_cli("corp", expiresAt=utc(300))
+    with minting(scene, name, "CreateToken"):
+        path = scene.left_by_aws_cli("corp")
+        before = path.read_text()
+    assert path.read_text() == before
+
+
+FUTURE = "2099-01-01T00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("changes", "good"),
+    [
+        pytest.param({}, True, id="as the AWS CLI v2 writes it"),
+        pytest.param({"expiresAt": f"{FUTURE}UTC"}, True, id="as early versions wrote it"),
+        pytest.param({"expiresAt": FUTURE}, True, id="no zone"),
+        pytest.param({"startUrl": None}, True, id="no start URL"),
+        *[pytest.param({"startUrl": f"https://x/start{end}"}, True, id=end) for end in ("/", "#", "#/", "/#/")],
+        pytest.param({"refreshToken": None, "clientSecret": None}, True, id="of a legacy profile"),
+        pytest.param({"startUrl": "https://y/start"}, False, id="another start URL"),
+        pytest.param({"accessToken": None}, False, id="no token"),
+        pytest.param({"accessToken": 5}, False, id="a token that is a number"),
+        pytest.param({"expiresAt": None}, False, id="no end"),
+        pytest.param({"expiresAt": "soon"}, False, id="an end that is not a time"),
+        pytest.param({"registrationExpiresAt": "soon"}, False, id="a registration's end that is not a time"),
+    ],
+)
+def test_the_aws_clis_file_is_read_as_botocore_reads_it(
+    changes: dict[str, object], good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    portal = eks_token.Portal("https://x/start", "us-east-1", "corp")
+    token = {"startUrl": portal.start_url, "accessToken": "access", "expiresAt": f"{FUTURE}Z", "refreshToken": "r"}
+    content = {key: value for key, value in (token | changes).items() if value is not None}
+    file = Path(eks_token.aws_cli_file(portal))
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content))
+    found = eks_token.left_by_aws_cli(str(file), portal)
+    assert (found is not None) == good
+    assert not found or (found["accessToken"], found["expiresAt"]) == ("access", f"{FUTURE}Z")
+    # what cannot be written back is not refreshed: the new refresh token would be lost to every tool
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "refreshToken" not in (eks_token.left_by_aws_cli(str(file), portal) or {})
 
 
 # --- Windows ------------------------------------------------------------------------------------------------
