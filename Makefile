@@ -72,6 +72,7 @@ release: build
 	$(BIN)/python build/release.py --repository "$(REPOSITORY)" --tag "$(TAG)"
 
 reproduce: .venv/build.done
+	@[ -n "$(FILE)" ] || { echo "make: which file? make reproduce FILE=PATH" >&2; exit 1; }
 	@$(BIN)/python build/reproduce.py "$(FILE)"
 
 # Called by .github/workflows/release.yml after make release. It needs GitHub's gh.

@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     file: Path = parser.parse_args(argv).file
     try:
-        found = file.read_bytes()
+        found = parts_of(file)
         with tempfile.TemporaryDirectory() as name:
             built = Path(name, "eks-token")
             build(built)
-            same = found == built.read_bytes()
-            differences = [] if same else compare(parts_of(file), parts_of(built))
-    except (BuildError, OSError) as error:
+            same = file.read_bytes() == built.read_bytes()
+            differences = compare(found, parts_of(built))
+    except BuildError as error:
         print(f"reproduce.py: {error}", file=sys.stderr)
         return 1
     if differences:
@@ -55,8 +55,9 @@ def parts_of(file: Path) -> Parts:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
             members = {info.filename: archive.read(info) for info in infos}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BuildError(f"{file} is not an executable of eks-token: {error}") from None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BuildError(f"{file} is not an executable of eks-token: {reason}") from None
     size = file.stat().st_size
     start = min((info.header_offset for info in infos), default=size)
     headers = sum(LOCAL_HEADER + CENTRAL_HEADER + 2 * len(info.filename.encode()) for info in infos) + END

@@ -420,11 +420,18 @@ def test_what_differs_from_the_build_is_named(
     assert reproduce.compare(reproduce.parts_of(found), reproduce.parts_of(built)) == differences
 
 
-@pytest.mark.parametrize("content", [pytest.param(b"", id="empty"), pytest.param(b"#!/bin/sh\n", id="a script")])
-def test_a_file_that_is_no_archive_is_not_taken_apart(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "file").write_bytes(content)
-    with pytest.raises(package.BuildError, match="is not an executable of eks-token"):
-        reproduce.parts_of(tmp_path / "file")
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(None, id="missing"), pytest.param(b"", id="empty"), pytest.param(b"#!/bin/sh\n", id="a script")],
+)
+def test_a_file_that_is_not_an_archive_is_one_error_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    assert reproduce.main([str(path)]) == 1
+    assert capsys.readouterr().err.startswith(f"reproduce.py: {path} is not an executable of eks-token: ")
 
 
 # The workflows
