@@ -2410,6 +2410,10 @@ def write_identities(path: str | None, stored: Stored) -> None:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
 
 
+# Atmos's words for "no identity, but the AWS environment's own credentials" (cloudposse/atmos, pkg/auth).
+NO_IDENTITY = ("false", "0", "no", "off")
+
+
 def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored) -> Choice:
     """Whose token the request is for: in the order of the grammar's own program, and then among stored identities.
 
@@ -2417,6 +2421,8 @@ def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored
     """
     drop_in = request.grammar in ("aws", "aws-iam-authenticator")
     name = request.identity or ("" if drop_in else environ.get("ATMOS_IDENTITY", ""))
+    if name.lower() in NO_IDENTITY and not drop_in:
+        name, stored = "", Stored("", {})
     if name:
         return Choice(name, named=True, environment=False)
     key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")

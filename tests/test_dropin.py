@@ -128,6 +128,17 @@ CHOSEN = {
         "ops", None, None, stored=TWO, default="dev", options={"atmos": ["-i", "ops"]}
     ),
     "--identity= is as if unset": Row("dev", None, None, stored=["dev"], options={"atmos": ["--identity="]}),
+    "ATMOS_IDENTITY=false is the AWS environment's own": Row(
+        "default", "default", "default", env={"ATMOS_IDENTITY": "False"}, stored=["dev"]
+    ),
+    "--identity=off, with AWS_PROFILE": Row(
+        "work",
+        None,
+        None,
+        env={"ATMOS_IDENTITY": "dev", "AWS_PROFILE": "work"},
+        options={"atmos": ["--identity=off"]},
+        stored=["dev"],
+    ),
     "--profile before every variable": Row(
         None,
         "work",

@@ -19,7 +19,7 @@ from conftest import Completed, KeyringDaemon, Sandbox
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy
 from verifier import Identity, decoded_url, verify
 
-from eks_token import Stored, Vault, lay_over, plain_errors, rfc3339
+from eks_token import Choice, Request, Stored, Vault, choose_identity, lay_over, plain_errors, rfc3339
 
 ALICE = AccessKey(
     "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", f"arn:aws:iam::{ACCOUNT}:user/alice"
@@ -369,6 +369,20 @@ def test_a_stored_identity_replaces_only_where_credentials_come_from() -> None:
     # its device opens an MFA session of the source's keys
     assert profiles[profiles["dev"]["source_profile"]]["mfa_serial"] == "x"
     assert not source.keys() - {"role_arn"} & profiles["dev"].keys()
+
+
+@pytest.mark.parametrize("word", ["false", "FALSE", "0", "no", "No", "off"])
+@pytest.mark.parametrize("grammar", ["eks-token", "atmos"])
+def test_atmos_words_for_no_identity_leave_what_is_stored_out(word: str, grammar: str) -> None:
+    stored = Stored("dev", {"dev": {}, "ops": {}})
+    own = Choice("", named=False, environment=True)
+    assert choose_identity(Request(grammar, "demo", "", word), {"ATMOS_IDENTITY": "dev"}, stored) == own
+    assert choose_identity(Request(grammar, "demo", "", ""), {"ATMOS_IDENTITY": word}, stored) == own
+    named = Choice("work", named=True, environment=True)
+    variables = {"ATMOS_IDENTITY": word, "AWS_PROFILE": "work"}
+    assert choose_identity(Request(grammar, "demo", "", ""), variables, stored) == named
+    # the AWS CLI's --profile may be named so
+    assert choose_identity(Request("aws", "demo", "", word), {}, stored).profile == word
 
 
 def test_environment_keys_may_be_the_source_of_a_profiles_role(
