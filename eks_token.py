@@ -2342,6 +2342,7 @@ class Stored(NamedTuple):
 
     default: str
     identities: Mapping[str, Mapping[str, str]]
+    pending: tuple[str, ...] = ()  # new names whose keys are being stored, or whose login was cut short there
 
     def only(self) -> str:
         """The identity to use if none is named: the default, or the only one, or ""."""
@@ -2372,18 +2373,27 @@ def identities_path(environ: Mapping[str, str], platform: str) -> str | None:
 
 
 def read_identities(path: str | None) -> Stored:
-    """What is stored, which is nothing if there is no file. Raises Problem if the file cannot be read."""
+    """What is stored, which is nothing if there is no file. Raises Problem if the file cannot be read.
+
+    Other users must not have written it, because an identity can name a command to run (credential_process).
+    """
     import json
 
     if path is None:
         return Stored("", {})
     try:
         with open(path, encoding="utf-8") as file:
+            for whose, found in (
+                (path, os.fstat(file.fileno())),
+                (os.path.dirname(path), os.stat(os.path.dirname(path))),
+            ):
+                check_others(whose, found)
             content = json.load(file)
         identities = {str(name): dict(keys) for name, keys in content["identities"].items()}
         if all(isinstance(value, str) for keys in identities.values() for value in keys.values()):
             default = content.get("default", "")
-            return Stored(default if default in identities else "", identities)
+            pending = tuple(map(str, content.get("pending", ())))
+            return Stored(default if default in identities else "", identities, pending)
     except FileNotFoundError:
         return Stored("", {})
     except OSError as error:
@@ -2395,16 +2405,45 @@ def read_identities(path: str | None) -> Stored:
     )
 
 
+def check_others(path: str, found: os.stat_result) -> None:
+    """Raise Problem if another user, except root, owns a file or directory or can write to it."""
+    if os.name != "posix":
+        return
+    if found.st_uid not in (os.geteuid(), 0):
+        raise Problem(
+            f"{path} belongs to another user, so it is not used", "run this as that user, or with your own HOME"
+        )
+    if found.st_mode & 0o022:
+        raise Problem(f"others can write to {path}, so it is not used", f"chmod go-w {shell_word(path)}")
+
+
+def check_place(path: str | None) -> str:
+    """The path, if identities can be stored there. Raises Problem if not.
+
+    Root stores nothing in another user's home (sudo may keep HOME). That user could neither use nor remove what root
+    would leave there, such as a new ~/.local.
+    """
+    if path is None:
+        raise Problem("HOME is not an absolute path, so identities cannot be stored")
+    if os.name != "posix" or os.geteuid() != 0:
+        return path
+    above = os.path.dirname(os.path.abspath(path))
+    while above != os.path.dirname(above):
+        if os.path.exists(above) and os.stat(above).st_uid != 0:
+            raise Problem(f"{above} belongs to another user, so root stores nothing there", "use sudo -H, or no sudo")
+        above = os.path.dirname(above)
+    return path
+
+
 def write_identities(path: str | None, stored: Stored) -> None:
     import json
 
-    if path is None:
-        raise Problem("HOME is not an absolute path, so identities cannot be stored")
-    content = {"version": 1, "default": stored.default, "identities": stored.identities}
+    path = check_place(path)
+    content: dict[str, object] = {"version": 1, "default": stored.default, "identities": stored.identities}
+    if stored.pending:
+        content["pending"] = stored.pending
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        if os.name == "posix" and os.stat(os.path.dirname(path)).st_uid != os.geteuid():
-            raise Problem(f"{os.path.dirname(path)} belongs to another user, so nothing is written there")
         write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
@@ -2581,9 +2620,23 @@ def sign_in_problem(name: str, what: str) -> Problem:
     return SignInNeeded(f"{name}: {what}", f"sign in with `{PROGRAM} login {name}`")
 
 
-def read_keys(vault: Vault, name: str) -> Credentials:
-    """The keys stored for an identity. Raises Problem if there are none, or if they have expired."""
+FORMER = "former"  # in an entry of the vault: the entry before it, as long as the record still belongs to that
+
+
+def read_entry(vault: Vault, name: str, revision: str) -> dict[str, Any] | None:
+    """What the vault has for an identity whose record has this revision. Raises Problem.
+
+    `login` stores new keys with the old ones inside, then the record. Until then, the old keys are in use.
+    """
     entry = vault.get_json(f"identity:{name}")
+    if entry and isinstance(entry.get(FORMER), dict) and entry.get(REVISION) != revision:
+        return dict(entry[FORMER])
+    return entry
+
+
+def read_keys(vault: Vault, name: str, revision: str = "") -> Credentials:
+    """The keys stored for an identity. Raises Problem if there are none, or if they have expired."""
+    entry = read_entry(vault, name, revision)
     if entry is None:
         raise sign_in_problem(name, "the keyring has no keys for it")
     key, secret, token = (entry.get(name) for name in SECRET_KEYS)
@@ -2828,7 +2881,8 @@ class Store:
 
     def keys(self, name: str) -> Credentials:
         """The keys stored for an identity. Raises Problem."""
-        return self.new_keys.get(name) or read_keys(self.vault, name)
+        revision = self.stored.identities.get(name, {}).get(REVISION, "")
+        return self.new_keys.get(name) or read_keys(self.vault, name, revision)
 
     def lock(self) -> Any:
         """A context that holds the lock for writing identities and vault. If locks do not work, it holds nothing."""
@@ -2850,7 +2904,7 @@ class Store:
     def take_in(self, name: str) -> bool:
         """Look in the vault, then in Atmos, for a name that is not in any file. Raises Problem."""
         try:
-            known = self.vault.get(f"identity:{name}") is not None
+            known = name not in self.stored.pending and self.vault.get(f"identity:{name}") is not None
         except Problem as error:
             debug(f"the keyring cannot be searched for {name}: {error.message}")
             known = False
@@ -3009,10 +3063,11 @@ def write_notes(path: str, notes: Mapping[str, SessionNote]) -> None:
         if note.portal:
             entries[user] |= {"token_expires": note.token_expires, "sso": note.portal, "sign_in": note.sign_in}
     try:
+        check_place(path)
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         write_file(path, json.dumps(entries, indent=2, sort_keys=True) + "\n")
-    except OSError as error:
-        debug(f"{path} cannot be written: {error.strerror}")
+    except (OSError, Problem) as error:
+        debug(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
 class Sessions:
@@ -3070,8 +3125,8 @@ class Sessions:
             with self.store.lock():
                 if not self.store.unchanged():
                     return debug("the session is not stored: the identities have changed meanwhile")
+                note_session(self.store, user, SessionNote(tuple(names), seconds))  # first, so that logout finds it
                 self.store.vault.set_json(user, entry)
-                note_session(self.store, user, SessionNote(tuple(names), seconds))
         except Problem as problem:  # this run can use it all the same
             debug(f"the session is not stored: {problem.message}")
         finally:
@@ -3325,12 +3380,12 @@ def keep_sso_token(
     with store.lock():
         if former is not None and read_sso_token(store.vault, portal) != former:
             return debug("the refreshed SSO token is not stored: somebody signed out or in again meanwhile")
-        store.vault.set_json(user, plain)
         ends = parse_time(plain["expiresAt"])
         forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
         known = read_notes(store.path).get(user) if former is not None else None
         mark = (known.sign_in if known else mark) or os.urandom(8).hex()
-        note_session(store, user, SessionNote((portal.start_url,), forgotten, ends, portal, mark))
+        note_session(store, user, SessionNote((portal.start_url,), forgotten, ends, portal, mark))  # so logout finds it
+        store.vault.set_json(user, plain)
 
 
 # -- 6. credentials ---------------------------------------------------------------------------------------------------
@@ -5501,6 +5556,8 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     if not wanted.kinds() and not exists(resolver, name):
         wanted = ask_for_kind(wanted, resolver.person)
         check_sign_in(wanted)
+    if wanted.kinds():
+        check_place(store.path)
     if wanted.new_keys and not resolver.person:
         raise usage(
             "there is no terminal to ask for the keys",
@@ -5577,7 +5634,7 @@ def ask_for_kind(wanted: SignIn, person: bool) -> SignIn:
     """Ask a person what kind of identity this is, and for what it needs."""
     if not person:
         raise usage(
-            f"no identity or AWS profile is named {wanted.name!r}, and no option says what kind of identity to store",
+            f"there is no identity or AWS profile named {wanted.name!r}, and no option says what kind to store",
             f"see {PROGRAM} login --help; --stdin reads keys in the JSON format of credential_process",
         )
     if wanted.mfa_serial:
@@ -5704,7 +5761,7 @@ def proposed_role(wanted: SignIn, resolver: Resolver) -> Proposal:
     check_role_arn(wanted.role_arn)
     if wanted.source == wanted.name or not exists(resolver, wanted.source):
         raise Problem(
-            f"no identity or AWS profile is named {wanted.source!r}, which should assume the role",
+            f"there is no identity or AWS profile named {wanted.source!r} to assume the role",
             f"store it first: {PROGRAM} login {wanted.source}",
         )
     record = new_record(
@@ -5781,27 +5838,44 @@ def prove(wanted: SignIn, resolver: Resolver, signed_in: Portal | None) -> tuple
 
 
 def keep(wanted: SignIn, resolver: Resolver, proposal: Proposal) -> None:
-    """Store what AWS has accepted: the new secrets, then the record that needs them. Old secrets are removed last.
+    """Store what AWS has accepted. If this is cut short at any moment, the identity is the old one or the new one.
 
+    New secrets are stored first. They count once the record is replaced, in one step. Old secrets are removed last.
     From here on, nothing that was cached or being signed before is used.
     """
-    store, name = resolver.store, wanted.name
+    store, name, record = resolver.store, wanted.name, proposal.record
     forget_answers(store)
     for portal, (token, mark) in store.new_tokens.items():
         keep_sso_token(store, portal, token, mark=mark)
-    if proposal.record is not None:
+    if record is not None:
         with store.lock():
             now = read_identities(store.path)
-            if proposal.keys:
-                store.vault.set_json(f"identity:{name}", key_entry(proposal.keys))
+            known, user = name in now.identities, f"identity:{name}"
+            others = tuple(each for each in now.pending if each != name)
+            entry = {**key_entry(proposal.keys), REVISION: record[REVISION]} if proposal.keys else None
+            if entry and known:
+                store.vault.set_json(user, {**entry, FORMER: former_entry(store.vault, name, now)})
+            elif entry:
+                write_identities(store.path, now._replace(pending=(*others, name)))
+                store.vault.set_json(user, entry)
             default = name if wanted.default else now.default
-            store.stored = Stored(default, {**now.identities, name: proposal.record})
+            store.stored = Stored(default, {**now.identities, name: record}, others)
             write_identities(store.path, store.stored)
-            if wanted.kinds() and not proposal.keys and name in now.identities:
-                store.vault.delete(f"identity:{name}")
+            if entry and known:
+                store.vault.set_json(user, entry)
+            elif wanted.kinds() and known:
+                store.vault.delete(user)
         forget_answers(store)
     store.generation = store.cache.generation() if store.cache else ""
     resolver.sessions.keep_held_back()
+
+
+def former_entry(vault: Vault, name: str, stored: Stored) -> dict[str, Any] | None:
+    """What the vault has for an identity that is about to be replaced, or None if it is damaged or missing."""
+    try:
+        return read_entry(vault, name, stored.identities[name].get(REVISION, ""))
+    except DamagedEntry:
+        return None
 
 
 def key_entry(keys: Credentials) -> dict[str, str]:
@@ -5866,7 +5940,8 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     session = no_profile(resolver)
     sessions = read_notes(resolver.store.path)
-    names = sorted(resolver.store.stored.identities) if options.all else [options.name]
+    stored = resolver.store.stored
+    names = sorted({*stored.identities, *stored.pending}) if options.all else [options.name]
     ours = [user for user, about in sessions.items() if options.all or options.name in about.names]
     config = session.full_config
     portals = {own_portal(config, name) for name in names}
@@ -5875,7 +5950,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     kept = {sso_portal(config, name) for name in resolver.store.stored.identities if name not in names}
 
     # The vault first: if it refuses to remove something, the identity must stay in the list.
-    known = options.all or options.name in resolver.store.stored.identities or bool(ours)
+    known = options.all or options.name in (*stored.identities, *stored.pending) or bool(ours)
     for portal in sorted(filter(None, portals - kept)):
         known = end_sso_session(resolver, session, portal) or known
     with resolver.store.lock():
@@ -5897,8 +5972,9 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
         stored = read_identities(resolver.store.path)
         identities = {name: keys for name, keys in stored.identities.items() if name not in names}
         default = stored.default if stored.default in identities else ""
-        if identities != stored.identities:
-            write_identities(resolver.store.path, Stored(default, identities))
+        remaining = Stored(default, identities, tuple(name for name in stored.pending if name not in names))
+        if remaining != stored:
+            write_identities(resolver.store.path, remaining)
     forget_answers(resolver.store)
     if not options.keep_kubeconfig:
         remove_entries(invocation, names)
