@@ -983,27 +983,35 @@ def command_parser(name: str) -> ArgumentParser:
 # there first, so it relies on this layout:
 #
 #     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory for each part of the request line; slashes in a part nest
-#         %answer                             what goes to stdout; its modification time is FRESH_UNTIL
-#         %request                            eks-token-1 ISSUED FRESH_UNTIL LINE, one line for each watched file, and
-#                                             "end"; its modification time is ISSUED
-#         %MTIME                              a stamp that has the modification time of a watched file
+#         %answer                             the answer, a sh script; its modification time is FRESH_UNTIL
+#         %MTIME                              a stamp: an empty file with the modification time that a file had
 #     tokens/%HASH/                           if a part cannot be a path as it is; only Python looks here
-#     tokens/%expiry/QUARTER/HASH             which answers end by when, so that they can be removed in time
+#     expiry, expiry.old                      which answers end when, so that they can be removed in time
 #
-# No part in a path contains a percent sign, so these names cannot clash with one.
+# No part in a path contains a percent sign, so these names cannot clash with one. An answer is one file, put in place
+# by one rename, so nobody ever sees the token of one mint with the conditions of another.
 
-ANSWER_TAG = "eks-token-1"
+ANSWER_TAG = "eks-token-2"
 FRESH_MARGIN = 60  # seconds; how long before its token expires an answer is no longer used
-SETTLE_SECONDS = 2  # a file that changed this recently may change again and keep the same time stamp
+SETTLE_SECONDS = 2  # a file that changed this recently may change again, and some shells compare whole seconds
+TICK_SECONDS = 0.02  # the file system's clock advances at least this often (Linux: 100 times a second)
+ARCHIVE_SECONDS = 315_705_600  # 3 January 1980: Nix, OSTree and zip archives date all files before this
 SWEEP_LIMIT = 50  # how many expired answers to remove for each new one
+SWEEP_BYTES = 65536  # how much of the list of answers to read for that
 LOCK_SECONDS = 120  # how long to wait for another process
 # Every variable that decides whose token it is, in the order of the request line, and how it is written there.
 # build/package.py puts the same list into the launcher.
 #
-#     plain   as it is        region  as it is, unless an option sets the region
-#     path    made absolute   secret  as its hash, which only Python can compute
+#     plain    as it is                   region   as it is, unless an option sets the region
+#     path     made absolute              secret   as its hash, which only Python can compute
+#     windows  as it is, on Windows only  sts      as it is, except for the default, regional
+#     bus      as it is, except for the user's own bus of systemd, which may be another keyring
+#     runtime  as it is, except below /run/user/, where systemd has that bus
+#
+# The KEYRING_PROPERTY_ variables here are those of keyring's own backends. Others are entered as their hash.
 REQUEST_VARIABLES = {
     "HOME": "plain",
+    "APPDATA": "windows",
     "ATMOS_AUTH_REALM": "plain",
     "ATMOS_IDENTITY": "plain",
     "ATMOS_XDG_CONFIG_HOME": "path",
@@ -1033,19 +1041,34 @@ REQUEST_VARIABLES = {
     "AWS_SECURITY_TOKEN": "secret",
     "AWS_SESSION_TOKEN": "secret",
     "AWS_SHARED_CREDENTIALS_FILE": "path",
-    "AWS_STS_REGIONAL_ENDPOINTS": "plain",
+    "AWS_STS_REGIONAL_ENDPOINTS": "sts",
     "AWS_USE_DUALSTACK_ENDPOINT": "plain",
     "AWS_USE_FIPS_ENDPOINT": "plain",
     "AWS_WEB_IDENTITY_TOKEN_FILE": "path",
+    "DBUS_SESSION_BUS_ADDRESS": "bus",
     "DEFAULT_ROLE": "plain",
+    "HOMEDRIVE": "windows",
+    "HOMEPATH": "windows",
+    "KEYCHAIN_PATH": "path",
+    "KEYRING_PROPERTY_APPID": "plain",
+    "KEYRING_PROPERTY_BUS_NAME": "plain",
+    "KEYRING_PROPERTY_COLLECTION": "plain",
     "KEYRING_PROPERTY_KEYCHAIN": "path",
+    "KEYRING_PROPERTY_OBJECT_PATH": "plain",
+    "KEYRING_PROPERTY_PERSIST": "plain",
     "KEYRING_PROPERTY_PREFERRED_COLLECTION": "plain",
+    "KEYRING_PROPERTY_SCHEMA": "plain",
     "KEYRING_PROPERTY_SCHEME": "plain",
+    "KEYRING_PROPERTY_WALLET": "plain",
     "KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID": "plain",
     "PYTHON_KEYRING_BACKEND": "plain",
+    "USERPROFILE": "windows",
     "XDG_CONFIG_HOME": "path",
     "XDG_DATA_HOME": "path",
+    "XDG_RUNTIME_DIR": "runtime",
 }
+KEYRING_CONFIG = "keyringrc.cfg"
+KEYRING_PROPERTY, KEYRING_BACKENDS = "KEYRING_PROPERTY_", "keyring.backends."
 SAFE_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:/@=,+-")
 
 
@@ -1061,13 +1084,41 @@ def quoted(part: str) -> str:
     return "".join(chr(byte) if byte in SAFE_BYTES else f"%{byte:02X}" for byte in os.fsencode(part)) or "%"
 
 
+def unquoted_part(part: str) -> str:
+    if "%" not in part:
+        return part
+    from urllib.parse import unquote_to_bytes
+
+    return "" if part == "%" else os.fsdecode(unquote_to_bytes(part))
+
+
 def is_plain(part: str) -> bool:
     """Whether a quoted part can be a path as it is. et_plain in launcher.sh is the same rule."""
-    return "%" not in part and "#" not in part and len(part) <= 200 and not {"", ".", ".."} & set(part.split("/"))
+    if "%" in part or "#" in part or len(part) > 200 or part.endswith("/"):
+        return False
+    return not {".", ".."} & set(part.split("/"))
 
 
 def variables_of(wanted: str) -> list[str]:
     return [name for name, kind in REQUEST_VARIABLES.items() if kind == wanted]
+
+
+def is_default(kind: str, value: str, region_named: bool) -> bool:
+    """Whether a request is the same with this variable as without it. et_variable in launcher.sh has the same rules."""
+    if kind == "region":
+        return region_named
+    if kind == "sts":
+        return value == "regional"
+    if kind == "runtime":
+        return value.startswith("/run/user/")
+    if kind == "bus":
+        user = value.removeprefix("unix:path=/run/user/").removesuffix("/bus")
+        if user.isascii() and user.isdecimal() and value == f"unix:path=/run/user/{user}/bus":
+            try:
+                return os.stat(f"/run/user/{user}").st_uid == os.geteuid()
+            except OSError:
+                pass
+    return False
 
 
 def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], platform: str) -> Key | None:
@@ -1077,11 +1128,7 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
     variables = []
     for name, kind in REQUEST_VARIABLES.items():
         value = environ.get(name, "")
-        if not value:
-            continue
-        if kind == "region" and region_named:
-            continue
-        if name == "AWS_STS_REGIONAL_ENDPOINTS" and value == "regional":
+        if not value or is_default(kind, value, region_named) or (kind == "windows" and platform != "win32"):
             continue
         if kind == "path" and (not value.startswith("/") or "$" in value):
             try:
@@ -1092,9 +1139,14 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
             variables.append(f"{name}#{sha256(value)}")
         else:
             variables.append(quoted(f"{name}={value}"))
+    for name in sorted(environ):
+        if name.startswith(KEYRING_PROPERTY) and name not in REQUEST_VARIABLES and environ[name]:
+            variables.append(f"{quoted(name)}#{sha256(environ[name])}")  # it may be a password
     parts = [*map(quoted, arguments), "", *variables]
     line = "".join(part + "|" for part in parts)
-    if platform != "win32" and all(is_plain(part) for part in parts if part):
+    # A keyring backend that is not keyring's own may read any property, and the launcher cannot list the environment.
+    foreign = not environ.get("PYTHON_KEYRING_BACKEND", KEYRING_BACKENDS).startswith(KEYRING_BACKENDS)
+    if platform != "win32" and not foreign and all(is_plain(part) for part in parts if part):
         return Key(line, line.replace("|", "|/"))
     return Key(line, f"%{sha256(line)}")
 
@@ -1172,18 +1224,178 @@ def data_home(environ: Mapping[str, str], platform: str) -> str | None:
     return platformdirs.user_data_dir(PROGRAM)
 
 
-Watched = tuple[str, int]  # a file and its modification time in nanoseconds, -1 if it does not exist
+class Watched(NamedTuple):
+    """A file that decides an answer, as it was before it was read."""
+
+    path: str
+    state: str  # modification and change time (nanoseconds), size, inode and device; "-" if there is no such file
+
+    @property
+    def exists(self) -> bool:
+        return self.state != "-"
+
+    @property
+    def modified(self) -> int:
+        return int(self.state.split(".")[0])
+
+    @property
+    def changed(self) -> int:
+        return int(self.state.split(".")[1])
+
+
+def state_of(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return "-"
+    return f"{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_size}.{found.st_ino}.{found.st_dev}"
 
 
 def look_at(paths: Iterable[str]) -> tuple[Watched, ...]:
-    """The state of the files that decide an answer. Call this before the files are read."""
+    """The state of the files that decide an answer. Call this before the files are read.
+
+    A file can change twice within one tick of the file system's clock, and have one change time. So a tick that has
+    only begun is waited out.
+    """
+    watched = tuple(Watched(path, state_of(path)) for path in paths)
+    now = time.time()
+    if any(one.exists and abs(now - one.changed / 1e9) < TICK_SECONDS for one in watched):
+        time.sleep(TICK_SECONDS)
+        return look_at(one.path for one in watched)
+    return watched
+
+
+class Compared(NamedTuple):
+    """A file or directory as sh sees it."""
+
+    path: str
+    real: str  # where it really is
+    modified: int  # nanoseconds; 0 if it is enough that it has not changed lately
+
+
+def seen_by_sh(watched: Iterable[Watched], home: str, settled: int) -> list[Compared] | None:
+    """What sh has to compare to see every change of the watched files.
+
+    sh knows no inodes. It sees a file that was edited by its date, a file or directory that another was renamed over by
+    the date of the directory above, and a link that leads elsewhere by comparing it with where it led. The directories
+    are those up to HOME, or outside it all but / and those directly in it.
+
+    Returns None if sh would not see every change, because dates are later than `settled` (nanoseconds), so that files
+    may change again in the same second, or are those of an archive, where all files have the same one.
+    """
+    found: dict[str, Compared] = {}
+    for one in watched:
+        if any(char == "\n" or "\udc80" <= char <= "\udcff" for char in one.path):
+            return None
+        if not one.exists:
+            continue
+        # The keyring backend that is configured there may read properties that the launcher does not look for.
+        if os.path.basename(one.path) == KEYRING_CONFIG:
+            return None
+        real = os.path.realpath(one.path)
+        found[one.path] = Compared(one.path, real, one.modified)
+        for path in (one.path, real):
+            above = os.path.dirname(path)
+            modified = os.stat(above).st_mtime_ns
+            found[above] = Compared(above, above, modified)
+            while modified < settled and above != home and above.count("/") > 1:
+                above = os.path.dirname(above)
+                modified = os.stat(above).st_mtime_ns
+                found.setdefault(above, Compared(above, above, 0))
+            if modified >= settled:
+                return None
+    dates = (one.modified for one in found.values() if one.modified)
+    return list(found.values()) if all(ARCHIVE_SECONDS * 10**9 < date < settled for date in dates) else None
+
+
+class Answer(NamedTuple):
+    """What is stored for a request: what goes to stdout, and what has to be so that it may."""
+
+    line: str  # the request line
+    issued: int  # seconds since the epoch, like the next one
+    fresh_until: int
+    watched: tuple[Watched, ...]
+    text: str
+    settled: int = 0  # nanoseconds; no directory above the files has changed since; 0 if only Python can tell
+
+
+# What stands around the text in an answer, which ends with the second. The first comes nowhere before.
+BEFORE_TEXT, AFTER_TEXT = "\nthen echo '", "' && et_printed=yes\nfi\n"
+
+
+def answer_script(answer: Answer, compared: Sequence[Compared]) -> str:
+    """An answer as it is stored. Python reads the comments and the text; the launcher runs it.
+
+    The launcher's variables et_line and et_here are the request line and the directory of the answer, and it has
+    checked FRESH_UNTIL. `compared` is what `seen_by_sh` has found.
+    """
+    comments = [f"# {ANSWER_TAG} {answer.issued} {answer.fresh_until} {answer.settled} {answer.line}"]
+    comments += [f"# {one.state} {quoted(one.path)}" for one in answer.watched]
+    tests = [f"""[ "$et_line" = '{answer.line}' ]""", f'[ "$et_cache/now" -nt {stamp(before_second(answer.issued))} ]']
+    # Without its stamp, nothing is newer or older in dash.
+    tests += [f"[ -e {stamp(date)} ]" for date in stamps_of(answer, compared)[1:]]
+    tests += [f"! [ -e {sh_quoted(one.path)} ]" for one in answer.watched if not one.exists]
+    files = {one.path for one in answer.watched}
+    for path, real, date in compared:
+        if path in files:
+            tests.append(
+                f"[ {sh_quoted(path)} -ef {sh_quoted(real)} ]" if path != real else f"[ -e {sh_quoted(path)} ]"
+            )
+        tests.append(f"! [ {sh_quoted(path)} -nt {stamp(date or answer.settled)} ]")
+        if date:
+            tests.append(f"! [ {sh_quoted(path)} -ot {stamp(date)} ]")
+    if not answer.settled:
+        tests = ["[ ]"]  # false
+    return "\n".join(comments) + "\nif " + " &&\n".join(tests) + BEFORE_TEXT + sh_escaped(answer.text) + AFTER_TEXT
+
+
+def stamps_of(answer: Answer, compared: Iterable[Compared]) -> list[int]:
+    """The modification times (nanoseconds) that sh needs a file of, to compare others with."""
+    dates = [before_second(answer.issued), *(one.modified or answer.settled for one in compared)]
+    return list(dict.fromkeys(dates)) if answer.settled else []
+
+
+def before_second(seconds: int) -> int:
+    """The last moment (nanoseconds) before a second. What is newer is of that second, even in whole seconds."""
+    return seconds * 10**9 - 1
+
+
+def stamp(date: int) -> str:
+    return f'"$et_here/%{date}"'
+
+
+def sh_quoted(text: str) -> str:
+    return f"'{sh_escaped(text)}'"
+
+
+def sh_escaped(text: str) -> str:
+    return text.replace("'", "'\\''")
+
+
+def parse_answer(content: str) -> Answer:
+    """Read what `answer_script` wrote. Raises ValueError if it is anything else."""
+    head, _, rest = content.partition(BEFORE_TEXT)
+    text = rest.removesuffix(AFTER_TEXT).replace("'\\''", "'")
+    first, *others = head.partition("\nif ")[0].split("\n")
+    mark, tag, issued, fresh_until, settled, line = first.split(" ")
     watched = []
-    for path in paths:
-        try:
-            watched.append((path, os.stat(path).st_mtime_ns))
-        except (OSError, ValueError):
-            watched.append((path, -1))
-    return tuple(watched)
+    for comment in others:
+        _, state, path = comment.split(" ")
+        watched.append(Watched(unquoted_part(path), state))
+    if f"{mark} {tag}" != f"# {ANSWER_TAG}" or rest != sh_escaped(text) + AFTER_TEXT:
+        raise ValueError
+    return Answer(line, int(issued), int(fresh_until), tuple(watched), text, int(settled))
+
+
+def read_regular(path: str) -> str:
+    """The text of a small file of ours. Raises OSError or ValueError; opening a pipe in its place does not hang."""
+    import stat
+
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(file, encoding="utf-8", newline="") as stream:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise ValueError(f"{path} is not a file")
+        return stream.read()
 
 
 class LocksUnavailable(Exception):
@@ -1272,45 +1484,36 @@ class Minted(NamedTuple):
 class Cache:
     """The directory of answers and locks. A miss is not an error, and neither is an answer that cannot be stored."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, home: str = "") -> None:
         self.root = root
+        self.home = home  # directories above it are not expected to change
 
-    def lookup(self, key: Key, now: float) -> str | None:
+    def directory(self, key: Key) -> str:
+        return os.path.join(self.root, "tokens", key.directory)
+
+    def lookup(self, key: Key, now: float) -> Answer | None:
         """The fresh answer to this request, or None."""
-        here = os.path.join(self.root, "tokens", key.directory)
         try:
-            with open(os.path.join(here, "%request"), encoding="utf-8") as file:
-                head, *watched, end, rest = file.read().split("\n")
-            tag, issued, fresh_until, line = head.split(" ")
-            if (tag, line, end, rest) != (ANSWER_TAG, key.line, "end", "") or not int(issued) <= now < int(fresh_until):
-                return None
-            for stamp, path in (record.split(" ", 1) for record in watched):
-                ((_, modified),) = look_at([path])
-                if modified != (-1 if stamp == "absent" else int(stamp[1:])):
-                    return None
-            with open(os.path.join(here, "%answer"), encoding="utf-8") as file:
-                answer = file.read()
-                # The two files are renamed into place one after the other. Do they belong together?
-                if int(os.fstat(file.fileno()).st_mtime) != int(fresh_until) or not answer.endswith("\n"):
-                    return None
+            answer = parse_answer(read_regular(os.path.join(self.directory(key), "%answer")))
         except (OSError, ValueError):
             return None
-        return answer.removesuffix("\n")
+        if answer.line != key.line or not answer.issued <= now < answer.fresh_until:
+            return None
+        return answer if all(state_of(one.path) == one.state for one in answer.watched) else None
 
-    def lock(self, name: str) -> Lock:
-        """The lock with that name. Raises LocksUnavailable."""
+    def lock(self, name: str, seconds: float = LOCK_SECONDS) -> Lock:
+        """The lock with that name, which is waited for. Raises LocksUnavailable."""
         directory = os.path.join(self.root, "lock")
         try:
             os.makedirs(directory, 0o700, exist_ok=True)
         except OSError as error:
             raise LocksUnavailable from error
-        return Lock(os.path.join(directory, name if name.isalpha() else sha256(name)[:32]))
+        return Lock(os.path.join(directory, name if name.isalpha() else sha256(name)[:32]), seconds)
 
     def generation(self) -> str:
         """Changes whenever the cache is emptied. An answer that was started before that is not stored afterwards."""
         try:
-            with open(os.path.join(self.root, "generation"), encoding="utf-8") as file:
-                return file.read()
+            return read_regular(os.path.join(self.root, "generation"))
         except (OSError, ValueError):
             return ""
 
@@ -1319,41 +1522,64 @@ class Cache:
     ) -> None:
         """Store an answer if that is safe. The generation shows every change to `own`, which is identities.json."""
         now = time.time()
-        fresh_until = minted.expires - FRESH_MARGIN
-        if not minted.cacheable or fresh_until <= now:
+        answer = Answer(key.line, minted.issued, minted.expires - FRESH_MARGIN, tuple(watched), minted.text)
+        if not minted.cacheable or answer.fresh_until <= now:
             return debug("not cached: the credentials end too soon")
-        if any(modified > (now - SETTLE_SECONDS) * 1e9 for path, modified in watched if path != own):
+        if any(one.exists and abs(one.modified / 1e9 - now) < SETTLE_SECONDS for one in watched if one.path != own):
             return debug("not cached: a file that it depends on has just changed")
-        if any("\n" in path or "\r" in path or path != path.strip() for path, _ in watched):
-            return debug("not cached: a file that it depends on has a name that sh cannot read correctly")
-        here = os.path.join(self.root, "tokens", key.directory)
-        stamps = [(f"%{modified}", modified, path) for path, modified in watched if modified != -1]
-        record = [f"{ANSWER_TAG} {minted.issued} {fresh_until} {key.line}"]
-        record += [f"{stamp} {path}" for stamp, _, path in stamps]
-        record += [f"absent {path}" for path, modified in watched if modified == -1]
-        record.append("end")
         try:
             with self.lock("cache"):
                 if self.generation() != generation:
                     return debug("not cached: the identities have changed meanwhile")
-                try:
-                    self.sweep(now)
-                except OSError as error:
-                    debug(f"old answers were not removed: {error.strerror}")
-                make_directories(here)
-                old = [name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()]
-                for stamp, modified, _ in stamps:
-                    write_file(os.path.join(here, stamp), "", modified)
-                if not self.clock_agrees(time.time()):
-                    return debug("not cached: the file system's clock differs from ours")
-                self.note_expiry(key, fresh_until)  # first, so that whatever is written will be removed later
-                # Between the two renames, a reader sees the older record, which matches only the older files.
-                write_file(os.path.join(here, "%answer"), minted.text + "\n", fresh_until * 10**9)
-                write_file(os.path.join(here, "%request"), "\n".join(record) + "\n", minted.issued * 10**9)
-                for name in set(old) - {stamp for stamp, _, _ in stamps}:
-                    os.unlink(os.path.join(here, name))
+                self.sweep(now)
+                self.write(key, answer)
         except (OSError, ValueError, LocksUnavailable, Problem) as error:
             debug(f"not cached: {type(error).__name__}")
+
+    def write(self, key: Key, answer: Answer) -> None:
+        """Write an answer, while the lock is held. Raises OSError and ValueError."""
+        here = self.directory(key)
+        settled = time.time_ns() - SETTLE_SECONDS * 10**9
+        compared = self.compared(key, answer, settled)
+        answer = answer._replace(settled=0 if compared is None else settled)
+        if any(state_of(one.path) != one.state for one in answer.watched):
+            return debug("not cached: a file that it depends on has changed meanwhile")
+        if not self.clock_agrees(time.time()):
+            return debug("not cached: the file system's clock differs from ours")
+        make_directories(here)
+        stamps = stamps_of(answer, compared or ())
+        old = {name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()}
+        for date in stamps:
+            write_file(os.path.join(here, f"%{date}"), "", date)
+        self.note_expiry(key, answer.fresh_until)  # first, so that whatever is written will be removed later
+        write_file(os.path.join(here, "%answer"), answer_script(answer, compared or ()), answer.fresh_until * 10**9)
+        for name in old - {f"%{date}" for date in stamps}:
+            os.unlink(os.path.join(here, name))
+
+    def compared(self, key: Key, answer: Answer, settled: int) -> list[Compared] | None:
+        """What sh has to compare to use this answer, or None if only Python can."""
+        # Only texts without these are the same in every shell's echo. printf is not built into mksh.
+        if "%" in key.directory or answer.text.startswith("-") or "\\" in answer.text:
+            return None
+        return seen_by_sh(answer.watched, self.home, settled)
+
+    def write_for_sh(self, key: Key, answer: Answer) -> None:
+        """Write an answer again that Python has just used, if the launcher could not use it and now can.
+
+        The directories may have changed since it was written, though the files in them have not.
+        """
+        try:
+            before = self.compared(key, answer, answer.settled) if answer.settled else None
+            if before is not None:
+                content = read_regular(os.path.join(self.directory(key), "%answer"))
+                if content == answer_script(answer, before):
+                    return
+            if self.compared(key, answer, time.time_ns() - SETTLE_SECONDS * 10**9) is not None:
+                with self.lock("cache", seconds=0):
+                    if self.lookup(key, time.time()) == answer:
+                        self.write(key, answer)
+        except (OSError, ValueError, LocksUnavailable, Problem) as error:
+            debug(f"not written again for the launcher: {type(error).__name__}")
 
     def clock_agrees(self, now: float) -> bool:
         """Whether truncating an empty file sets its time to now. launcher.sh has no other clock."""
@@ -1363,32 +1589,44 @@ class Cache:
         return abs(os.stat(path).st_mtime - now) < SETTLE_SECONDS
 
     def note_expiry(self, key: Key, fresh_until: int) -> None:
-        quarter = os.path.join(self.root, "tokens", "%expiry", str(fresh_until // 900 + 1))
-        make_directories(quarter)
-        write_file(os.path.join(quarter, sha256(key.line)), key.directory)
+        """Add an answer to the list of those to remove. One that is renewed is there more than once."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
+        with open(os.open(os.path.join(self.root, "expiry"), flags, 0o600), "ab") as file:
+            file.write(f"{fresh_until} {key.directory}\n".encode())
 
     def sweep(self, now: float) -> None:
-        """Remove answers that ended in an earlier quarter of an hour, at most SWEEP_LIMIT at a time."""
-        tokens = os.path.join(self.root, "tokens")
-        index = os.path.join(tokens, "%expiry")
-        left = SWEEP_LIMIT
-        for quarter in sorted(os.listdir(index)) if os.path.isdir(index) else ():
-            if not quarter.isdecimal() or int(quarter) * 900 > now:
-                continue
-            for name in os.listdir(os.path.join(index, quarter)):
-                if left == 0:
-                    return
-                left -= 1
-                note = os.path.join(index, quarter, name)
-                try:
-                    with open(note, encoding="utf-8") as file:
-                        self.remove_expired(tokens, file.read(), now)
-                except ValueError:  # it is damaged
-                    pass
-                os.unlink(note)
-            os.rmdir(os.path.join(index, quarter))
+        """Remove some answers that have ended, at most SWEEP_LIMIT at a time.
 
-    def remove_expired(self, tokens: str, directory: str, now: float) -> None:
+        New ones are added at the end of one list. When the first there has ended, it becomes the old list, which is
+        taken down from its end. So however many answers there are, each new one costs a few kilobytes of reading.
+        """
+        listed, old = os.path.join(self.root, "expiry"), os.path.join(self.root, "expiry.old")
+        try:
+            if not os.path.exists(old):
+                with open(os.open(listed, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+                    if not has_ended(file.readline(), now):
+                        return
+                os.rename(listed, old)
+            with open(old, "r+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - SWEEP_BYTES))
+                lines = file.readlines()
+                for line in reversed(lines[-SWEEP_LIMIT:]):
+                    if not has_ended(line, now):
+                        break
+                    self.remove_expired(os.fsdecode(line).rstrip("\n").partition(" ")[2], now)
+                    size -= len(line)
+                file.truncate(size)
+            if size == 0:
+                os.unlink(old)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            debug(f"old answers were not removed: {first_line(error)}")
+
+    def remove_expired(self, directory: str, now: float) -> None:
+        """Remove an answer, unless it was renewed or other answers are further down. Never leads out of tokens/."""
+        tokens = os.path.join(self.root, "tokens")
         here = os.path.normpath(os.path.join(tokens, directory))
         try:
             if not here.startswith(tokens + os.sep) or os.stat(os.path.join(here, "%answer")).st_mtime > now:
@@ -1399,8 +1637,17 @@ class Cache:
             while here != tokens:
                 os.rmdir(here)
                 here = os.path.dirname(here)
-        except OSError:  # already removed, or there is another answer further down
+        except (OSError, ValueError):
             return
+
+    def lines(self) -> Iterable[str]:
+        """The request lines of all answers, fresh or not."""
+        for directory, _, names in os.walk(os.path.join(self.root, "tokens")):
+            if "%answer" in names:
+                try:
+                    yield parse_answer(read_regular(os.path.join(directory, "%answer"))).line
+                except (OSError, ValueError):
+                    continue
 
     def empty(self) -> None:
         """Forget every answer, including those that are being signed now. Raises Problem if that fails."""
@@ -1426,8 +1673,14 @@ class Cache:
             raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
 
 
+def has_ended(line: bytes, now: float) -> bool:
+    """Whether the answer on this line of the list has ended, or the line is damaged."""
+    ends = line.partition(b" ")[0]
+    return not ends.isdigit() or int(ends) <= now
+
+
 def open_cache(invocation: Invocation) -> Cache | None:
-    return Cache(invocation.cache) if invocation.cache else None
+    return Cache(invocation.cache, invocation.environ.get("HOME", "")) if invocation.cache else None
 
 
 # -- 3. keyring -------------------------------------------------------------------------------------------------------
@@ -1766,7 +2019,7 @@ def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool)
     import logging
 
     logging.getLogger("keyring").addHandler(logging.NullHandler())  # keep its warnings off our stderr
-    configured, search_path = configured_backend()
+    configured, search_path = configured_backend(keyring_config(environ, platform))
     name = environ.get("PYTHON_KEYRING_BACKEND") or configured or NATIVE_BACKENDS.get(platform, "")
     refuse_unsafe(name, name)
     if not name or name in SECRET_SERVICE_NAMES:
@@ -1774,19 +2027,26 @@ def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool)
     return load_backend(name, search_path)
 
 
-def configured_backend() -> tuple[str, str]:
+def keyring_config(environ: Mapping[str, str], platform: str) -> str | None:
+    """keyring's own configuration file (keyring.util.platform_.config_root, which takes 25 ms to import)."""
+    if platform == "win32":
+        root = environ.get("LOCALAPPDATA", environ.get("PROGRAMDATA"))
+        return os.path.join(root, "Python Keyring", KEYRING_CONFIG) if root else None
+    home = environ.get("HOME")
+    root = environ.get("XDG_CONFIG_HOME") or (os.path.join(home, ".config") if home else "")
+    return os.path.abspath(os.path.join(root, "python_keyring", KEYRING_CONFIG)) if root else None
+
+
+def configured_backend(path: str | None) -> tuple[str, str]:
     """`default-keyring` and `keyring-path` from keyring's own configuration file; each is empty if not set."""
     import configparser
 
-    from keyring.util import platform_
-
     config = configparser.RawConfigParser()
     try:
-        path = platform_.config_root() / "keyringrc.cfg"
-        config.read(path, encoding="utf-8")
+        config.read(path or [], encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
         raise KeyringUnavailable(f"{path} is not a configuration file", UNREACHABLE_HINT) from error
-    except (OSError, RuntimeError):  # not allowed to read the file, or no home directory
+    except OSError:  # not allowed to read the file
         return "", ""
     return (
         config.get("backend", "default-keyring", fallback="").strip(),
@@ -2866,7 +3126,8 @@ class Store:
         self.path = identities_path(invocation.environ, invocation.platform)
         self.generation = cache.generation() if cache else ""
         # The files that decide an answer, as they were before we read any of them. More may be added.
-        self.watched = list(look_at([*aws_files(invocation.environ), *([self.path] if self.path else [])]))
+        keyring = keyring_config(invocation.environ, invocation.platform)
+        self.watched = list(look_at(filter(None, [*aws_files(invocation.environ), keyring, self.path])))
         self.stored = read_identities(self.path)
         self.foreign: dict[str, AtmosEntry] = {}
         # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
@@ -4204,7 +4465,8 @@ def token_command(invocation: Invocation) -> int:
     refresh = "--refresh" in invocation.argv
     if cache and key and not refresh and (answer := cache.lookup(key, time.time())):
         debug("answered from the cache")
-        show(answer)
+        show(answer.text)
+        cache.write_for_sh(key, answer)
         return 0
 
     request = parse_request(invocation.argv, invocation.environ, info.version)
@@ -4219,7 +4481,7 @@ def token_command(invocation: Invocation) -> int:
         with lock:
             if not refresh and (answer := cache.lookup(key, time.time())):
                 debug("another process has signed it meanwhile")
-                show(answer)
+                show(answer.text)
                 return 0
             resolver = Resolver(invocation, cache, person)
             minted, store = mint(request, resolver), resolver.store
@@ -6305,7 +6567,7 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
             return
         took = answer_time([invocation.file, *words], answer, environ)
     finally:
-        cache.remove_expired(os.path.join(cache.root, "tokens"), key.directory, float("inf"))
+        cache.remove_expired(key.directory, float("inf"))
     reason = why_not_launcher(invocation.environ) or f"/bin/sh is {shell}, which cannot print it"
     if took is None:
         yield Check(
@@ -6844,21 +7106,11 @@ def cluster_of(words: Sequence[str]) -> str:
 
 def cached_requests(invocation: Invocation) -> Iterable[list[str]]:
     """The arguments of the requests that have cached answers."""
-    from urllib.parse import unquote
+    from itertools import islice
 
-    left = COMPLETION_ANSWERS
-    for directory, _, names in os.walk(os.path.join(invocation.cache, "tokens")) if invocation.cache else ():
-        if "%request" not in names:
-            continue
-        left -= 1
-        if left < 0:
-            return
-        try:
-            with open(os.path.join(directory, "%request"), encoding="utf-8") as file:
-                _, *arguments = file.readline().split(" ")[-1].split("||")[0].split("|")
-        except (OSError, ValueError):
-            continue
-        yield ["" if part == "%" else unquote(part) for part in arguments]
+    cache = open_cache(invocation)
+    for line in islice(cache.lines(), COMPLETION_ANSWERS) if cache else ():
+        yield [unquoted_part(part) for part in line.split("||")[0].split("|")[1:]]
 
 
 def known_contexts(invocation: Invocation) -> dict[str, str]:

@@ -238,13 +238,17 @@ class Sandbox:
         return self.write(".aws/credentials", text)
 
     def write(self, name: str, text: str, *, age: float = 10) -> Path:
-        """Writes a file of the home, modified `age` seconds ago: new ones are never cached against."""
+        """Writes a file of the home, modified `age` seconds ago, like the directories above: new ones are never cached
+        against."""
         path = self.home / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o600)
         modified = time.time_ns() - int(age * 1e9)
-        os.utime(path, ns=(modified, modified))
+        for changed in (path, *path.parents):
+            os.utime(changed, ns=(modified, modified))
+            if changed == self.home:
+                break
         return path
 
     def environment(self, env: Mapping[str, str | None] | None = None, python: str | None = None) -> dict[str, str]:
