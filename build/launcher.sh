@@ -8,42 +8,32 @@
 # -nt and -ot are new in POSIX issue 8, but every shell in the tests has had them for decades.
 # shellcheck disable=SC3013
 
-# Bash takes options (SHELLOPTS) and functions from the environment. They must not change what this script does.
-case ${SHELLOPTS-} in
-?*) { set +aefuvxC; } 2>/dev/null ;;
-esac
-case ${BASH_VERSION-} in
-?*) unset -f [ command echo kill printf read umask ;;
-esac
-
-et_build=@BUILD@
-et_file=$0
-et_newline='
-'
-
-# The cache directory, by the same rule as eks_token.cache_home. /System/Library/CoreServices only exists on macOS, and
-# checking for it is a hundred times cheaper than running uname.
-case ${HOME-} in
-/*)
-	case ${XDG_CACHE_HOME-} in
-	/*) et_cache=$XDG_CACHE_HOME/eks-token ;;
-	*)
-		if [ -e /System/Library/CoreServices ]; then
-			et_cache=$HOME/Library/Caches/eks-token
-		else
-			et_cache=$HOME/.cache/eks-token
+# et_find_cache: sets et_cache to the cache directory, by the same rule as eks_token.cache_home, or to nothing if it cannot
+# be used. /System/Library/CoreServices only exists on macOS, and checking for it is a hundred times cheaper than running
+# uname.
+et_find_cache() {
+	case ${HOME-} in
+	/*)
+		case ${XDG_CACHE_HOME-} in
+		/*) et_cache=$XDG_CACHE_HOME/eks-token ;;
+		*)
+			if [ -e /System/Library/CoreServices ]; then
+				et_cache=$HOME/Library/Caches/eks-token
+			else
+				et_cache=$HOME/.cache/eks-token
+			fi
+			;;
+		esac
+		# Do not read or run anything from a link or from another user's directory. A root shell that kept another user's
+		# HOME must not use the answers there either. Only root owns /; others may be at home in a directory that is not
+		# their own, as in OpenShift's containers.
+		if ! [ -O "$et_cache" ] || [ -h "$et_cache" ] || { ! [ -O "$HOME" ] && [ -O / ]; }; then
+			et_cache=
 		fi
 		;;
+	*) et_cache= ;;
 	esac
-	# Do not read or run anything from a link or from another user's directory. A root shell that kept another user's
-	# HOME must not use the answers there either. Only root owns /; others may be at home in a directory that is not
-	# their own, as in OpenShift's containers.
-	if ! [ -O "$et_cache" ] || [ -h "$et_cache" ] || { ! [ -O "$HOME" ] && [ -O / ]; }; then
-		et_cache=
-	fi
-	;;
-*) et_cache= ;;
-esac
+}
 
 # et_plain PART: whether this part of a request can be used in the answer's path as it is. It may only have safe
 # characters, no . or .. component and no slash at its end, and must be short enough for a file name. The characters are
@@ -79,13 +69,14 @@ et_variable() {
 	et_here="$et_here/$1=$3|"
 }
 
-# et_answer ARGUMENT...: prints the fresh answer to this request and ends the script, or returns. Its stderr is
-# discarded. Any failure here is a miss, and Python reports what is wrong.
+# et_answer ARGUMENT...: prints the fresh answer to this request and ends the script, or returns. Any failure here is a
+# miss, and Python reports what is wrong.
 et_answer() {
 	# yash drops bytes that are not UTF-8 from variables, so two requests could look like the same one.
 	[ -z "${YASH_VERSION-}${EKS_TOKEN_DEBUG-}" ] || return
 
 	# A request contains the hash of each secret, which only Python can compute.
+	# shellcheck disable=SC2157 # build/package.py puts the variables in, here and below, from eks_token.py
 	[ -z "@SECRETS@" ] || return
 
 	# The version that kubectl asks for, exactly as kubectl writes it. The newline at the end distinguishes v1 and v1beta1.
@@ -114,6 +105,7 @@ et_answer() {
 	et_line="$et_line|"
 	et_here="$et_here/|"
 	et_variable HOME plain "$HOME" || return
+	# shellcheck disable=SC2157
 	if [ -n "@OTHERS@" ]; then
 		@VARIABLES@
 	fi
@@ -136,6 +128,7 @@ et_answer() {
 	# path) and checks the files that decided it. If everything is still the same, it prints the token and sets
 	# et_printed. In most shells, an error in a file that . runs ends the script, unless `command` comes first.
 	et_printed=
+	# shellcheck disable=SC1091
 	if [ -z "${ZSH_VERSION-}" ]; then
 		command . "$et_here/%answer"
 	else # under its own name, zsh takes `command` for a program's
@@ -172,9 +165,20 @@ et_began() {
 	[ -f "$et_cache/starting" ] && read -r et_pid <"$et_cache/starting" && kill -0 "$et_pid"
 }
 
-if [ -n "$et_cache" ]; then
-	et_answer "$@" 2>/dev/null || :
-fi
+# Errors up to here are misses, so nobody needs to see them.
+{
+	# Bash takes options (SHELLOPTS) and functions from the environment. They must not change what this script does.
+	set +aefuvxC
+	case ${BASH_VERSION-} in
+	?*) unset -f [ command echo kill printf read umask ;;
+	esac
+	et_build=@BUILD@
+	et_file=$0
+	et_newline='
+'
+	et_find_cache
+	[ -z "$et_cache" ] || et_answer "$@"
+} 2>/dev/null
 
 # From here on, files are written.
 umask 077

@@ -260,10 +260,11 @@ def homes(environ: Mapping[str, str], platform: str) -> set[str | None]:
 
 def launchers_home(environ: Mapping[str, str], platform: str) -> str | None:
     """The launcher's rule alone: the directory need not be there, and the system is the one that is named."""
-    rule = package.launcher_text().partition("# et_plain")[0]
-    rule = re.sub(r"\tif ! \[ -O.*?\tfi\n", "", rule, flags=re.DOTALL)
+    function = re.search(r"^et_find_cache\(\) \{\n.*?^\}\n", package.launcher_text(), re.DOTALL | re.MULTILINE)
+    assert function
+    rule = re.sub(r"\t\tif ! \[ -O.*?\t\tfi\n", "", function[0], flags=re.DOTALL)
     rule = rule.replace("/System/Library/CoreServices", "/" if platform == "darwin" else "/nonexistent")
-    command = ["/bin/sh", "-c", f"{rule}printf '%s' \"$et_cache\""]
+    command = ["/bin/sh", "-c", f"{rule}et_find_cache; printf '%s' \"$et_cache\""]
     return subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=True).stdout or None
 
 
@@ -1060,7 +1061,7 @@ def test_without_a_home_the_executable_prints_the_token_uncached(home: Sandbox, 
 def test_a_disk_that_is_full_costs_the_answer_and_not_the_token(home: Sandbox) -> None:
     """A limit of no bytes for any file: what was unpacked before is still run."""
     assert home.run(*TOKEN, env=KEYS).returncode == 0
-    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", str(home.executable)]
+    limited = ["sh", "-c", 'ulimit -f 0; trap "" XFSZ; exec "$@"', "sh", str(home.executable)]
     other = ("--cluster-name", "other", "--region", "us-east-2")
     done = home.run(*other, env=KEYS, command=limited)
     assert (done.returncode, done.stderr) == (0, "")

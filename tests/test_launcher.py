@@ -1072,7 +1072,7 @@ def test_an_answer_that_cannot_be_written_is_pythons_to_report(desk: Desk, shell
     if stdout == "full" and not os.path.exists("/dev/full"):
         pytest.skip("only on systems with /dev/full")
     desk.store()
-    asked = desk.script("asked too", "#!/bin/sh\necho asked >&2\nexit 1\n")
+    asked = desk.script("asked too", suitable("echo asked >&2; exit 1"))
     to: dict[str, Any] = {"capture_output": False, "stderr": subprocess.PIPE}
     if stdout == "closed":
         done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": str(asked)}, preexec_fn=lambda: os.close(1), **to)
