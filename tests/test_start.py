@@ -509,6 +509,27 @@ def test_a_person_is_told_of_the_first_start_once(home: Sandbox) -> None:
     assert second.stderr == ""
 
 
+# What it imports
+
+
+def imported(home: Sandbox, app: Path, *words: str) -> set[str]:
+    """The modules that a token takes, when the launcher leaves it to Python."""
+    command: list[str | Path] = [home.env["EKS_TOKEN_PYTHON"], "-X", "importtime", "-I", "-S", app / "__main__.py"]
+    done = home.run(*TOKEN, *words, env=KEYS, command=[*command, home.executable])
+    assert '"token": "k8s-aws-v1.' in done.stdout
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def test_a_token_imports_no_more_than_it_needs(home: Sandbox, app: Path) -> None:
+    """Each of these takes as long as all the rest of a cached answer, or a quarter of a new token."""
+    imported(home, app)
+    cached = imported(home, app)
+    assert cached & {"_hashlib", "hashlib", "botocore", "keyring", "json", "re", "typing", "platformdirs"} == set()
+    signed = imported(home, app, "--refresh")
+    assert "botocore.auth" in signed
+    assert signed & {"botocore.session", "botocore.client", "keyring", "jeepney", "importlib.metadata"} == set()
+
+
 # Which Python
 
 
