@@ -475,6 +475,7 @@ def ignored(options: str) -> dict[str, str]:
 
 
 OUR_FLAGS = {"--refresh": "refresh", "--debug": "debug"}
+CACHE_FLAG = {"--cache": "cache"}
 ATMOS_VALUES = ignored(
     "-C --chdir --base-path --config --config-path --logs-level --logs-file --redirect-stderr --profiler-host"
     " --profiler-port --profile-file --profile-type --heatmap-mode --skill --settings-list-merge-strategy --edition"
@@ -523,11 +524,13 @@ AUTHENTICATOR_VALUES = ignored("-c --config -l --log-format -v --log-verbosity -
     "--session-name": "session_name",
     "--region": "region",
 }
-AUTHENTICATOR_FLAGS = {"--forward-session-name": "forward_session_name", "--token-only": "token_only", "--cache": ""}
-BARE = Grammar(PROGRAM, (), BARE_VALUES, ATMOS_FLAGS | OUR_FLAGS, frozenset({"--pager", "--cast"}))
+AUTHENTICATOR_FLAGS = {"--forward-session-name": "forward_session_name", "--token-only": "token_only"}
+BARE = Grammar(PROGRAM, (), BARE_VALUES, ATMOS_FLAGS | OUR_FLAGS | CACHE_FLAG, frozenset({"--pager", "--cast"}))
 ATMOS = BARE._replace(name="atmos", words=("aws", "eks", "token"))
-AWS = Grammar("aws", ("eks", "get-token"), AWS_VALUES, AWS_FLAGS | OUR_FLAGS)
-AUTHENTICATOR = Grammar("aws-iam-authenticator", ("token",), AUTHENTICATOR_VALUES, AUTHENTICATOR_FLAGS | OUR_FLAGS)
+AWS = Grammar("aws", ("eks", "get-token"), AWS_VALUES, AWS_FLAGS | OUR_FLAGS | CACHE_FLAG)
+AUTHENTICATOR = Grammar(
+    "aws-iam-authenticator", ("token",), AUTHENTICATOR_VALUES, AUTHENTICATOR_FLAGS | OUR_FLAGS | CACHE_FLAG
+)
 GRAMMARS = (ATMOS, AWS, AWS._replace(words=("aws", *AWS.words)), AUTHENTICATOR, BARE)
 
 
@@ -549,6 +552,7 @@ class Request(NamedTuple):
     verify_tls: bool = True
     connect_timeout: str = ""  # seconds
     read_timeout: str = ""  # seconds
+    cache: bool = False  # the token is stored even if its credentials may be others the next time
 
 
 class Words(NamedTuple):
@@ -642,7 +646,9 @@ def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str)
         "aws": aws_request,
         "aws-iam-authenticator": authenticator_request,
     }.get(grammar.name, bare_request)
-    request = read(options, environ)._replace(grammar=grammar.name, version=version)
+    request = read(options, environ)._replace(
+        grammar=grammar.name, version=version, cache=options.get("cache") == "true"
+    )
     check_request(request)
     return request
 
@@ -1531,7 +1537,7 @@ class Cache:
         now = time.time()
         answer = Answer(key.line, minted.issued, minted.expires - FRESH_MARGIN, tuple(watched), minted.text)
         if not minted.cacheable or answer.fresh_until <= now:
-            return debug("not cached: the credentials end too soon")
+            return debug("not cached: its credentials end too soon, or may be others the next time")
         if any(one.exists and abs(one.modified / 1e9 - now) < SETTLE_SECONDS for one in watched if one.path != own):
             return debug("not cached: a file that it depends on has just changed")
         try:
@@ -3140,6 +3146,9 @@ class Store:
         # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
         self.new_keys: dict[str, Credentials] = {}
         self.new_tokens: dict[Portal, tuple[Mapping[str, Any], str]] = {}
+        self.changing = (
+            ""  # a source of this run's credentials that may give others the next time, for no visible reason
+        )
 
     def take_up(self, name: str, record: Mapping[str, str], keys: Credentials | None) -> None:
         """Continue as if this identity were stored."""
@@ -4044,13 +4053,15 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
     class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
         def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
             answer = super().retrieve_full_uri(full_url, headers)
+            if is_loopback(full_url):
+                store.changing = "the local server in AWS_CONTAINER_CREDENTIALS_FULL_URI"
             check_answer("container's credential", answer if isinstance(answer, dict) else {}, CONTAINER_SESSION)
             return answer
 
     profile = choice.profile or "default"
     cache = resolver.session_cache(profile, choice.environment)
     environment, container = EnvProvider(), ContainerProvider(fetcher=CheckedFetcher())
-    metadata = InstanceMetadataProvider(metadata_fetcher(session))
+    metadata = InstanceMetadataProvider(metadata_fetcher(store, session))
     builder = LaidOverProviders(
         session, cache=cache, sso_token_cache=SsoTokens(resolver.sessions, session.full_config["sso_sessions"])
     )
@@ -4071,11 +4082,17 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
     return [*first, container], [metadata]
 
 
-def metadata_fetcher(session: Any) -> Any:
+def metadata_fetcher(store: Store, session: Any) -> Any:
     from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
 
+    class NotedFetcher(InstanceMetadataFetcher):  # type: ignore[misc,unused-ignore]
+        def retrieve_iam_role_credentials(self) -> Any:
+            if is_loopback(variable("ec2_metadata_service_endpoint") or ""):
+                store.changing = "the local server in AWS_EC2_METADATA_SERVICE_ENDPOINT"
+            return super().retrieve_iam_role_credentials()
+
     variable = session.get_config_variable
-    return InstanceMetadataFetcher(
+    return NotedFetcher(
         timeout=variable("metadata_service_timeout"),
         num_attempts=variable("metadata_service_num_attempts"),
         user_agent=session.user_agent(),
@@ -4116,6 +4133,28 @@ def as_botocore_has_them(keys: Credentials, method: str) -> Any:
     return RefreshableCredentials.create_from_metadata(same, lambda: same, method)
 
 
+def is_loopback(url: str) -> bool:
+    """Whether a server is on this machine, as those of aws-vault and aws-sso-cli are. Those of ECS and EC2 are not."""
+    import ipaddress
+    from urllib.parse import urlsplit
+
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def changing_source(resolver: Resolver, request: Request) -> str:
+    """Where a request's credentials come from, if that may give others each time, without asking it. Raises Problem."""
+    choice = choose_identity(request, resolver.store.environ, resolver.store.stored)
+    profiles = resolver.open_session(choice, request).full_config["profiles"]
+    for name in sources(profiles, choice.profile or choice.fallback or "default"):
+        if "credential_process" in profiles.get(name, {}):
+            return f"the credential_process of {name}"
+    return ""
+
+
 PROCESS_VARIABLE = "EKS_TOKEN_PROCESS_OF"  # the profiles whose credential_process is running, one a line
 
 
@@ -4140,6 +4179,7 @@ def process_provider(store: Store, profile: str, settings: Mapping[str, Any]) ->
             running = [*processes_running(store.environ), profile]
             environ = {**store.environ, PROCESS_VARIABLE: "\n".join(running)}
             output = run_helper(compat_shell_split(command), environ, what)
+            store.changing = f"the credential_process of {profile}"
             return as_botocore_has_them(
                 process_keys(output, f"the output of the credential_process of {profile}"), self.METHOD
             )
@@ -4477,6 +4517,11 @@ def mint(request: Request, resolver: Resolver) -> Minted:
             raise Problem(f"the credentials of {resolver.name} expired at {rfc3339(credentials.expires)}")
         cacheable = credentials.expires - issued >= RENEW_SECONDS
         expires = min(expires, int(credentials.expires) - CREDENTIAL_MARGIN)
+    if resolver.store.changing and not request.cache:
+        debug(
+            f"{resolver.store.changing} may give other credentials the next time; --cache caches the token all the same"
+        )
+        cacheable = False
     debug(f"signed for {endpoint.host} with {credentials.access_key[-4:]:.>8}, expires {rfc3339(expires)}")
     return Minted(rendered(exec_credential(token, request.version, expires), request), issued, expires, cacheable)
 
@@ -4688,6 +4733,9 @@ def describe(invocation: Invocation, wanted: Provision) -> tuple[list[Entry], bo
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     request = wanted.request
     credentials = resolver.credentials(request)
+    if resolver.store.changing:
+        say(f"{resolver.store.changing} is asked for each token, because it may give other credentials each time;")
+        say("if it does not, add --cache to the entry's args, and tokens are cached")
     region = request.region or resolver.region()
     if not region:
         raise usage("--region is missing", "pass the cluster's AWS region, for example --region us-east-2")
@@ -6781,7 +6829,27 @@ def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
         return "fail", problem.message, problem.hint
     except (ValueError, KeyError, TypeError):
         return "fail", f"{command} did not print an ExecCredential", ""
-    return "ok", f"a token until {expires}, in {milliseconds(took)}", ""
+    found = f"a token until {expires}, in {milliseconds(took)}"
+    if source := why_uncached(user, invocation._replace(environ=environ)):
+        return (
+            "ok",
+            f"{found}; {source} is asked each time",
+            "if it always gives the same, add --cache to the entry's args",
+        )
+    return "ok", found, ""
+
+
+def why_uncached(user: ExecUser, invocation: Invocation) -> str:
+    """The source of an entry's credentials that is asked for each token, or ""."""
+    try:
+        request = parse_request(our_arguments(user.entry) or (), invocation.environ, "v1beta1")
+        if request.cache:
+            return ""
+        uri = invocation.environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI", "")
+        local = "the local server in AWS_CONTAINER_CREDENTIALS_FULL_URI" if is_loopback(uri) else ""
+        return changing_source(Resolver(invocation, None, interactive=False), request) or local
+    except Problem:
+        return ""
 
 
 def about_other(user: ExecUser, context: str, directory: str | None) -> tuple[str, str]:
@@ -7260,6 +7328,8 @@ Options for a token
   --external-id ID      the external ID that the role's trust policy requires
   --session-name NAME   the name of the role session (default: EKSGetTokenAuth)
   --refresh             always signs a new token
+  --cache               also caches a token whose credentials may be others each
+                        time: of a credential_process or a local server
   --debug               shows on stderr what is done, without any secrets
   --version             prints the version; with --verbose also the build, the
                         Python and the packages in use

@@ -25,6 +25,7 @@ from platformdirs import windows
 from platformdirs.macos import MacOS
 from platformdirs.unix import Unix
 from platformdirs.windows import Windows
+from servers import HttpServer, Incoming, Reply
 
 import eks_token
 from eks_token import Cache, Invocation, Key, Lock, LocksUnavailable, Minted, Problem
@@ -1174,6 +1175,75 @@ def test_a_token_is_asked_for_twice_and_minted_once(home: Sandbox) -> None:
     refreshed = home.run(*TOKEN, "--refresh")
     assert refreshed.stdout != first.stdout
     assert home.run(*TOKEN).stdout == refreshed.stdout
+
+
+# --- sources that may give others each time ---------------------------------------------------------------
+
+GRAMMARS = [
+    pytest.param(TOKEN, id="eks-token"),
+    pytest.param(("aws", "eks", "token", *TOKEN), id="atmos"),
+    pytest.param(("--region", "us-east-2", "eks", "get-token", "--cluster-name", "demo"), id="aws"),
+    pytest.param(("token", "-i", "demo", "--region", "us-east-2"), id="aws-iam-authenticator"),
+]
+
+
+class LocalServer(HttpServer):
+    """As aws-vault and aws-sso-cli have one: credentials of whichever role is chosen at the moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen = ""
+
+    def reply(self, incoming: Incoming) -> Reply:
+        expiration = eks_token.rfc3339(time.time() + 3600)
+        keys = {"AccessKeyId": self.chosen, "SecretAccessKey": SECRET_KEY, "Token": "t", "Expiration": expiration}
+        return Reply.json(200, keys)
+
+
+@pytest.fixture
+def local_server() -> Iterator[LocalServer]:
+    with LocalServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("source", ["credential_process", "container"])
+@pytest.mark.parametrize("argv", GRAMMARS)
+def test_a_source_that_may_give_others_is_asked_each_time(
+    home: Sandbox, local_server: LocalServer, argv: Sequence[str], source: str
+) -> None:
+    """saml2aws, granted and role switchers decide by what no key can name."""
+    state = home.home / "state.json"
+    environ: dict[str, str | None] = {}
+    if source == "container":
+        environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = local_server.url
+    else:
+        home.config(f"[default]\ncredential_process = cat {state}\n")
+
+    def choose(access_key: str) -> None:
+        local_server.chosen = access_key
+        keys = {"Version": 1, "AccessKeyId": access_key, "SecretAccessKey": SECRET_KEY}
+        home.write("state.json", json.dumps(keys))
+
+    for access_key in ("AKIAONE", "AKIATWO"):
+        choose(access_key)
+        assert signed_with(home.run(*argv, env=environ)) == access_key
+        assert answers_in(Cache(str(home.cache))) == []
+    assert signed_with(home.run(*argv, "--cache", env=environ)) == "AKIATWO"
+    choose("AKIATHREE")
+    assert signed_with(home.run(*argv, "--cache", env=environ)) == "AKIATWO"
+    assert signed_with(home.run(*argv, env=environ)) == "AKIATHREE"
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        *(("http://127.0.0.1:9911/", True), ("http://localhost:9911/role", True), ("http://[::1]:80/", True)),
+        *(("http://169.254.170.2/v2", False), ("http://169.254.170.23/v1/credentials", False), ("nonsense", False)),
+        *(("http://[fd00:ec2::23]/v1/credentials", False), ("https://example.com/", False), ("http://[", False)),
+    ],
+)
+def test_servers_on_this_machine_are_told_from_those_of_ecs_and_ec2(url: str, local: bool) -> None:
+    assert eks_token.is_loopback(url) == local
 
 
 # --- many at once -------------------------------------------------------------------------------------------
