@@ -30,7 +30,7 @@ from eks_token import Invocation
 
 ROOT = Path(__file__).resolve().parent.parent
 # What is ignored where the tests are started (a run in the background, nohup) would be ignored by all that they start.
-for _signal in (signal.SIGINT, signal.SIGHUP):
+for _signal in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.SIG_DFL)
 
@@ -38,6 +38,11 @@ REQUIRED = os.environ.get("EKS_TOKEN_TESTS_REQUIRED") == "1"
 
 DOCUMENTED_SKIPS = ("only on ", "not as root")
 """How a skip's reason begins that is right even where everything is required: another platform, or user."""
+
+IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+posix = pytest.mark.skipif(os.name != "posix", reason="only on POSIX")
+as_root = pytest.mark.skipif(not IS_ROOT, reason="only on POSIX, as root")
+not_as_root = pytest.mark.skipif(IS_ROOT, reason="not as root, who may write everything")
 
 
 # --- skips --------------------------------------------------------------------------------------------------
@@ -100,6 +105,8 @@ def file_lock(path: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """dist/eks-token, built from the sources here unless it is newer than all of them."""
+    if sys.platform == "win32":
+        pytest.skip("only on POSIX: Windows cannot start the file itself")
     if given := os.environ.get("EKS_TOKEN_EXECUTABLE"):
         return Path(given).resolve(strict=True)
     built = ROOT / "dist/eks-token"

@@ -18,7 +18,7 @@ from typing import Any
 import package
 import platformdirs
 import pytest
-from conftest import ROOT, KeyringDaemon, Sandbox, invocation
+from conftest import ROOT, KeyringDaemon, Sandbox, as_root, invocation, posix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from platformdirs import windows
@@ -36,9 +36,6 @@ SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 KEYS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
 NOBODY = 65534
 LIFE = 840  # seconds that a token is good for
-
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only on POSIX, as root")
-posix = pytest.mark.skipif(sys.platform == "win32", reason="only on POSIX")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import package
 import pytest
-from conftest import interpreters, need
+from conftest import as_root, interpreters, need
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -977,9 +977,6 @@ def test_what_is_in_the_place_of_a_file_of_the_cache_is_a_miss_and_no_hang(
     if place != "tokens":
         os.utime(path, (2**31, 2**31), follow_symlinks=kind != "device")
     assert {desk.launcher(shell) for shell in shells} == {None}
-
-
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only on POSIX, as root")
 
 
 @as_root

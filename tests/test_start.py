@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import start
-from conftest import Completed, Sandbox, inspected, missing
+from conftest import Completed, Sandbox, as_root, inspected, missing
 
 import eks_token
 
@@ -27,8 +27,6 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
 }
 DAY = 24 * 60 * 60
-
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only on POSIX, as root")
 
 
 @pytest.fixture
@@ -224,8 +222,8 @@ def test_a_limit_on_the_size_of_files_is_one_error(home: Sandbox) -> None:
     assert list(home.tmp.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_program_that_is_ended_takes_its_temporary_directory_along(home: Sandbox, number: int) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_program_that_is_ended_takes_its_temporary_directory_along(home: Sandbox, name: str) -> None:
     marker = home.root / "started"
     waits = home.write("waits", f"#!/bin/sh\necho >'{marker}'\nexec sleep 30\n")
     waits.chmod(0o755)
@@ -234,7 +232,7 @@ def test_a_program_that_is_ended_takes_its_temporary_directory_along(home: Sandb
     try:
         wait_until(marker.exists)
         assert list(home.tmp.iterdir()) != []
-        process.send_signal(number)
+        process.send_signal(signal.Signals[name])
         process.wait(10)
     finally:
         process.kill()
