@@ -998,6 +998,8 @@ def command_parser(name: str) -> ArgumentParser:
 #     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory for each part of the request line; slashes in a part nest
 #         %answer                             the answer, a sh script; its modification time is FRESH_UNTIL
 #         %MTIME                              a stamp: an empty file with the modification time that a file had
+#         %refresh                            an empty file; its modification time is when to sign the next token
+#         %claim                              an empty file; whoever makes it starts the process that does so
 #     tokens/%HASH/                           if a part cannot be a path as it is; only Python looks here
 #     expiry, expiry.old                      which answers end when, so that they can be removed in time
 #
@@ -1012,6 +1014,9 @@ ARCHIVE_SECONDS = 315_705_600  # 3 January 1980: Nix, OSTree and zip archives da
 SWEEP_LIMIT = 50  # how many expired answers to remove for each new one
 SWEEP_BYTES = 65536  # how much of the list of answers to read for that
 LOCK_SECONDS = 120  # how long to wait for another process
+RETRY_SECONDS = 60  # when to try again to sign the next token
+REFRESH_VARIABLE = "EKS_TOKEN_REFRESH"  # "off", or
+AHEAD = "ahead"  # in the process that signs the next token, while the present one is still good
 # Every variable that decides whose token it is, in the order of the request line, and how it is written there.
 # build/package.py puts the same list into the launcher.
 #
@@ -1286,39 +1291,40 @@ class Compared(NamedTuple):
     modified: int  # nanoseconds; 0 if it is enough that it has not changed lately
 
 
-def seen_by_sh(watched: Iterable[Watched], home: str, settled: int) -> list[Compared] | None:
-    """What sh has to compare to see every change of the watched files.
+def seen_by_sh(watched: Iterable[Watched], home: str, settled: int) -> list[Compared] | str:
+    """What sh has to compare to see every change of the watched files, or why it would not see some.
 
     sh knows no inodes. It sees a file that was edited by its date, a file or directory that another was renamed over by
     the date of the directory above, and a link that leads elsewhere by comparing it with where it led. The directories
-    are those up to HOME, or outside it all but / and those directly in it.
-
-    Returns None if sh would not see every change, because dates are later than `settled` (nanoseconds), so that files
-    may change again in the same second, or are those of an archive, where all files have the same one.
+    are those up to HOME, or outside it all but / and those directly in it. What changed after `settled` (nanoseconds)
+    may change again in the same second.
     """
     found: dict[str, Compared] = {}
     for one in watched:
         if any(char == "\n" or "\udc80" <= char <= "\udcff" for char in one.path):
-            return None
+            return f"{quoted(one.path)} has a line break or bytes that are not UTF-8 in its name"
         if not one.exists:
             continue
         # The keyring backend that is configured there may read properties that the launcher does not look for.
         if os.path.basename(one.path) == KEYRING_CONFIG:
-            return None
+            return f"{one.path} configures the keyring"
+        if not ARCHIVE_SECONDS * 10**9 < one.modified < settled:
+            return f"the date of {one.path} is not that of its last change: {rfc3339(one.modified / 1e9)}"
         real = os.path.realpath(one.path)
         found[one.path] = Compared(one.path, real, one.modified)
         for path in (one.path, real):
             above = os.path.dirname(path)
             modified = os.stat(above).st_mtime_ns
+            if modified <= ARCHIVE_SECONDS * 10**9:
+                return f"the date of {above} is not that of its last change: {rfc3339(modified / 1e9)}"
             found[above] = Compared(above, above, modified)
             while modified < settled and above != home and above.count("/") > 1:
                 above = os.path.dirname(above)
                 modified = os.stat(above).st_mtime_ns
                 found.setdefault(above, Compared(above, above, 0))
             if modified >= settled:
-                return None
-    dates = (one.modified for one in found.values() if one.modified)
-    return list(found.values()) if all(ARCHIVE_SECONDS * 10**9 < date < settled for date in dates) else None
+                return f"{above} has just changed"
+    return list(found.values())
 
 
 class Answer(NamedTuple):
@@ -1545,6 +1551,7 @@ class Cache:
                 if self.generation() != generation:
                     return debug("not cached: the identities have changed meanwhile")
                 self.sweep(now)
+                self.postpone_refresh(key, (answer.issued + answer.fresh_until) / 2)
                 self.write(key, answer)
         except (OSError, ValueError, LocksUnavailable, Problem) as error:
             debug(f"not cached: {type(error).__name__}")
@@ -1554,26 +1561,31 @@ class Cache:
         here = self.directory(key)
         settled = time.time_ns() - SETTLE_SECONDS * 10**9
         compared = self.compared(key, answer, settled)
-        answer = answer._replace(settled=0 if compared is None else settled)
+        if isinstance(compared, str):
+            debug(f"only Python will use what is cached: {compared}")
+            compared, settled = [], 0
+        answer = answer._replace(settled=settled)
         if any(state_of(one.path) != one.state for one in answer.watched):
             return debug("not cached: a file that it depends on has changed meanwhile")
         if not self.clock_agrees(time.time()):
             return debug("not cached: the file system's clock differs from ours")
         make_directories(here)
-        stamps = stamps_of(answer, compared or ())
+        stamps = stamps_of(answer, compared)
         old = {name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()}
         for date in stamps:
             write_file(os.path.join(here, f"%{date}"), "", date)
         self.note_expiry(key, answer.fresh_until)  # first, so that whatever is written will be removed later
-        write_file(os.path.join(here, "%answer"), answer_script(answer, compared or ()), answer.fresh_until * 10**9)
+        write_file(os.path.join(here, "%answer"), answer_script(answer, compared), answer.fresh_until * 10**9)
         for name in old - {f"%{date}" for date in stamps}:
             os.unlink(os.path.join(here, name))
 
-    def compared(self, key: Key, answer: Answer, settled: int) -> list[Compared] | None:
-        """What sh has to compare to use this answer, or None if only Python can."""
+    def compared(self, key: Key, answer: Answer, settled: int) -> list[Compared] | str:
+        """What sh has to compare to use this answer, or why only Python can use it."""
+        if "%" in key.directory:
+            return "the request has special characters"
         # Only texts without these are the same in every shell's echo. printf is not built into mksh.
-        if "%" in key.directory or answer.text.startswith("-") or "\\" in answer.text:
-            return None
+        if answer.text.startswith("-") or "\\" in answer.text:
+            return "the output has special characters"
         return seen_by_sh(answer.watched, self.home, settled)
 
     def write_for_sh(self, key: Key, answer: Answer) -> None:
@@ -1582,17 +1594,46 @@ class Cache:
         The directories may have changed since it was written, though the files in them have not.
         """
         try:
-            before = self.compared(key, answer, answer.settled) if answer.settled else None
-            if before is not None:
+            before = self.compared(key, answer, answer.settled) if answer.settled else ""
+            if not isinstance(before, str):
                 content = read_regular(os.path.join(self.directory(key), "%answer"))
                 if content == answer_script(answer, before):
                     return
-            if self.compared(key, answer, time.time_ns() - SETTLE_SECONDS * 10**9) is not None:
+            if not isinstance(self.compared(key, answer, time.time_ns() - SETTLE_SECONDS * 10**9), str):
                 with self.lock("cache", seconds=0):
                     if self.lookup(key, time.time()) == answer:
                         self.write(key, answer)
         except (OSError, ValueError, LocksUnavailable, Problem) as error:
             debug(f"not written again for the launcher: {type(error).__name__}")
+
+    def refresh_is_due(self, key: Key, now: float) -> bool:
+        try:
+            return os.stat(os.path.join(self.directory(key), "%refresh")).st_mtime <= now
+        except OSError:
+            return True
+
+    def claim_refresh(self, key: Key, now: float) -> bool:
+        """Whether the next token is to be signed, and this process is the one of many that sees to it."""
+        claim = os.path.join(self.directory(key), "%claim")
+        try:
+            if not self.refresh_is_due(key, now):
+                return False
+            if os.path.exists(claim) and os.stat(claim).st_mtime < now - RETRY_SECONDS:
+                os.unlink(claim)  # whoever made it was killed
+            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except OSError:
+            return False
+        return True
+
+    def postpone_refresh(self, key: Key, until: float) -> None:
+        """Raises OSError."""
+        here = self.directory(key)
+        make_directories(here)
+        write_file(os.path.join(here, "%refresh"), "", int(until * 1e9))
+        try:
+            os.unlink(os.path.join(here, "%claim"))
+        except FileNotFoundError:
+            pass
 
     def clock_agrees(self, now: float) -> bool:
         """Whether truncating an empty file sets its time to now. launcher.sh has no other clock."""
@@ -1684,6 +1725,11 @@ class Cache:
                     shutil.rmtree(os.path.join(self.root, name), ignore_errors=True)
         except OSError as error:
             raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
+
+
+def is_ahead(environ: Mapping[str, str]) -> bool:
+    """Whether this process signs the next token. Nobody knows of it, so it must not ask anybody anything."""
+    return environ.get(REFRESH_VARIABLE) == AHEAD
 
 
 def has_ended(line: bytes, now: float) -> bool:
@@ -2122,6 +2168,7 @@ class SecretService:
 
     def __init__(self, environ: Mapping[str, str], interactive: bool, preferred: str = "") -> None:
         self.environ = environ
+        self.may_show = not is_ahead(environ)
         self.can_prompt = interactive and bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
         self.preferred = preferred  # the name or path of the collection for new items; empty is the default one
         self.connection: Any = None
@@ -2323,6 +2370,8 @@ class SecretService:
         """
         if path == NOTHING:
             return
+        if not self.may_show:
+            raise refusal(f"nobody can be asked to {purpose}")
         from jeepney import DBusErrorResponse, MatchRule
 
         seconds = PROMPT_SECONDS if self.can_prompt else UNATTENDED_PROMPT_SECONDS
@@ -3139,8 +3188,7 @@ class Store:
         self.path = identities_path(invocation.environ, invocation.platform)
         self.generation = cache.generation() if cache else ""
         # The files that decide an answer, as they were before we read any of them. More may be added.
-        keyring = keyring_config(invocation.environ, invocation.platform)
-        self.watched = list(look_at(filter(None, [*aws_files(invocation.environ), keyring, self.path])))
+        self.watched = list(look_at(deciding_files(invocation.environ, invocation.platform)))
         self.stored = read_identities(self.path)
         self.foreign: dict[str, AtmosEntry] = {}
         # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
@@ -3225,6 +3273,12 @@ class Store:
         return profiles
 
 
+def deciding_files(environ: Mapping[str, str], platform: str) -> list[str]:
+    """The files that decide every answer."""
+    ours = (keyring_config(environ, platform), identities_path(environ, platform))
+    return [*aws_files(environ), *filter(None, ours)]
+
+
 def aws_files(environ: Mapping[str, str]) -> list[str]:
     """The AWS config and credentials files, where botocore looks for them."""
     config = environ.get("AWS_CONFIG_FILE") or "~/.aws/config"
@@ -3238,6 +3292,7 @@ def aws_files(environ: Mapping[str, str]) -> list[str]:
 # which ones exist and when they expire, so that nobody has to open the vault to know.
 
 RENEW_SECONDS = 120  # sessions with less left are renewed first
+RENEW_AHEAD_SECONDS = 16 * 60  # the same, if nobody waits: so that they last as long as the next token
 MFA_SECONDS = 12 * 3600  # how long an MFA session (sts:GetSessionToken) lasts if duration_seconds is not set
 ROLE_SESSION_NAME = "EKSGetTokenAuth"  # the name that `aws eks get-token --role-arn` uses; trust policies match on it
 SSO_SCOPE = "sso:account:access"  # without it, no refresh token is issued
@@ -3353,6 +3408,7 @@ class Sessions:
     def __init__(self, store: Store, renew: bool = False) -> None:
         self.store = store
         self.renew = renew  # sign in again, however long the sessions still last
+        self.needed = RENEW_AHEAD_SECONDS if is_ahead(store.environ) else RENEW_SECONDS
         self.last_resort = False  # use sessions that cannot be renewed until they expire
         self.ending: set[str] = set()
         self.hold_back = False  # store nothing until `keep_held_back` is called
@@ -3371,9 +3427,9 @@ class Sessions:
             self.hold(user)
             return None
         entry = read_session(self.store.vault, user)
-        if left(entry) < RENEW_SECONDS and self.hold(user):
+        if left(entry) < self.needed and self.hold(user):
             entry = read_session(self.store.vault, user)
-        if left(entry) >= RENEW_SECONDS:
+        if left(entry) >= self.needed:
             debug("found a session in the keyring")
             self.let_go(user)
             return entry
@@ -3866,7 +3922,7 @@ class Resolver:
             code, self.mfa_code = self.mfa_code, ""
             if not code:
                 raise Problem(f"{self.name}: AWS did not accept the MFA code")
-        elif command := self.mfa_process():
+        elif not is_ahead(self.store.environ) and (command := self.mfa_process()):
             environ = self.store.environ
             output = run_helper(shell_command(command, environ, self.store.platform), environ, "mfa_process")
             code, self.mfa_code = "".join(output.split()), ""  # AWS accepts a code once
@@ -4532,9 +4588,12 @@ def token_command(invocation: Invocation) -> int:
     cache = open_cache(invocation)
     key = request_key(info.version, invocation.argv, invocation.environ, invocation.platform) if cache else None
     refresh = "--refresh" in invocation.argv
-    if cache and key and not refresh and (answer := cache.lookup(key, time.time())):
+    ahead = is_ahead(invocation.environ)
+    if cache and key and not refresh and not ahead and (answer := cache.lookup(key, time.time())):
         debug("answered from the cache")
         show(answer.text)
+        if invocation.environ.get(REFRESH_VARIABLE) != "off" and cache.claim_refresh(key, time.time()):
+            start_refresh(invocation)
         cache.write_for_sh(key, answer)
         return 0
 
@@ -4542,6 +4601,8 @@ def token_command(invocation: Invocation) -> int:
     asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
     debug(f"signing a new token: {', '.join(asked)}")
     person = invocation.terminal and info.interactive
+    if ahead:
+        return refresh_ahead(invocation, cache, key, request)
     if cache is None or key is None:
         show(mint(request, Resolver(invocation, cache, person)).text)
         return 0
@@ -4559,6 +4620,46 @@ def token_command(invocation: Invocation) -> int:
         debug("locks do not work in the cache directory")
         minted = mint(request, Resolver(invocation, None, person))
     show(minted.text)
+    return 0
+
+
+def start_refresh(invocation: Invocation) -> None:
+    """Start a process that signs the next token, behind the answer that was just printed. Nobody waits for it."""
+    debug("a new token is signed in the background, for later")
+    command = [sys.executable, *(["-I", "-S"] if invocation.build else []), invocation.file, *invocation.argv]
+    environ = {**invocation.environ, REFRESH_VARIABLE: AHEAD}
+    try:
+        if os.name == "posix":  # importing subprocess takes as long as all the rest
+            quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
+            os.posix_spawn(sys.executable, command, environ, file_actions=quiet)
+        else:
+            import subprocess
+
+            null, flags = subprocess.DEVNULL, getattr(subprocess, "DETACHED_PROCESS", 0)
+            subprocess.Popen(command, stdin=null, stdout=null, stderr=null, env=environ, creationflags=flags)
+    except (OSError, ValueError) as error:
+        debug(f"that process cannot be started: {first_line(error)}")
+
+
+def refresh_ahead(invocation: Invocation, cache: Cache | None, key: Key | None, request: Request) -> int:
+    """Sign the next token while the present one is still good, in a process of its own. Raises Problem."""
+    if cache is None or key is None:
+        return 1
+    if hasattr(os, "setsid"):
+        try:
+            os.setsid()  # Ctrl-C, or the end of the terminal, are not meant for this process
+        except PermissionError:  # it has been done
+            pass
+    with cache.lock(f"request {key.line}", seconds=0):
+        now = time.time()
+        answer = cache.lookup(key, now)
+        if answer is None or not cache.refresh_is_due(key, now):
+            return 0  # the identities have changed, or another process was faster
+        cache.postpone_refresh(key, now + RETRY_SECONDS)  # in case of failure
+        resolver = Resolver(invocation, cache, interactive=False)
+        minted, store = mint(request, resolver), resolver.store
+        if minted.expires - FRESH_MARGIN > answer.fresh_until:
+            cache.store(key, minted, store.watched, store.generation, own=store.path)
     return 0
 
 
@@ -6627,9 +6728,13 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
     environ = {name: value for name, value in invocation.environ.items() if name != "KUBERNETES_EXEC_INFO"}
     if key is None:
         return
-    cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), (), cache.generation())
+    # As for a real request: the shell must be able to compare the dates of these files.
+    watched = look_at(deciding_files(invocation.environ, invocation.platform))
+    watched = tuple(one for one in watched if not one.exists or one.modified / 1e9 < now - SETTLE_SECONDS)
+    cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), watched, cache.generation())
     try:
-        if cache.lookup(key, time.time()) is None:
+        stored = cache.lookup(key, time.time())
+        if stored is None:
             yield Check("launcher", "fail", "an answer that was just cached cannot be found", "see the checks above")
             return
         # If there is no Python, only the launcher can answer.
@@ -6640,7 +6745,9 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
         took = answer_time([invocation.file, *words], answer, environ)
     finally:
         cache.remove_expired(key.directory, float("inf"))
-    reason = why_not_launcher(invocation.environ) or f"/bin/sh is {shell}, which cannot print it"
+    unseen = "" if stored.settled else cache.compared(key, stored, time.time_ns() - SETTLE_SECONDS * 10**9)
+    reason = why_not_launcher(invocation.environ) or (unseen if isinstance(unseen, str) else "")
+    reason = reason or f"/bin/sh is {shell}, which cannot print it"
     if took is None:
         yield Check(
             "launcher", "fail", "cached answers are not printed", f"run {invocation.file} with --debug to see why"
@@ -7355,6 +7462,7 @@ Environment
   ATMOS_IDENTITY        the identity, if no option gives one
   EKS_TOKEN_PYTHON      the Python to run: 3.10 or newer
   EKS_TOKEN_DEBUG=1     the same as --debug
+  EKS_TOKEN_REFRESH=off do not sign the next token in the background
   KUBERNETES_EXEC_INFO  set by kubectl: the API version, and whether a person
                         can be asked
   PYTHON_KEYRING_BACKEND

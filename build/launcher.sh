@@ -74,6 +74,7 @@ et_variable() {
 et_answer() {
 	# yash drops bytes that are not UTF-8 from variables, so two requests could look like the same one.
 	[ -z "${YASH_VERSION-}${EKS_TOKEN_DEBUG-}" ] || return
+	[ "${EKS_TOKEN_REFRESH-}" != ahead ] || return
 
 	# A request contains the hash of each secret, which only Python can compute.
 	# shellcheck disable=SC2157 # build/package.py puts the variables in, here and below, from eks_token.py
@@ -134,7 +135,18 @@ et_answer() {
 	else # under its own name, zsh takes `command` for a program's
 		. "$et_here/%answer"
 	fi
-	[ -z "$et_printed" ] || exit 0
+	[ -n "$et_printed" ] || return
+	[ "$et_here/%refresh" -nt "$et_cache/now" ] || [ "${EKS_TOKEN_REFRESH-}" = off ] || et_refresh "$@"
+	exit 0
+}
+
+# et_refresh ARGUMENT...: starts a process that signs the next token. Nobody waits for it: it keeps no file open that
+# kubectl reads from. Of many calls at once, only one can make the file, which Python removes.
+et_refresh() {
+	umask 077
+	set -C
+	{ :; } 9>"$et_here/%claim" || return
+	EKS_TOKEN_REFRESH=ahead /bin/sh "$et_file" "$@" </dev/null >/dev/null 2>&1 &
 }
 
 # et_start PYTHON ARGUMENT...: runs Python instead of this script, isolated from PYTHON* variables and user packages.

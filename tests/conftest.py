@@ -216,6 +216,8 @@ class Sandbox:
             "XDG_RUNTIME_DIR": str(self.runtime),
             # nothing may look for instance metadata or a bus that is not the test's
             "AWS_EC2_METADATA_DISABLED": "true",
+            # tests of the refresh switch it on, and wait for its process
+            "EKS_TOKEN_REFRESH": "off",
             "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.runtime}/no-bus",
             "EKS_TOKEN_PYTHON": next(
                 (one.path for one in interpreters() if one.version == f"3.{sys.version_info[1]}"),

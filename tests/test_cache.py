@@ -25,7 +25,7 @@ from platformdirs import windows
 from platformdirs.macos import MacOS
 from platformdirs.unix import Unix
 from platformdirs.windows import Windows
-from servers import HttpServer, Incoming, Reply
+from servers import HttpServer, Incoming, Reply, wait_for
 
 import eks_token
 from eks_token import Cache, Invocation, Key, Lock, LocksUnavailable, Minted, Problem
@@ -364,7 +364,7 @@ def test_a_newer_answer_takes_the_place_of_an_older_one(cache: Cache, tmp_path: 
     (answer,) = answers_in(cache)
     stamps = set(re.findall(r"%\d+", answer.read_text()))
     assert f"%{config.stat().st_mtime_ns}" in stamps
-    assert {path.name for path in answer.parent.iterdir()} == {"%answer", *stamps}
+    assert {path.name for path in answer.parent.iterdir()} == {"%answer", "%refresh", *stamps}
 
 
 def test_an_answer_is_served_until_a_minute_before_the_token_ends(cache: Cache) -> None:
@@ -1172,6 +1172,103 @@ def test_a_token_is_asked_for_twice_and_minted_once(home: Sandbox) -> None:
     refreshed = home.run(*TOKEN, "--refresh")
     assert refreshed.stdout != first.stdout
     assert home.run(*TOKEN).stdout == refreshed.stdout
+
+
+# --- refresh ahead ------------------------------------------------------------------------------------------
+
+
+def refreshing(home: Sandbox, *argv: str, env: Mapping[str, str | None] | None = None) -> str:
+    """The token of a call that may start a process behind it."""
+    done = home.run(*(argv or TOKEN), env={"EKS_TOKEN_REFRESH": None, **(env or {})})
+    assert (done.returncode, done.stderr) == (0, "")
+    return token_of(done.stdout)
+
+
+def let_half_its_life_pass(home: Sandbox) -> Path:
+    """The file whose date says when the next token is signed; its date is now."""
+    (path,) = (home.cache / "tokens").rglob("%refresh")
+    os.utime(path)
+    return path
+
+
+def settle(home: Sandbox, refresh: Path) -> None:
+    """Waits until nothing goes on behind an answer: the refresh is put off, and no request is locked."""
+    locks = home.cache / "lock"
+    wait_for(lambda: refresh.stat().st_mtime > time.time() and not list(locks.iterdir()), "the end of a refresh")
+
+
+@posix
+@pytest.mark.parametrize("hit", ["launcher", "python"])
+def test_from_half_of_its_life_on_an_answer_is_refreshed_behind_it(home: Sandbox, hit: str) -> None:
+    home.credentials(profile(ACCESS_KEY))
+    env = {"AWS_CONTAINER_AUTHORIZATION_TOKEN": "hush" if hit == "python" else None}
+    first = refreshing(home, env=env)
+    refresh = Path(*(home.cache / "tokens").rglob("%refresh"))
+    assert abs(refresh.stat().st_mtime - time.time() - (LIFE - 60) / 2) < 30
+    time.sleep(1.1)  # a token that is signed now has another date
+    assert refreshing(home, env=env) == first
+    let_half_its_life_pass(home)
+    assert refreshing(home, env={"EKS_TOKEN_REFRESH": "off", **env}) == first
+    assert not refresh.with_name("%claim").exists()
+    assert refreshing(home, env=env) == first
+    settle(home, refresh)
+    second = refreshing(home, env=env)
+    assert second != first
+    assert refresh.stat().st_mtime > time.time() + 300
+
+
+@posix
+@pytest.mark.parametrize("failure", ["no keys", "killed"])
+def test_a_refresh_that_fails_is_tried_again_a_minute_later(home: Sandbox, failure: str) -> None:
+    state = home.write("state.json", json.dumps({"Version": 1, "AccessKeyId": "AKIAONE", "SecretAccessKey": "secret"}))
+    home.config(f"[default]\ncredential_process = cat {state}\n")
+    argv = (*TOKEN, "--cache")
+    first = refreshing(home, *argv)
+    state.write_text("" if failure == "no keys" else "kill -9 $PPID")
+    refresh = let_half_its_life_pass(home)
+    assert refreshing(home, *argv) == first
+    settle(home, refresh)
+    assert 50 < refresh.stat().st_mtime - time.time() <= 60
+    assert refreshing(home, *argv) == first  # and starts nothing
+    assert not refresh.with_name("%claim").exists()
+
+
+@posix
+def test_a_claim_that_a_killed_process_left_is_taken_over(cache: Cache) -> None:
+    key, now = key_of(*TOKEN), time.time()
+    keep(cache, key)
+    assert not cache.claim_refresh(key, now)
+    cache.postpone_refresh(key, now)
+    assert [cache.claim_refresh(key, now) for _ in range(3)] == [True, False, False]
+    assert [cache.claim_refresh(key, now + 61) for _ in range(2)] == [True, True]
+    cache.postpone_refresh(key, now + 60)
+    assert not cache.claim_refresh(key, now + 59)
+
+
+@posix
+def test_the_refresh_asks_nobody_and_shows_no_dialog(home: Sandbox) -> None:
+    """Not even for an MFA code that mfa_process would print: it may wait for a touch."""
+    resolver = eks_token.Resolver(invocation(environ={**home.env, "EKS_TOKEN_REFRESH": "ahead"}), None, False)
+    resolver.mfa_process = lambda: "touch your-key"  # type: ignore[method-assign]
+    with pytest.raises(Problem):
+        resolver.ask_mfa_code("MFA code: ")
+
+
+@posix
+def test_a_refresh_of_an_answer_that_is_gone_signs_nothing(home: Sandbox) -> None:
+    home.credentials(profile(ACCESS_KEY))
+    done = home.run(*TOKEN, env={"EKS_TOKEN_REFRESH": "ahead"})
+    assert (done.returncode, done.stdout) == (0, "")
+    assert answers_in(Cache(str(home.cache))) == []
+
+
+def test_debug_tells_of_the_refresh(home: Sandbox) -> None:
+    home.credentials(profile(ACCESS_KEY))
+    refreshing(home)
+    refresh = let_half_its_life_pass(home)
+    done = home.run(*TOKEN, "--debug", env={"EKS_TOKEN_REFRESH": None})
+    assert "in the background" in done.stderr
+    settle(home, refresh)
 
 
 # --- sources that may give others each time ---------------------------------------------------------------

@@ -21,6 +21,7 @@ import pytest
 from conftest import as_root, interpreters, need
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from servers import wait_for
 
 import eks_token
 
@@ -83,6 +84,7 @@ class Desk:
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
+            "EKS_TOKEN_REFRESH": "off",
             "EKS_TOKEN_PYTHON": str(self.script("asked", suitable(f"printf {MISS}"))),
         }
         directory = eks_token.cache_home(self.environ, sys.platform)
@@ -1434,6 +1436,64 @@ def test_a_python_that_another_user_names_is_not_run(programs: Programs, shells:
     record.write_text(f"{programs.add('theirs', suitable('theirs'))}\n")
     os.chown(record, 65534, 65534)
     assert {programs.run(shell).stdout for shell in shells} == {"found"}
+
+
+# --- refresh ahead ------------------------------------------------------------------------------------------
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def slow_python(desk: Desk) -> Iterator[Path]:
+    """A Python that says how it was started, and stays until the file is removed. Returns the file."""
+    file = desk.root / "refreshes"
+    words = f'echo "$$ $EKS_TOKEN_REFRESH $*" >>"{file}"; while [ -e "{file}" ]; do sleep 0.05; done'
+    desk.environ["EKS_TOKEN_PYTHON"] = str(desk.script("slow", suitable(words)))
+    del desk.environ["EKS_TOKEN_REFRESH"]
+    yield file
+    started = [int(line.split()[0]) for line in file.read_text().splitlines()] if file.exists() else []
+    file.unlink(missing_ok=True)
+    for process in started:
+        wait_for(lambda: not is_running(process), "the end of a refresh")  # noqa: B023
+
+
+def test_ten_answers_at_once_start_one_refresh_and_wait_for_none(desk: Desk, shell: Shell, slow_python: Path) -> None:
+    answer = desk.store()
+    assert desk.launcher(shell) == answer
+    os.utime(desk.here() / "%refresh")
+    processes = [
+        subprocess.Popen(
+            ["sh", str(desk.file), *TOKEN],
+            executable=shell.path,
+            env=desk.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(10)
+    ]
+    # the pipes end although the refresh goes on
+    assert [process.communicate(timeout=30) for process in processes] == [(f"{answer}\n", "")] * 10
+    wait_for(slow_python.exists, "a refresh")
+    time.sleep(0.2)
+    (line,) = slow_python.read_text().splitlines()
+    _, *words = line.split()
+    assert words == ["ahead", "-I", "-S", str(desk.file), *TOKEN]
+
+
+def test_a_refresh_can_be_turned_off(desk: Desk, shells: list[Shell], slow_python: Path) -> None:
+    answer = desk.store()
+    os.utime(desk.here() / "%refresh")
+    environ = desk.environ | {"EKS_TOKEN_REFRESH": "off"}
+    assert {desk.launcher(shell, TOKEN, environ) for shell in shells} == {answer}
+    assert not slow_python.exists() and not (desk.here() / "%claim").exists()
 
 
 # --- a hostile environment ----------------------------------------------------------------------------------
