@@ -24,13 +24,14 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 from measured import measuring
+from preloaded import PreloadedPython
 from servers import ApiServer, Keys, MotoServer, RecordingProxy, SsoOidcServer, wait_for
 
 from eks_token import Invocation
 
 ROOT = Path(__file__).resolve().parent.parent
 # What is ignored where the tests are started (a run in the background, nohup) would be ignored by all that they start.
-for _signal in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+for _signal in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.SIG_DFL)
 
@@ -38,11 +39,6 @@ REQUIRED = os.environ.get("EKS_TOKEN_TESTS_REQUIRED") == "1"
 
 DOCUMENTED_SKIPS = ("only on ", "not as root")
 """How a skip's reason begins that is right even where everything is required: another platform, or user."""
-
-IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
-posix = pytest.mark.skipif(os.name != "posix", reason="only on POSIX")
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only on POSIX, as root")
-not_as_root = pytest.mark.skipif(IS_ROOT, reason="not as root, who may write everything")
 
 
 # --- skips --------------------------------------------------------------------------------------------------
@@ -105,8 +101,6 @@ def file_lock(path: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """dist/eks-token, built from the sources here unless it is newer than all of them."""
-    if sys.platform == "win32":
-        pytest.skip("only on POSIX: Windows cannot start the file itself")
     if given := os.environ.get("EKS_TOKEN_EXECUTABLE"):
         return Path(given).resolve(strict=True)
     built = ROOT / "dist/eks-token"
@@ -124,6 +118,25 @@ def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if done.returncode:
                 pytest.fail(f"build/package.py failed:\n{done.stdout}{done.stderr}", pytrace=False)
     return built
+
+
+class Program(NamedTuple):
+    """The executable after a first run: what it has unpacked itself to, compiled, and a Python that starts faster."""
+
+    app: Path
+    python: str
+
+
+@pytest.fixture(scope="session")
+def program(executable: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """Made once, for all homes: a first run takes half a second, and every import of botocore another tenth."""
+    home = Sandbox(tmp_path_factory.mktemp("program") / "sandbox", lambda: executable)
+    assert home.run("--version").returncode == 0
+    (unpacked,) = (home.cache / "app").glob("[0-9a-f]*")
+    python = home.env["EKS_TOKEN_PYTHON"]
+    with PreloadedPython(os.path.realpath(sys.executable), unpacked / "site-packages") as preloaded:
+        # what is measured must run in a Python that measures
+        yield Program(home.cache / "app", python if "COVERAGE_FILE" in os.environ else preloaded.script)
 
 
 class Interpreter(NamedTuple):
@@ -197,10 +210,17 @@ Completed = subprocess.CompletedProcess[str]
 
 
 class Sandbox:
-    """A home of its own and an environment that has nothing of the outside but PATH."""
+    """A home of its own and an environment that has nothing of the outside but PATH.
 
-    def __init__(self, root: Path, executable: Callable[[], Path]) -> None:
-        self._executable = executable
+    Where a program is given, it counts as unpacked here before, and its Python answers each `run` for which a test
+    does not name another one. A run on a terminal and one that is not waited for have a Python of their own.
+    """
+
+    def __init__(
+        self, root: Path, executable: Callable[[], Path], program: Callable[[], Program] | None = None
+    ) -> None:
+        self._executable, self._get_program = executable, program
+        self._program: Program | None = None
         self.root = root
         self.home = root / "home"
         self.tmp = root / "tmp"
@@ -216,8 +236,6 @@ class Sandbox:
             "XDG_RUNTIME_DIR": str(self.runtime),
             # nothing may look for instance metadata or a bus that is not the test's
             "AWS_EC2_METADATA_DISABLED": "true",
-            # tests of the refresh switch it on, and wait for its process
-            "EKS_TOKEN_REFRESH": "off",
             "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.runtime}/no-bus",
             "EKS_TOKEN_PYTHON": next(
                 (one.path for one in interpreters() if one.version == f"3.{sys.version_info[1]}"),
@@ -228,6 +246,11 @@ class Sandbox:
     @property
     def executable(self) -> Path:
         """The executable; built when first asked for."""
+        if self._program is None and self._get_program is not None:
+            self._program = self._get_program()
+            self.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not (self.cache / "app").exists():
+                shutil.copytree(self._program.app, self.cache / "app", copy_function=os.link)
         return self._executable()
 
     @property
@@ -247,17 +270,13 @@ class Sandbox:
         return self.write(".aws/credentials", text)
 
     def write(self, name: str, text: str, *, age: float = 10) -> Path:
-        """Writes a file of the home, modified `age` seconds ago, like the directories above: new ones are never cached
-        against."""
+        """Writes a file of the home, modified `age` seconds ago: new ones are never cached against."""
         path = self.home / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o600)
         modified = time.time_ns() - int(age * 1e9)
-        for changed in (path, *path.parents):
-            os.utime(changed, ns=(modified, modified))
-            if changed == self.home:
-                break
+        os.utime(path, ns=(modified, modified))
         return path
 
     def environment(self, env: Mapping[str, str | None] | None = None, python: str | None = None) -> dict[str, str]:
@@ -281,8 +300,11 @@ class Sandbox:
         if tty:
             steps = [("", stdin)] if stdin is not None else []
             return self.run_pty(*args, steps=steps, env=env, python=python, timeout=timeout, command=command)
+        words = [*map(str, command or [self.executable]), *map(str, args)]
+        if python is None and self._program and "EKS_TOKEN_PYTHON" not in (env or {}):
+            python = self._program.python
         return subprocess.run(
-            [*map(str, command or [self.executable]), *map(str, args)],
+            words,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
@@ -434,8 +456,16 @@ def invocation(
 
 @pytest.fixture
 def home(tmp_path: Path, request: pytest.FixtureRequest) -> Sandbox:
-    """An isolated home. The executable is built only for tests that run it."""
-    return Sandbox(tmp_path / "sandbox", lambda: request.getfixturevalue("executable"))
+    """An isolated home. The executable is built only for tests that run it.
+
+    It has been run here before, but for tests that are marked `first_run`.
+    """
+    first_run = request.node.get_closest_marker("first_run")
+    return Sandbox(
+        tmp_path / "sandbox",
+        lambda: request.getfixturevalue("executable"),
+        None if first_run else lambda: request.getfixturevalue("program"),
+    )
 
 
 # --- the keyring --------------------------------------------------------------------------------------------

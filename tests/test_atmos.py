@@ -13,7 +13,7 @@ from test_login import ASK_CODE, CODE, DEAD_BUS, NOBODY, Scene, utc, words
 
 from eks_token import Vault
 
-app, scene = test_login.app, test_login.scene
+scene = test_login.scene
 
 GUEST = f"arn:aws:sts::{ACCOUNT}:assumed-role/%s/atmos"
 

@@ -20,6 +20,8 @@ import pytest
 from conftest import ROOT, Completed, KeyringDaemon, Sandbox, file_lock, kubectls, missing, need
 from servers import ACCOUNT, DOCUMENTS, AccessKey, ApiServer, RecordingProxy
 
+pytestmark = pytest.mark.first_run
+
 REGION = "us-east-1"
 DEMO = ["--cluster-name", "demo", "--region", REGION]
 ARN = f"arn:aws:eks:{REGION}:{ACCOUNT}:cluster/demo"

@@ -1,8 +1,7 @@
 """Section 1: arguments and environment become one Request; and what the executable says to wrong ones."""
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -310,12 +309,11 @@ CLUSTER_VARIABLE = {"KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID": "demo"}
             id="the session's name forwarded",
         ),
         pytest.param("token -i demo --token-only", {}, {"output": "token"}, id="token only"),
-        pytest.param("token -i demo --cache", {}, {"cache": True}, id="cached all the same"),
         pytest.param("token -i demo --token-only=false", {}, {}, id="a flag switched off, as Go has it"),
         pytest.param("token -i demo --region eu-west-1", {}, {"region": "eu-west-1"}, id="a region"),
         pytest.param("token -i demo -s me", {}, {"session_name": "me"}, id="a session's name without a role"),
         pytest.param(
-            "token -i demo -c f --config f -l json --log-format json -v info --log-verbosity debug"
+            "token -i demo --cache -c f --config f -l json --log-format json -v info --log-verbosity debug"
             " --feature-gates X=true",
             {},
             {},
@@ -477,12 +475,6 @@ def test_role_arns_of_every_partition_and_path_are_taken(role: str) -> None:
 # --- the executable -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory, executable: Path) -> Iterator[Sandbox]:
-    """One home for tests that leave nothing behind: extracting anew would be most of their time."""
-    yield Sandbox(tmp_path_factory.mktemp("command-line") / "sandbox", lambda: executable)
-
-
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "x" * 40}
 
 
@@ -514,18 +506,18 @@ def assert_fails(done: Completed, status: int, error: str, hint: str = "") -> No
     ],
 )
 def test_a_failure_is_one_line_and_perhaps_a_hint(
-    line: list[str], status: int, error: str, hint: str, shell: Sandbox
+    line: list[str], status: int, error: str, hint: str, home: Sandbox
 ) -> None:
-    assert_fails(shell.run(*line, env=KEYS), status, error, hint)
+    assert_fails(home.run(*line, env=KEYS), status, error, hint)
 
 
-def test_an_unknown_api_version_fails_before_anything_is_minted(shell: Sandbox) -> None:
+def test_an_unknown_api_version_fails_before_anything_is_minted(home: Sandbox) -> None:
     environ = {"KUBERNETES_EXEC_INFO": info(apiVersion=named("v9"))}
-    assert_fails(shell.run(*NAMED.split(), env=environ), 1, "client.authentication.k8s.io/v9", "apiVersion:")
+    assert_fails(home.run(*NAMED.split(), env=environ), 1, "client.authentication.k8s.io/v9", "apiVersion:")
 
 
-def test_a_broken_exec_info_is_a_warning_and_the_token_is_printed(shell: Sandbox) -> None:
-    done = shell.run(*NAMED.split(), env={**KEYS, "KUBERNETES_EXEC_INFO": "{"})
+def test_a_broken_exec_info_is_a_warning_and_the_token_is_printed(home: Sandbox) -> None:
+    done = home.run(*NAMED.split(), env={**KEYS, "KUBERNETES_EXEC_INFO": "{"})
     assert done.returncode == 0
     assert json.loads(done.stdout)["apiVersion"] == V1BETA1
     assert done.stderr.splitlines() == [
@@ -533,17 +525,17 @@ def test_a_broken_exec_info_is_a_warning_and_the_token_is_printed(shell: Sandbox
     ]
 
 
-def test_help_and_version_go_to_stdout(shell: Sandbox) -> None:
-    version = shell.run("--version")
+def test_help_and_version_go_to_stdout(home: Sandbox) -> None:
+    version = home.run("--version")
     assert (version.returncode, version.stdout, version.stderr) == (0, f"eks-token {eks_token.__version__}\n", "")
     for line in (["--help"], ["-h"], ["eks", "get-token", "--help"], ["login", "--help"]):
-        done = shell.run(*line)
+        done = home.run(*line)
         assert (done.returncode, done.stderr) == (0, "")
         assert "eks-token" in done.stdout
 
 
-def test_without_a_command_or_option_the_short_help_goes_to_stderr(shell: Sandbox) -> None:
-    done = shell.run()
+def test_without_a_command_or_option_the_short_help_goes_to_stderr(home: Sandbox) -> None:
+    done = home.run()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("eks-token: error: no command or option given\nUsage\n")
     assert set(eks_token.SHORT_HELP.splitlines()) <= set(done.stderr.splitlines())

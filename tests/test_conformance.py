@@ -3,12 +3,10 @@ refused by both. There is no keyring here: what AWS config holds needs none.
 """
 
 import json
-import os
 import re
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +17,6 @@ from conftest import Completed, Sandbox
 from servers import ACCOUNT, HttpServer, Incoming, Keys, RecordingProxy, Reply, SsoOidcServer, mfa_serial
 from test_login import CODE, REGION, SSO_REGION, utc
 from verifier import identity, verify
-
-app = test_login.app
 
 OTHER_ACCOUNT = "210987654321"
 PEER = """
@@ -388,11 +384,8 @@ class World:
 
 
 @pytest.fixture
-def world(home: Sandbox, moto: RecordingProxy, sso: SsoOidcServer, keys: Keys, app: Path) -> Iterator[World]:
-    shutil.copytree(app, home.cache / "app", copy_function=os.link)
-    for directory in (home.cache.parent, home.cache):
-        directory.chmod(0o700)
-    yield World(home, moto, sso, keys)
+def world(home: Sandbox, moto: RecordingProxy, sso: SsoOidcServer, keys: Keys) -> World:
+    return World(home, moto, sso, keys)
 
 
 def run(home: Sandbox, command: list[str | Path], env: Mapping[str, str | None], prompt: str) -> Completed:

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -48,18 +48,10 @@ def kubectl() -> Path:
     return kubectls()[-1] if kubectls() else missing("kubectl")
 
 
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory, executable: Path) -> Sandbox:
-    return Sandbox(tmp_path_factory.mktemp("dropin") / "sandbox", lambda: executable)
-
-
 @pytest.fixture
-def place(extracted: Sandbox, keyring_daemon: KeyringDaemon) -> Iterator[Sandbox]:
-    """A home with a keyring, nothing stored; the extracted program is kept, which saves half a second a test."""
-    for leftover in (extracted.data, extracted.cache / "tokens", extracted.home / ".aws", extracted.home / ".kube"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    extracted.env["DBUS_SESSION_BUS_ADDRESS"] = keyring_daemon.address
-    yield extracted
+def place(home: Sandbox, keyring_daemon: KeyringDaemon) -> Sandbox:
+    """A home with a keyring, nothing stored."""
+    return home
 
 
 def store(home: Sandbox, who: str, *options: str, name: str | None = None) -> None:

@@ -31,7 +31,7 @@ from test_login import (
 )
 from verifier import PREFIX, decoded_url
 
-app, scene = test_login.app, test_login.scene
+scene = test_login.scene
 
 TOKEN = re.compile(re.escape(PREFIX) + r"[A-Za-z0-9_-]+")
 SSO_SECRETS = ("accessToken", "refreshToken", "clientSecret", "deviceCode")

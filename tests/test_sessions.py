@@ -45,7 +45,7 @@ from verifier import Key
 
 import eks_token
 
-app, scene = test_login.app, test_login.scene
+scene = test_login.scene
 
 aws = test_infrastructure.aws
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,10 @@ GET_TOKEN = ["eks", "get-token", "--cluster-name", "demo"]
 TOKEN = ["token", "-i", "demo"]
 
 
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory, executable: Path) -> Sandbox:
-    return Sandbox(tmp_path_factory.mktemp("token") / "sandbox", lambda: executable)
-
-
 @pytest.fixture
-def place(extracted: Sandbox) -> Iterator[Sandbox]:
-    """A home without AWS config or answers; the extracted program is kept, which saves half a second a test."""
-    for leftover in (extracted.data, extracted.cache / "tokens", extracted.home / ".aws"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    yield extracted
+def place(home: Sandbox) -> Sandbox:
+    """A home without AWS config or answers."""
+    return home
 
 
 def token_of(done: Completed) -> str:
