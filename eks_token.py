@@ -824,6 +824,9 @@ def logout_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the identity")
     parser.add_argument("--all", action="store_true", help="every identity, session and SSO token")
     parser.add_argument("--keep-kubeconfig", action="store_true", help="keep the identity's kubeconfig entries")
+    parser.add_argument(
+        "--kubeconfig", default="", metavar="PATH", help="the file they are in (default: as for kubectl)"
+    )
 
 
 def identities_arguments(parser: ArgumentParser) -> None:
@@ -840,6 +843,9 @@ def credentials_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-i", "--identity", required=True, metavar="NAME", help="a stored identity or an AWS profile")
 
 
+COMMAND_HELP = "how kubectl starts this program (default: its name if PATH has it, else its whole path)"
+
+
 def kubeconfig_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--cluster-name", default="", metavar="NAME", help="the EKS cluster")
     parser.add_argument("--all", action="store_true", help="every cluster in the region; keeps the current context")
@@ -848,6 +854,7 @@ def kubeconfig_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry also assumes")
     parser.add_argument("--alias", default="", metavar="NAME", help="the context's name (default: the cluster's ARN)")
     parser.add_argument("--user-alias", default="", metavar="NAME", help="the kubeconfig user's name")
+    parser.add_argument("--command", default="", metavar="PATH", help=COMMAND_HELP)
     parser.add_argument("--kubeconfig", default="", metavar="PATH", help="the file to write (default: as for kubectl)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be written, without writing it")
     parser.add_argument("--no-set-current", action="store_true", help="do not change the current context")
@@ -863,11 +870,18 @@ def adopt_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would change, without changing it")
     parser.add_argument("--undo", action="store_true", help="restore the files as they were before")
+    parser.add_argument(
+        "--unwrap", action="store_true", help="also replace a wrapper that only chooses a profile, such as aws-vault"
+    )
+    parser.add_argument("--command", default="", metavar="PATH", help=COMMAND_HELP)
 
 
 def doctor_arguments(parser: ArgumentParser) -> None:
     identities_arguments(parser)
     parser.add_argument("--online", action="store_true", help="also compare this machine's clock with AWS's")
+    parser.add_argument(
+        "--kubeconfig", default="", metavar="PATH", help="the file to check (default: as for kubectl, and Atmos's own)"
+    )
 
 
 def completion_arguments(parser: ArgumentParser) -> None:
@@ -4203,9 +4217,27 @@ NEEDS_NO_QUOTES = r"(--?)?[A-Za-z0-9_/][A-Za-z0-9_./:@=+~-]*(?<!:)"
 # The commands whose exec entries can be adopted, and the grammar of their arguments.
 ADOPTED = {
     "aws": AWS,
+    "aws2": AWS,
     "aws-iam-authenticator": AUTHENTICATOR,
     "heptio-authenticator-aws": AUTHENTICATOR,
     "atmos": ATMOS,
+}
+
+# Others that print tokens for EKS clusters; kubectl may start them, and those above, through another program.
+OTHER_PLUGINS = ("aws-cli", "kubergrunt")  # the AWS CLI's image, and Gruntwork's `kubergrunt eks token`
+WRAPPER_SHELLS = ("sh", "bash", "dash", "ksh", "zsh")
+
+# How else a kubeconfig's user can authenticate, and which of it are files ("kubectl config set-credentials --help").
+OTHER_WAYS = {
+    "auth-provider": "",
+    "client-certificate": "file",
+    "client-certificate-data": "",
+    "client-key": "file",
+    "client-key-data": "",
+    "password": "",
+    "token": "",
+    "tokenFile": "file",
+    "username": "",
 }
 
 
@@ -4216,6 +4248,7 @@ class Provision(NamedTuple):
     role_arn: str = ""  # for the entry to assume
     alias: str = ""  # the context's name; if empty, the cluster's ARN
     user_alias: str = ""
+    command: str = ""  # how kubectl starts this program; if empty, what works
     kubeconfig: str = ""  # a path to use instead of KUBECONFIG
     proxy_url: str = ""
     endpoint_url: str = ""  # of the EKS API
@@ -4245,6 +4278,7 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
             options.role_arn,
             options.alias,
             options.user_alias,
+            options.command,
             options.kubeconfig,
             set_current=not options.no_set_current and not options.all,
             dry_run=options.dry_run,
@@ -4284,9 +4318,9 @@ def update_kubeconfig_command(invocation: Invocation) -> int:
             role_arn,
             options.get("alias", ""),
             options.get("user_alias", ""),
-            options.get("kubeconfig", ""),
-            options.get("proxy_url", ""),
-            options.get("endpoint_url", ""),
+            kubeconfig=options.get("kubeconfig", ""),
+            proxy_url=options.get("proxy_url", ""),
+            endpoint_url=options.get("endpoint_url", ""),
             dry_run=options.get("dry_run") == "true",
             raw=True,  # people use `… --dry-run > FILE`
             verbose=options.get("verbose") == "true",
@@ -4317,18 +4351,19 @@ def write_entries(invocation: Invocation, wanted: Provision) -> int:
     files = read_kubeconfigs(kubeconfig_paths(invocation, wanted.kubeconfig))  # before we ask anybody for anything
     # kubectl writes what is new to the first file that exists ("kubectl config --help").
     default = next((file.path for file in files if file.content is not None), files[-1].path)
+    command = exec_command(invocation, wanted.command)
     entries, failed = describe(invocation, wanted)
 
     def change(configs: Mapping[str, Config]) -> None:
         for entry in entries:
-            write_entry(configs, default, entry, wanted, exec_command(invocation))
+            write_entry(configs, default, entry, wanted, command)
         current = next(filter(None, (config.get("current-context") for config in configs.values())), None)
         if wanted.set_current and entries and current != entries[-1].context:
             configs[default]["current-context"] = entries[-1].context
 
     if wanted.dry_run:
         new = [decoded(new) for file, new in rewritten(files, change) if new != file.content]
-        show("".join(new) if wanted.raw else summary(entries, wanted, exec_command(invocation)), end="")
+        show("".join(new) if wanted.raw else summary(entries, wanted, command), end="")
         if not wanted.raw:
             say("nothing was written; certificates and secrets are not shown, as in `kubectl config view`")
         return 1 if failed else 0
@@ -4336,9 +4371,7 @@ def write_entries(invocation: Invocation, wanted: Provision) -> int:
     for entry in entries:
         say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was already there'}")
     if wanted.verbose:
-        show(summary(entries, wanted, exec_command(invocation)), end="")
-    if entries and invocation.platform != "win32" and not on_path(PROGRAM, invocation):
-        warn(f"{PROGRAM} is not on PATH, so kubectl will not find it: copy or link it to a directory on PATH")
+        show(summary(entries, wanted, command), end="")
     return 1 if failed else 0
 
 
@@ -4479,25 +4512,88 @@ def summary(entries: Sequence[Entry], wanted: Provision, command: Sequence[str])
     return "".join(f"{line}\n" for line in lines_of(config))
 
 
-def exec_command(invocation: Invocation) -> list[str]:
-    """How kubectl starts this program. It cannot start a shell script on Windows, so it starts Python with the file."""
+def exec_command(invocation: Invocation, named: str = "") -> list[str]:
+    """How kubectl starts this program: as named, or else by its name if PATH leads from there to this file, and by its
+    whole path if not. kubectl cannot start a shell script on Windows, so there it starts Python with the file."""
+    if named:
+        path = os.path.abspath(os.path.expanduser(named))
+        return [path if os.path.basename(named) != named else named]  # a path would be relative to the kubeconfig
     if invocation.platform == "win32" and invocation.build:
         return [sys.executable, "-I", "-S", invocation.file]
-    return [PROGRAM]
+    first = on_path(PROGRAM, invocation)
+    return [PROGRAM if first and os.path.samefile(first, invocation.file) else invocation.file]
 
 
 def our_arguments(user: KubeUser) -> Sequence[str] | None:
     """The arguments that an exec entry passes to this program, or None if it starts another one."""
     if user.plugin() == PROGRAM:
         return user.arguments
-    if user.arguments[:2] == ("-I", "-S") and len(user.arguments) > 2 and program_name(user.arguments[2]) == PROGRAM:
-        return user.arguments[3:]
+    if user.plugin().startswith("python"):
+        after = next((index for index, word in enumerate(user.arguments) if not word.startswith("-")), -1)
+        if after >= 0 and program_name(user.arguments[after]) == PROGRAM:
+            return user.arguments[after + 1 :]
     return None
 
 
+class Plugin(NamedTuple):
+    """The program that an exec entry gets its token from."""
+
+    name: str
+    arguments: tuple[str, ...]
+    wrapper: str = ""  # the program that starts it
+    profile: str | None = ""  # the AWS profile that the wrapper chooses, or None if the wrapper may do other things
+
+
+def find_plugin(user: KubeUser) -> Plugin | None:
+    """The plugin for EKS clusters that an exec entry starts, perhaps through other programs."""
+    import re
+
+    words: Sequence[str] | None = (user.command, *user.arguments)
+    wrapper, profile = "", ""
+    while words:
+        if (name := program_name(words[0])) in ADOPTED:
+            return Plugin(name, tuple(words[1:]), wrapper, profile)
+        wrapper = wrapper or name
+        chosen, words = unwrapped(words)
+        profile = chosen or profile
+    for word in (user.command, *user.arguments):
+        for part in re.split(r"[\s;&|()'\"]+", word):
+            if (name := program_name(part).partition(":")[0]) in (*ADOPTED, *OTHER_PLUGINS):
+                return Plugin(name, (), "" if word == user.command else wrapper, None)
+    return None
+
+
+def unwrapped(words: Sequence[str]) -> tuple[str, Sequence[str] | None]:
+    """The AWS profile that a wrapper chooses, and the words it starts. They are None if it may do anything else."""
+    import shlex
+
+    name, rest = program_name(words[0]), list(words[1:])
+    if (
+        name in WRAPPER_SHELLS
+        and rest[:1] == ["-c"]
+        and len(rest) == 2
+        and not set(rest[1]) & set("\n;&|<>()$`*?[]{}~#!\\")
+    ):
+        try:
+            name, rest = (
+                "env",
+                shlex.split(rest[1].strip().removeprefix("exec ")),
+            )  # variables may come first, as for env
+        except ValueError:
+            return "", None
+    if name == "env":
+        profile = ""
+        while rest and rest[0].startswith("AWS_PROFILE="):
+            profile = rest.pop(0).partition("=")[2]
+        return profile, rest
+    if name == "aws-vault" and rest[:1] == ["exec"] and len(rest) > 2 and not rest[1].startswith("-"):
+        return rest[1], rest[3:] if rest[2] == "--" else rest[2:]
+    return "", None
+
+
 def program_name(command: str) -> str:
-    """A command without its directory and `.exe`, in lower case."""
-    return command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
+    """A command without its directory, spaces and `.exe` or `.cmd`, in lower case."""
+    return command.strip().replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe").removesuffix(".cmd")
 
 
 def kubeconfig_paths(invocation: Invocation, named: str, other: str = "") -> list[str]:
@@ -4572,7 +4668,8 @@ class KubeUser(NamedTuple):
     arguments: tuple[str, ...]
     variables: Mapping[str, str]
     api_version: str
-    others: tuple[str, ...]  # the keys of the user's other ways to authenticate
+    mode: str = ""  # interactiveMode
+    others: Mapping[str, str] = {}  # the user's other ways to authenticate, with the paths of files
 
     def plugin(self) -> str:
         return program_name(self.command)
@@ -4667,8 +4764,8 @@ def compose(text: str) -> Node | None:
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = MOST_LEVELS
     yaml.composer.warn_double_anchors = False  # the warning quotes the file
-    # kubectl reads a tab as a space, except in front of a line. Replacing it does not move anything.
-    text = re.sub(r"(?<=\S)[ \t]*\t[ \t]*", lambda tabs: " " * len(tabs[0]), text)
+    # kubectl reads a tab as a space, but not at the start of a line or after a dash. Replacing it moves nothing.
+    text = re.sub(r"(?<=[^\s-])[ \t]*\t[ \t]*", lambda tabs: " " * len(tabs[0]), text)
     try:
         root: Node | None = next(yaml.compose_all(text), None)
     except MarkedYAMLError as error:
@@ -4772,8 +4869,33 @@ def kube_user(given: Mapping[str, Node]) -> KubeUser:
         tuple(take(word, str, "an item in args") for word in items(entry, "args")),
         {string(pair, "name"): string(pair, "value") for pair in variables},
         string(entry, "apiVersion"),
-        tuple(sorted(given.keys() - {"exec"})),
+        string(entry, "interactiveMode"),
+        {key: string(given, key) if kind else "" for key, kind in OTHER_WAYS.items() if key in given},
     )
+
+
+def kubectl_fault(user: KubeUser, path: str) -> str:
+    """Why kubectl would not run a user's exec entry in this kubeconfig, or "" (kubernetes/client-go,
+    tools/clientcmd/validation.go, and rest/exec.go)."""
+    version = user.api_version.removeprefix(CLIENT_AUTHENTICATION)
+    if version == user.api_version or version not in API_VERSIONS:
+        return f"kubectl rejects the apiVersion {user.api_version!r}"
+    if version == "v1alpha1":
+        return f"kubectl 1.24 and later reject {user.api_version}; v1beta1 is the same"
+    if user.mode not in ("", "Never", "IfAvailable", "Always"):
+        return f"kubectl rejects the interactiveMode {user.mode!r}"
+    if version == "v1" and not user.mode:
+        return f"kubectl rejects {user.api_version} without an interactiveMode"
+    if "" in user.variables:
+        return "kubectl rejects a variable without a name in env"
+    if "auth-provider" in user.others:
+        return "kubectl rejects auth-provider next to exec"
+    if first := [key for key in ("token", "tokenFile", "username") if key in user.others]:
+        return f"kubectl uses the user's {first[0]} and never runs exec"
+    for key, value in user.others.items():
+        if value and not os.path.exists(os.path.join(os.path.dirname(path), value)):
+            return f"kubectl cannot read the user's {key}, {value}: there is no such file"
+    return ""
 
 
 # Writing
@@ -5124,17 +5246,19 @@ class KubectlLock:
 # logout
 
 
-def remove_entries(invocation: Invocation, names: Sequence[str]) -> None:
+def remove_entries(invocation: Invocation, names: Sequence[str], named: str) -> None:
     """Remove the users that use one of these identities, and the contexts and clusters that only they used.
 
     If that fails, it is only a warning, because the identity is forgotten anyway.
     """
     try:
-        paths = kubeconfig_paths(invocation, "")
-        files = read_kubeconfigs(path for path in paths if PROGRAM.encode() in (read_bytes(path) or b""))
+        paths = kubeconfig_paths(invocation, named)
+        if not any(PROGRAM.encode() in (read_bytes(path) or b"") for path in paths):  # it may even be damaged
+            return
+        files = read_kubeconfigs(paths)
         users = {name for file in files for name, user in file.users.items() if entry_identity(user) in names}
         if users:
-            edit(read_kubeconfigs(paths), lambda configs: remove_users(configs, users))
+            edit(files, lambda configs: remove_users(configs, users))
         for user in sorted(users):
             say(f"removed the user {user} from the kubeconfig")
     except Problem as problem:
@@ -5175,7 +5299,7 @@ class ExecUser(NamedTuple):
 
     path: str  # of the kubeconfig
     entry: KubeUser
-    contexts: tuple[str, ...]
+    contexts: Mapping[str, str]  # the contexts' names, and what is wrong with them, or ""
 
 
 def kubeconfigs(invocation: Invocation, named: str = "") -> list[Kubeconfig]:
@@ -5187,14 +5311,19 @@ def atmos_kubeconfig(invocation: Invocation) -> str:
     return os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
 
 
-def exec_users(invocation: Invocation) -> list[ExecUser]:
+def exec_users(invocation: Invocation, named: str = "") -> list[ExecUser]:
     """The users with an exec entry that a context uses. If two files have the same user, kubectl uses the first."""
     users: dict[str, tuple[str, KubeUser]] = {}
     contexts: dict[str, KubeContext] = {}
-    for config in kubeconfigs(invocation):
-        users |= {name: (config.path, user) for name, user in config.users.items() if name not in users}
-        contexts |= {name: context for name, context in config.contexts.items() if name not in contexts}
-    of = {name: tuple(each for each, context in contexts.items() if context.user == name) for name in users}
+    configs = kubeconfigs(invocation, named)
+    for config in configs:
+        users = {name: (config.path, user) for name, user in config.users.items()} | users
+        contexts = {**config.contexts, **contexts}
+    clusters = {cluster for config in configs for cluster in config.clusters}
+    of: dict[str, dict[str, str]] = {name: {} for name in users}
+    for name, context in contexts.items():
+        missing = "" if context.cluster in clusters else f"there is no cluster named {context.cluster!r}"
+        of.setdefault(context.user, {})[name] = missing
     return [ExecUser(path, user, of[name]) for name, (path, user) in users.items() if user.command and of[name]]
 
 
@@ -5209,7 +5338,9 @@ class Found(NamedTuple):
     path: str
     user: str
     entry: KubeUser
+    new: KubeUser
     refusal: str  # why it is left alone, or ""
+    principal: str  # whose tokens the new entry gets, if another program chose that
 
 
 def adopt_command(invocation: Invocation, options: Namespace) -> int:
@@ -5225,8 +5356,9 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
     if options.all and options.context:
         raise usage("--all and --context cannot be used together")
     files = read_kubeconfigs(paths)
-    found = find_entries(files, invocation, options.context)
-    chosen = [one for one in found if not one.refusal and is_chosen(one, invocation, options)]
+    command = exec_command(invocation, options.command)
+    found = [offer(one, command, invocation, options.unwrap) for one in find_entries(files, options.context)]
+    chosen = [one for one in found if not one.refusal and is_chosen(one, options)]
     for one in found:
         if one.refusal:
             say(f"left alone: {one.path}: user {one.user}: {one.refusal}")
@@ -5240,76 +5372,126 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
     elif options.dry_run:
         say("nothing was written: this is a dry run")
     else:
-        ours = exec_command(invocation)
-        changed = edit(
-            files, lambda configs: swap_in(configs, chosen, ours), lambda *file: keep_backup(directory, *file)
-        )
+        changed = edit(files, lambda configs: swap_in(configs, chosen), lambda *file: keep_backup(directory, *file))
         where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
         say(
             f"adopted {len(chosen)} in {', '.join(changed)}; to restore what was there: `{PROGRAM} adopt --undo{where}`"
         )
-    if chosen and invocation.platform != "win32" and not on_path(PROGRAM, invocation):
-        warn(f"{PROGRAM} is not on PATH, so kubectl will not find it: copy or link it to a directory on PATH")
     return 1 if options.context and any(one.refusal for one in found) else 0
 
 
-def find_entries(files: Sequence[Kubeconfig], invocation: Invocation, contexts: Sequence[str]) -> list[Found]:
-    """Other plugins' entries in the files, for these contexts or for all. Raises Problem if a context is missing."""
+def find_entries(files: Sequence[Kubeconfig], contexts: Sequence[str]) -> list[tuple[str, str, KubeUser]]:
+    """Other plugins' entries for these contexts, or all: the file, the user's name, the user. Raises Problem if a
+    context is missing."""
     used = [(name, context.user) for config in files for name, context in config.contexts.items()]
     for name in contexts:
         if name not in dict(used):
             close = nearest(name, dict(used))
             raise Problem(f"there is no context named {name!r}", f"did you mean {close}?" if close else "")
     wanted = {user for name, user in used if name in contexts}
-    found = []
-    for config in files:
-        for user, entry in config.users.items():
-            if not entry.command or our_arguments(entry) is not None or (contexts and user not in wanted):
-                continue
-            if contexts or any(program_name(word) in ADOPTED for word in (entry.command, *entry.arguments)):
-                found.append(Found(config.path, user, entry, refusal(entry, invocation)))
-    return found
+    return [
+        (config.path, name, user)
+        for config in files
+        for name, user in config.users.items()
+        if user.command and our_arguments(user) is None and (name in wanted if contexts else find_plugin(user))
+    ]
 
 
-def refusal(entry: KubeUser, invocation: Invocation) -> str:
-    """Why a user's exec entry cannot be adopted, or ""."""
-    grammar = ADOPTED.get(entry.plugin())
-    version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
-    if grammar is None:
-        return f"its command {entry.command!r} is not one of {', '.join(ADOPTED)}"
-    if version not in API_VERSIONS:
-        return f"its apiVersion {entry.api_version!r} is unknown"
-    if entry.others:
-        return f"it also has {', '.join(entry.others)}"
-    variables = {**invocation.environ, **entry.variables}
+def offer(one: tuple[str, str, KubeUser], command: Sequence[str], invocation: Invocation, unwrap: bool) -> Found:
+    """What an entry would become, or why it is left alone."""
+    path, name, entry = one
+    version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION) or "v1beta1"
+    if version == "v1alpha1":  # it is like v1beta1, and kubectl 1.24 dropped it
+        version = "v1beta1"
+    new = entry._replace(
+        command=command[0],
+        arguments=(*command[1:], *entry.arguments),
+        api_version=CLIENT_AUTHENTICATION + version,
+        mode=entry.mode or ("IfAvailable" if version == "v1" else ""),
+    )
+    principal = ""
+    plugin = find_plugin(entry)
+    if plugin is None:
+        return Found(path, name, entry, new, f"its command {entry.command!r} is not one of {', '.join(ADOPTED)}", "")
     try:
-        if take_apart(grammar, entry.arguments).words[: len(grammar.words)] != grammar.words:
-            return f"its arguments are not those of {' '.join(grammar.words)!r}"
-        parse_request(entry.arguments, {name: value for name, value in variables.items() if value}, version)
+        if fault := kubectl_fault(new, path):
+            raise Problem(fault)
+        # The user can also authenticate in another way, and we cannot tell which one applies.
+        if entry.others:
+            raise Problem(f"it also has {', '.join(entry.others)}")
+        if plugin.name not in ADOPTED:
+            raise Problem(f"it starts {plugin.name}, whose arguments are not known here")
+        if plugin.wrapper and plugin.profile is None:
+            raise Problem(f"it starts {plugin.name} through {plugin.wrapper}, which may do more than choose a profile")
+        if plugin.wrapper and not unwrap:
+            raise Problem(f"it starts {plugin.name} through {plugin.wrapper}; --unwrap replaces both")
+        request = understood(plugin, entry, invocation.environ, version)
+        if plugin.wrapper:
+            new = new._replace(arguments=(*command[1:], *direct_arguments(plugin, entry, request)))
+            principal = principal_of(invocation, request._replace(grammar=PROGRAM, identity=plugin.profile or ""))
     except Problem as problem:
-        return f"its arguments are not understood: {problem.message}"
-    return ""
+        return Found(path, name, entry, new, problem.message, "")
+    return Found(path, name, entry, new, "", principal)
 
 
-def is_chosen(one: Found, invocation: Invocation, options: Namespace) -> bool:
+def understood(plugin: Plugin, entry: KubeUser, environ: Mapping[str, str], version: str) -> Request:
+    """What an entry asks its plugin for. Raises Problem."""
+    grammar = ADOPTED[plugin.name]
+    variables = {name: value for name, value in {**environ, **entry.variables}.items() if value}
+    try:
+        if take_apart(grammar, plugin.arguments).words[: len(grammar.words)] != grammar.words:
+            raise Problem(f"its arguments are not those of {' '.join(grammar.words)!r}")
+        return parse_request(plugin.arguments, variables, version)
+    except Problem as problem:
+        if problem.status == 2:
+            raise Problem(f"its arguments are not understood: {problem.message}") from None
+        raise
+
+
+def direct_arguments(plugin: Plugin, entry: KubeUser, request: Request) -> list[str]:
+    """Arguments for this program that ask for the same as a plugin whose wrapper has chosen a profile."""
+    options = take_apart(ADOPTED[plugin.name], plugin.arguments).options
+    region = options.get("region") or region_variable(entry.variables)
+    if not region:
+        raise Problem(f"{plugin.wrapper} may choose a region too, and the entry names none")
+    harmless = ("_REGION", "_REGIONAL_ENDPOINTS")
+    if other := [name for name in entry.variables if name.startswith("AWS_") and not name.endswith(harmless)]:
+        raise Problem(f"{plugin.wrapper} and {', '.join(other)} choose its credentials")
+    cluster = "--cluster-id" if plugin.name in ("aws", "aws2") and options.get("cluster_id") else "--cluster-name"
+    given = {
+        cluster: request.cluster,
+        "--region": region,
+        "--identity": request.identity or plugin.profile or "",
+        "--role-arn": request.role_arn,
+        "--external-id": request.external_id,
+        "--session-name": request.session_name,
+    }
+    return [word for option, value in given.items() if value for word in (option, value)]
+
+
+def principal_of(invocation: Invocation, request: Request) -> str:
+    """The ARN that AWS knows the credentials for a request by. Raises Problem."""
+    resolver = Resolver(invocation, open_cache(invocation), interactive=False)
+    credentials = resolver.credentials(request)
+    session = resolver.session or resolver.open_session(Choice(resolver.name, named=True, environment=False), request)
+    return str(caller_identity(session, credentials)["Arn"])
+
+
+def is_chosen(one: Found, options: Namespace) -> bool:
     """Show an entry before and after. If the options do not choose it, a person decides."""
     say(f"{one.path}: user {one.user}")
-    for sign, entry in (("-", one.entry), ("+", adopted(one.entry, exec_command(invocation)))):
+    for sign, entry in (("-", one.entry), ("+", one.new)):
         version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
         say(f"  {sign} {' '.join([entry.command, *entry.arguments])}  ({version})")
+    if one.principal:
+        say(f"  its tokens are for {one.principal}")
     if options.all or options.context or options.dry_run:
         return True
     return ask("  adopt it? [y/N] ").lower() in ("y", "yes")
 
 
-def adopted(entry: KubeUser, ours: Sequence[str]) -> KubeUser:
-    command, *arguments = ours
-    version = entry.api_version.replace("v1alpha1", "v1beta1")  # they are alike, and kubectl 1.24 dropped v1alpha1
-    return entry._replace(command=command, arguments=(*arguments, *entry.arguments), api_version=version)
-
-
-def swap_in(configs: Mapping[str, Config], chosen: Sequence[Found], ours: Sequence[str]) -> None:
-    """Put this program into the chosen entries. Raises Problem if one has changed since it was shown."""
+def swap_in(configs: Mapping[str, Config], chosen: Sequence[Found]) -> None:
+    """Write the new entries. Raises Problem if one has changed since it was shown."""
     names = {(one.path, one.user): one for one in chosen}
     done: dict[int, Found] = {}
     for path, config in configs.items():
@@ -5318,15 +5500,17 @@ def swap_in(configs: Mapping[str, Config], chosen: Sequence[Found], ours: Sequen
             plugin = (user.get("user") or {}).get("exec") or {}
             if one is None or id(plugin) in done:
                 continue
-            arguments = plugin.get("args") or []
-            if (plugin.get("command"), tuple(arguments)) != (one.entry.command, one.entry.arguments):
+            old, new = one.entry, one.new
+            if (plugin.get("command"), tuple(plugin.get("args") or ())) != (old.command, old.arguments):
                 raise Problem(f"{path}: the user {one.user} has changed meanwhile", "try again")
-            new = adopted(one.entry, ours)
-            plugin["command"] = new.command
-            if new.arguments != one.entry.arguments:
-                plugin["args"] = list(new.arguments)
-            if new.api_version != one.entry.api_version:
-                plugin["apiVersion"] = new.api_version
+            for key, before, after in (
+                ("apiVersion", old.api_version, new.api_version),
+                ("args", old.arguments, new.arguments),
+                ("command", old.command, new.command),
+                ("interactiveMode", old.mode, new.mode),
+            ):
+                if before != after:
+                    plugin[key] = list(after) if key == "args" else after
             done[id(plugin)] = one
     for path, config in configs.items():
         for user in items_of(config, "users"):
@@ -5901,7 +6085,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
             write_identities(resolver.store.path, Stored(default, identities))
     forget_answers(resolver.store)
     if not options.keep_kubeconfig:
-        remove_entries(invocation, names)
+        remove_entries(invocation, names, options.kubeconfig)
     say("removed every identity" if options.all else f"removed {options.name}")
     return 0
 
@@ -6059,7 +6243,7 @@ def doctor_command(invocation: Invocation, options: Namespace) -> int:
     import json
 
     checks = []
-    for check in diagnoses(invocation, options.online):
+    for check in diagnoses(invocation, options.online, options.kubeconfig):
         checks.append(check)
         if options.output == "text":
             show(f"{check.status:5} {one_line(check.name)}: {one_line(check.found)}")
@@ -6071,7 +6255,7 @@ def doctor_command(invocation: Invocation, options: Namespace) -> int:
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 
-def diagnoses(invocation: Invocation, online: bool) -> Iterable[Check]:
+def diagnoses(invocation: Invocation, online: bool, kubeconfig: str) -> Iterable[Check]:
     yield check_python(invocation)
     yield check_executable(invocation)
     yield check_cache(invocation)
@@ -6093,7 +6277,7 @@ def diagnoses(invocation: Invocation, online: bool) -> Iterable[Check]:
         yield check_clock(invocation.environ)
 
     yield check_kubectl(invocation)
-    yield from check_contexts(invocation)
+    yield from check_contexts(invocation, kubeconfig)
 
 
 # The program
@@ -6367,31 +6551,40 @@ def check_kubectl(invocation: Invocation) -> Check:
     return Check("kubectl", "ok", f"{version}, {path}")
 
 
-def check_contexts(invocation: Invocation) -> Iterable[Check]:
+def check_contexts(invocation: Invocation, named: str) -> Iterable[Check]:
     """Each context: whether it gets a token, or which other plugin it still uses."""
     from concurrent.futures import ThreadPoolExecutor
 
     try:
-        users = exec_users(invocation)
+        users = exec_users(invocation, named)
     except Problem as problem:
         yield Check("kubeconfig", "fail", problem.message, problem.hint)
         return
     ours = [user for user in users if our_arguments(user.entry) is not None]
-    others = [user for user in users if user.entry.plugin() in ADOPTED]
+    others = [user for user in users if our_arguments(user.entry) is None and find_plugin(user.entry)]
+    where = f" --kubeconfig {shell_word(named, invocation.platform)}" if named else ""
     if ours:
         yield Check("kubeconfig", "ok", f"contexts that use {PROGRAM}: {sum(len(user.contexts) for user in ours)}")
     else:
-        hint = f"`{PROGRAM} adopt` switches those of other plugins" if others else f"see `{PROGRAM} kubeconfig --help`"
+        hint = (
+            f"`{PROGRAM} adopt{where}` switches those of other plugins"
+            if others
+            else f"see `{PROGRAM} kubeconfig --help`"
+        )
         yield Check("kubeconfig", "warn", f"no context uses {PROGRAM}", hint)
     with ThreadPoolExecutor(CONTEXTS_AT_ONCE) as pool:
         outcomes = pool.map(lambda user: try_entry(user, invocation), ours)
         for user, (status, found, hint) in zip(ours, outcomes, strict=True):
-            for context in user.contexts:
-                yield Check(f"context {context}", status, found, hint)
+            for context, missing in user.contexts.items():
+                yield (
+                    Check(f"context {context}", "fail", missing)
+                    if missing
+                    else Check(f"context {context}", status, found, hint)
+                )
     directory = data_home(invocation.environ, invocation.platform)
     for user in others:
         for context in user.contexts:
-            yield Check(f"context {context}", "warn", *about_other(user, context, directory))
+            yield Check(f"context {context}", "warn", *about_other(user, context, directory, where))
 
 
 def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
@@ -6400,10 +6593,9 @@ def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
     import shutil
 
     named_version, command = user.entry.api_version, user.entry.command
+    if fault := kubectl_fault(user.entry, user.path):
+        return "fail", fault, f"change it in {user.path}"
     version = named_version.removeprefix(CLIENT_AUTHENTICATION)
-    if version == "v1alpha1":
-        hint = f"change it to {CLIENT_AUTHENTICATION}v1beta1, which is the same and works everywhere"
-        return "fail", f"kubectl 1.24 and later reject {named_version}", hint
     known = [raw for raw, about in KUBECTL_EXEC_INFO.items() if about == (version, False)]
     info = known[0] if known else json.dumps({"kind": "ExecCredential", "apiVersion": named_version, "spec": {}})
     environ = {**invocation.environ, **user.entry.variables, "KUBERNETES_EXEC_INFO": info}
@@ -6419,20 +6611,25 @@ def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
         return "fail", problem.message, problem.hint
     except (ValueError, KeyError, TypeError):
         return "fail", f"{command} did not print an ExecCredential", ""
-    return "ok", f"a token until {expires}, in {milliseconds(took)}", ""
+    found = f"a token until {expires}, in {milliseconds(took)}"
+    if user.entry.mode == "Always":
+        return "warn", f"{found}, but only at a terminal", "change interactiveMode: Always to IfAvailable"
+    return "ok", found, ""
 
 
-def about_other(user: ExecUser, context: str, directory: str | None) -> tuple[str, str]:
+def about_other(user: ExecUser, context: str, directory: str | None, where: str) -> tuple[str, str]:
     """What to say about a context that uses a slower plugin, and what to do."""
-    import shlex
-
-    plugin = user.entry.plugin()
-    way_out = f"{PROGRAM} adopt --context {shlex.quote(context)}"
+    plugin = find_plugin(user.entry)
+    assert plugin is not None
+    name = f"{plugin.name}, through {plugin.wrapper}" if plugin.wrapper else plugin.name
+    way_out = f"{PROGRAM} adopt --context {shell_word(context)}{' --unwrap' if plugin.wrapper else ''}{where}"
+    if plugin.profile is None:
+        way_out = f"see `{PROGRAM} kubeconfig --help`"
     kept = backups(user.path, directory)
     if not kept or content_hash(read_bytes(user.path) or b"") == kept[-1][1]:
-        return f"still uses {plugin}", way_out
-    found = f"uses {plugin} again, or still: {user.path} has changed since entries in it were adopted"
-    return found, "; ".join([way_out, *([REWRITERS[plugin]] if plugin in REWRITERS else [])])
+        return f"still uses {name}", way_out
+    found = f"uses {name} again, or still: {user.path} has changed since entries in it were adopted"
+    return found, "; ".join([way_out, *([REWRITERS[plugin.name]] if plugin.name in REWRITERS else [])])
 
 
 # -- 12. completion ---------------------------------------------------------------------------------------------------

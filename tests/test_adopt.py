@@ -1,16 +1,27 @@
 """`adopt`: kubeconfigs as other programs write them work with kubectl before and after, and come back to the byte."""
 
+import difflib
+import json
 import os
+import re
+import shlex
 import stat
 import sys
+import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from conftest import Completed, Sandbox, kubectls, missing
+from conftest import Completed, Sandbox, invocation, kubectls, missing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kubeconfigs import WILD
 from servers import AccessKey, ApiServer, RecordingProxy
-from test_kubeconfig import EACH_KUBECTL, by_name, config_path, is_let_in, ran, tree, view
+from test_kubeconfig import by_name, config_path, is_let_in, ran, tree, view
+
+import eks_token
 
 HEAD = """\
 # written by another program
@@ -30,16 +41,14 @@ users:
 """
 
 
-class Form:
-    """How a program writes a user, its names, and which program its command is."""
+class Form(NamedTuple):
+    """How a program writes a user, and that user's name."""
 
-    def __init__(self, command: str, user: str, text: str, cluster: str = "", works_before: bool = True) -> None:
-        self.command, self.user, self.text = command, user, text
-        self.cluster = cluster or user
-        self.works_before = works_before
+    user: str
+    text: str
 
     def kubeconfig(self, server: ApiServer) -> str:
-        names = {"cluster": self.cluster, "context": self.cluster, "user": self.user}
+        names = {"cluster": "c", "context": "c", "user": self.user}
         return HEAD.format(server=server.url, ca=server.ca_data, **names) + self.text.lstrip("\n")
 
 
@@ -47,7 +56,6 @@ ARN = "arn:aws:eks:us-east-1:123456789012:cluster/demo"
 FORMS = {
     # awscli/customizations/eks/update_kubeconfig.py, with a profile; v2 writes the same
     "the AWS CLI": Form(
-        "aws",
         ARN,
         f"""
 - name: {ARN}
@@ -71,7 +79,6 @@ FORMS = {
     ),
     # v1 before 1.20, in order of its keys
     "an old AWS CLI": Form(
-        "aws",
         ARN,
         f"""
 - name: {ARN}
@@ -81,10 +88,8 @@ FORMS = {
       args: [--region, us-east-1, eks, get-token, --cluster-name, demo, --profile, dev]
       command: aws
 """,
-        works_before=False,  # kubectl 1.24 dropped v1alpha1
     ),
     "the AWS CLI by path": Form(
-        "aws",
         ARN,
         f"""
 - name: {ARN}
@@ -96,7 +101,6 @@ FORMS = {
     ),
     # eksctl, pkg/utils/kubeconfig: user@cluster.region.eksctl.io
     "eksctl with the AWS CLI": Form(
-        "aws",
         "alice@demo.us-east-1.eksctl.io",
         """
 - name: alice@demo.us-east-1.eksctl.io
@@ -121,10 +125,8 @@ FORMS = {
       interactiveMode: IfAvailable
       provideClusterInfo: false
 """,
-        cluster="demo.us-east-1.eksctl.io",
     ),
     "eksctl with aws-iam-authenticator": Form(
-        "aws-iam-authenticator",
         "alice@demo.us-east-1.eksctl.io",
         """
 - name: alice@demo.us-east-1.eksctl.io
@@ -138,11 +140,9 @@ FORMS = {
       - {name: AWS_DEFAULT_REGION, value: us-east-1}
       - {name: AWS_PROFILE, value: dev}
 """,
-        cluster="demo.us-east-1.eksctl.io",
     ),
     # aws-iam-authenticator's README, section 6 and "Specifying Credentials & Using AWS Profiles"
     "aws-iam-authenticator's README": Form(
-        "aws-iam-authenticator",
         "kubernetes-admin",
         """
 - name: kubernetes-admin
@@ -162,7 +162,6 @@ FORMS = {
     ),
     # terraform-aws-modules/terraform-aws-eks, templates/kubeconfig.tpl, up to version 17
     "Terraform's EKS module": Form(
-        "aws-iam-authenticator",
         "eks_demo",
         """
 - name: eks_demo
@@ -178,10 +177,8 @@ FORMS = {
         - name: AWS_PROFILE
           value: dev
 """,
-        works_before=False,
     ),
     "Heptio's": Form(
-        "heptio-authenticator-aws",
         "aws",
         """
 - name: aws
@@ -192,11 +189,9 @@ FORMS = {
       args: ["token", "-i", "demo"]
       env: [{name: AWS_PROFILE, value: dev}]
 """,
-        works_before=False,
     ),
     # cloudposse/atmos, pkg/auth/cloud/kube/config.go and aws/eks.go
     "Atmos": Form(
-        "atmos",
         "atmos-eks-demo-us-east-1",
         """
 - name: atmos-eks-demo-us-east-1
@@ -219,10 +214,8 @@ FORMS = {
       interactiveMode: Never
       provideClusterInfo: false
 """,
-        cluster=ARN,
     ),
 }
-EACH_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
 
 
 @pytest.fixture
@@ -273,57 +266,124 @@ def adopt(home: Sandbox, *args: str | Path, **more: Any) -> Completed:
 # --- every form ---------------------------------------------------------------------------------------------
 
 
-@EACH_FORM
-def test_kubectl_works_before_and_after_and_undo_gives_the_bytes_back(
-    form: Form, laptop: Sandbox, api_server: ApiServer, moto: RecordingProxy
-) -> None:
-    path = laptop.write(".kube/config", form.kubeconfig(api_server).replace("BIN", str(laptop.root / "bin")))
-    first, before = path.read_bytes(), execs(laptop)[form.user]
-    if form.works_before:
-        # the AWS CLI signs for whatever host this names
-        assert is_let_in(laptop, env={"AWS_ENDPOINT_URL": None})
-    seen = set(api_server.principals)
-    done = adopt(laptop, "--all")
-    assert f"  - {before['command']} " in done.stderr and "  + eks-token " in done.stderr
-
-    # the original is not needed any more
-    for name in ("aws", "aws-iam-authenticator", "heptio-authenticator-aws", "atmos"):
-        (laptop.root / "bin" / name).unlink()
-    assert is_let_in(laptop)
-    assert set(api_server.principals) | seen == {moto.keys[laptop_key(laptop)].arn}
-    after = execs(laptop)[form.user]
-    assert after["command"] == "eks-token"
-    assert after["apiVersion"] == before["apiVersion"].replace("v1alpha1", "v1beta1")
-    for kept in ("args", "env", "interactiveMode", "installHint", "provideClusterInfo"):
-        assert after.get(kept) == before.get(kept)
-
-    adopt(laptop, "--undo")
+@pytest.mark.parametrize("name", WILD)
+def test_adopt_changes_the_command_and_undo_gives_the_bytes_back(name: str, tmp_path: Path) -> None:
+    text = WILD[name]
+    first = text if isinstance(text, bytes) else text.encode()
+    path = tmp_path / "config"
+    path.write_bytes(first)
+    adopted = adopt_here(path)
+    before, after = (eks_token.decoded(content).split("\n") for content in (first, path.read_bytes()))
+    changed = [line for line in difflib.ndiff(before, after) if line[0] in "-+"]
+    for line in changed:
+        assert re.search("command|eks-token|aws$|v1alpha1|v1beta1", line), line
+    assert sum(line[0] == "+" and "eks-token" in line for line in changed) == (
+        3 if name.startswith("anch") else adopted
+    ) - (name == "anchors"), changed
+    assert adopt_here(path) == 0
+    if adopted:
+        assert eks_token.undo([str(path)], str(tmp_path / "data"), dry_run=False) == 0
     assert path.read_bytes() == first
-    assert [file.name for file in path.parent.iterdir() if file.name != "cache"] == ["config"]  # kubectl's
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
-def laptop_key(home: Sandbox) -> str:
-    return (home.home / ".aws/credentials").read_text().split("aws_access_key_id = ")[1].split()[0]
+QUOTES = st.sampled_from(["{}", "'{}'", '"{}"', "{}  # a comment", "&a {}"])
 
 
-@EACH_KUBECTL
-def test_each_kubectl_writes_them(laptop: Sandbox, all_forms: Path) -> None:
-    first = all_forms.read_bytes()
-    before = view(laptop)
-    adopt(laptop, "--all")
-    after = view(laptop)
-    assert {user["command"] for user in execs(laptop).values()} == {"eks-token"}
-    assert [after[kind] for kind in ("clusters", "contexts")] == [before[kind] for kind in ("clusters", "contexts")]
-    assert is_let_in(laptop, "--context", "0")
+@st.composite
+def generated(draw: st.DrawFn) -> tuple[str, str]:
+    """A kubeconfig as somebody may write it, and what `adopt` should make of it."""
+    newline, margin = draw(st.sampled_from(["\n", "\r\n"])), " " * draw(st.sampled_from([0, 2, 4]))
+    lines: list[str] = []
+    adopted: list[str] = []
+    for number in range(draw(st.integers(1, 5))):
+        command = draw(st.sampled_from(["aws", "/opt/bin/aws", "aws.exe", "kubelogin", "eks-token"]))
+        words = draw(st.sampled_from([GET_TOKEN.split()[1:], ["eks", "get-token", "--cluster-name", "a_b"]]))
+        quote, is_flow, below = draw(QUOTES), draw(st.booleans()), draw(st.sampled_from(["", "# x", "  ", "env:"]))
+        new = "eks-token" if "aws" in command else command
+        for text, becomes in ((lines, command), (adopted, new)):
+            at = margin + "      "
+            text += [f"{margin}- name: ünï 蟲 {number}", f"{margin}  user:", f"{margin}   exec:"]
+            text += [f"{at}command: {quote.format(becomes)}", f"{at}apiVersion: client.authentication.k8s.io/v1beta1"]
+            text += (
+                [f"{at}args: {json.dumps(words)}"] if is_flow else [f"{at}args:", *(f"{at}- {word}" for word in words)]
+            )
+            text += [f"{at}{below}"]
+    head, end = ["# mine", "users:"], draw(st.sampled_from(["", "\n", "\n---\n- x"])).replace("\n", newline)
+    return newline.join(head + lines) + end, newline.join(head + adopted) + end
+
+
+@given(texts=generated())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_undo_is_the_identity_and_adopt_changes_commands_only(texts: tuple[str, str], tmp_path: Path) -> None:
+    before, after = texts
+    path = Path(tempfile.mkdtemp(dir=tmp_path), "config")
+    path.write_bytes(before.encode())
+    adopted = adopt_here(path)
+    assert path.read_bytes().decode() == after
+    assert adopt_here(path) == 0
+    if adopted:
+        eks_token.undo([str(path)], str(path.parent / "data"), dry_run=False)
+    assert path.read_bytes().decode() == before
+
+
+def adopt_here(path: Path) -> int:
+    """Adopts in this process, and returns how many users were."""
+    here = invocation(environ={"HOME": str(path.parent)})
+    files = eks_token.read_kubeconfigs([str(path)])
+    offers = [eks_token.offer(one, ["eks-token"], here, False) for one in eks_token.find_entries(files, ())]
+    chosen = [one for one in offers if not one.refusal]
+    data = str(path.parent / "data")
+    eks_token.edit(
+        files,
+        lambda configs: eks_token.swap_in(configs, chosen),
+        lambda *file: eks_token.keep_backup(data, *file),
+    )
+    return len(chosen)
+
+
+def test_each_form_works_before_and_after(laptop: Sandbox, all_forms: Path, api_server: ApiServer) -> None:
+    if is_real_aws := (laptop.root / "bin/aws").resolve() != laptop.executable:
+        # the AWS CLI signs for whatever host this names
+        assert is_let_in(laptop, "--context", "0", env={"AWS_ENDPOINT_URL": None})
+    seen = len(api_server.principals)
+    assert (seen > 0) == is_real_aws
+    first, before = all_forms.read_bytes(), execs(laptop)
+    done = adopt(laptop, "--all")
+    assert done.stderr.count("  - ") == done.stderr.count("  + eks-token ") == len(FORMS)
+    (laptop.root / "bin/aws").unlink()
+    for number, _ in numbered():
+        assert is_let_in(laptop, "--context", str(number))
+    assert len(set(api_server.principals)) == 1 and len(api_server.principals) > seen
+    for name, entry in execs(laptop).items():
+        old = before[name]
+        version = old["apiVersion"].replace("v1alpha1", "v1beta1")
+        assert entry == {**old, "command": "eks-token", "apiVersion": version}
+    assert "there is nothing to adopt" in adopt(laptop, "--all").stderr
     adopt(laptop, "--undo")
     assert all_forms.read_bytes() == first
 
 
-def test_a_second_time_there_is_nothing_to_adopt(laptop: Sandbox, all_forms: Path) -> None:
-    adopt(laptop, "--all")
-    before = tree(laptop)
-    assert "there is nothing to adopt" in adopt(laptop, "--all").stderr
-    assert tree(laptop) == before
+@pytest.mark.parametrize("kubectl", [*kubectls()[:1], *kubectls()[-1:]] or [None], ids=str)
+def test_kubectl_sees_the_change_and_no_other(kubectl: Path | None, tmp_path: Path, home: Sandbox) -> None:
+    kubectl = kubectl or missing("kubectl")
+
+    def compare(text: str | bytes) -> None:
+        path = tmp_path / str(id(text)) / "config"
+        path.parent.mkdir()
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        view = ["config", "view", "--raw", "-o", "json", "--kubeconfig", str(path)]
+        before = json.loads(ran(home, *view, command=[kubectl]).stdout)
+        adopt_here(path)
+        after = json.loads(ran(home, *view, command=[kubectl]).stdout)
+        for user in before["users"] or []:
+            entry = user["user"].get("exec") or {}
+            if eks_token.program_name(entry.get("command", "")) in eks_token.ADOPTED:
+                entry |= {"command": "eks-token", "apiVersion": entry["apiVersion"].replace("v1alpha1", "v1beta1")}
+        assert after == before
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(compare, WILD.values()))
 
 
 def test_a_dry_run_shows_and_writes_nothing(laptop: Sandbox, all_forms: Path) -> None:
@@ -331,15 +391,6 @@ def test_a_dry_run_shows_and_writes_nothing(laptop: Sandbox, all_forms: Path) ->
     done = adopt(laptop, "--all", "--dry-run")
     assert done.stderr.count("  + eks-token ") == len(FORMS)
     assert tree(laptop) == before
-
-
-def test_commands_by_path_and_of_windows_are_known(laptop: Sandbox, all_forms: Path) -> None:
-    text = all_forms.read_text()
-    text = text.replace("command: aws\n", "command: C:\\Program Files\\Amazon\\AWSCLIV2\\aws.exe\n")
-    text = text.replace("command: atmos\n", "command: /opt/homebrew/bin/atmos\n")
-    all_forms.write_text(text)
-    adopt(laptop, "--all")
-    assert {user["command"] for user in execs(laptop).values()} == {"eks-token"}
 
 
 # --- some of them -------------------------------------------------------------------------------------------
@@ -426,55 +477,118 @@ def test_wrong_words_change_nothing(args: list[str], status: int, said: str, lap
     assert tree(laptop) == before
 
 
-# --- what is left alone -------------------------------------------------------------------------------------
+# --- what is left alone, repaired or unwrapped -----------------------------------------------------------------
 
-ODD = {
-    "another command of aws": ("aws", "[sts, get-caller-identity]", "its arguments are not those of 'eks get-token'"),
-    "no arguments": ("aws", "[]", "its arguments are not those of 'eks get-token'"),
-    "an unknown option": ("aws", "[eks, get-token, --cluster-name, demo, --frobnicate]", "--frobnicate"),
-    "an unknown output": ("aws", "[eks, get-token, --cluster-name, demo, --output, yaml]", "--output yaml"),
-    "Atmos's profile": ("atmos", "[aws, eks, token, --cluster-name, d, --region, r, --profile, x]", "--profile"),
-    "the words of another": ("atmos", "[eks, get-token, --cluster-name, demo]", "not those of 'aws eks token'"),
-    "a shell": ("sh", "[-c, aws eks get-token --cluster-name demo]", None),
-    "a wrapper": ("aws-vault", "[exec, dev, --, aws, eks, get-token, --cluster-name, demo]", "its command 'aws-vault'"),
-    "another cloud's": ("gke-gcloud-auth-plugin", "[]", None),
-    "ours": ("eks-token", "[eks, get-token, --cluster-name, demo]", None),
-}
+GET_TOKEN = "aws eks get-token --cluster-name demo --region us-east-1"
+UNWRAP = "--unwrap replaces both"
+MORE = "which may do more than choose a profile"
 
 
-@pytest.mark.parametrize(("command", "args", "said"), ODD.values(), ids=list(ODD))
-def test_what_is_not_understood_is_left_alone_and_named(
-    command: str, args: str, said: str | None, laptop: Sandbox, all_forms: Path
-) -> None:
-    text = "- name: odd one\n  user: {exec: {apiVersion: client.authentication.k8s.io/v1beta1, "
-    all_forms.write_text(all_forms.read_text() + text + f"command: {command}, args: {args}}}}}\n")
-    before = execs(laptop)["odd one"]
-    done = adopt(laptop, "--all")
-    assert execs(laptop)["odd one"] == before
-    left = [line for line in done.stderr.splitlines() if line.startswith("left alone: ") and "user odd one" in line]
-    assert len(left) == (said is not None) and all(str(said) in line for line in left)
-    assert execs(laptop)["u0"]["command"] == "eks-token"
+def user(command: str, *args: str, **more: Any) -> eks_token.KubeUser:
+    version = more.pop("version", "client.authentication.k8s.io/v1beta1")
+    return eks_token.KubeUser(command, args, more.pop("variables", {}), version, **more)
+
+
+def offered(entry: eks_token.KubeUser, unwrap: bool = False) -> eks_token.Found:
+    here = invocation(environ={"HOME": "/nowhere"})
+    return eks_token.offer(("/nowhere/config", "u", entry), ["eks-token"], here, unwrap)
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("line", "refusal"),
     [
-        pytest.param("client-certificate: ../x.pem, ", "it also has client-certificate", id="a certificate too"),
-        pytest.param("", "its apiVersion 'client.authentication.k8s.io/v2' is unknown", id="another apiVersion"),
+        pytest.param(GET_TOKEN, "", id="the AWS CLI"),
+        pytest.param(GET_TOKEN.replace("aws", "aws.cmd"), "", id="of Windows"),
+        pytest.param(GET_TOKEN.replace("aws", "aws2"), "", id="a preview of version 2"),
+        pytest.param(GET_TOKEN.replace("aws", "'aws '"), "", id="with a space"),
+        pytest.param("aws sts get-caller-identity", "its arguments are not those of 'eks get-token'", id="other words"),
+        pytest.param("aws", "its arguments are not those of 'eks get-token'", id="no words"),
+        pytest.param(f"{GET_TOKEN} --frobnicate", "not understood: unknown option --frobnicate", id="an option"),
+        pytest.param(f"{GET_TOKEN} --output yaml", "not understood: --output yaml", id="an output"),
+        pytest.param("atmos aws eks token --cluster-name d --region r --profile x", "--profile", id="Atmos's profile"),
+        pytest.param("atmos eks get-token --cluster-name demo", "not those of 'aws eks token'", id="of another"),
+        pytest.param(f"sh -c '{GET_TOKEN}'", f"it starts aws through sh; {UNWRAP}", id="a shell"),
+        pytest.param(f"bash -lc '{GET_TOKEN}'", f"it starts aws through bash, {MORE}", id="a login shell"),
+        pytest.param(f"/bin/sh -c '{GET_TOKEN} | cat'", f"it starts aws through sh, {MORE}", id="a pipe"),
+        pytest.param(f"env AWS_PROFILE=dev {GET_TOKEN}", f"it starts aws through env; {UNWRAP}", id="env"),
+        pytest.param(f"env PATH=/x {GET_TOKEN}", f"it starts aws through env, {MORE}", id="another variable"),
+        pytest.param(
+            f"aws-vault exec dev -- {GET_TOKEN}", f"it starts aws through aws-vault; {UNWRAP}", id="aws-vault"
+        ),
+        pytest.param(f"aws-vault exec -d 8h dev -- {GET_TOKEN}", f"through aws-vault, {MORE}", id="aws-vault's option"),
+        pytest.param(f"saml2aws exec -- {GET_TOKEN}", f"it starts aws through saml2aws, {MORE}", id="saml2aws"),
+        pytest.param(f"op plugin run -- {GET_TOKEN}", f"it starts aws through op, {MORE}", id="1Password"),
+        pytest.param(f"assume dev --exec '{GET_TOKEN}'", f"it starts aws through assume, {MORE}", id="granted"),
+        pytest.param("docker run amazon/aws-cli:2 eks get-token", "it starts aws-cli, whose arguments", id="docker"),
+        pytest.param("kubergrunt eks token", "it starts kubergrunt, whose arguments are not known", id="kubergrunt"),
+        pytest.param(
+            "gke-gcloud-auth-plugin", "its command 'gke-gcloud-auth-plugin' is not one of", id="another cloud"
+        ),
     ],
 )
-def test_a_named_context_that_is_left_alone_is_a_failure(
-    more: str, said: str, laptop: Sandbox, all_forms: Path
-) -> None:
-    version = "v1beta1" if more else "v2"
-    text = all_forms.read_text().replace("contexts:\n", "contexts:\n- {name: odd, context: {cluster: c, user: odd}}\n")
-    text += f"- name: odd\n  user: {{{more}exec: {{apiVersion: client.authentication.k8s.io/{version}, command: aws, "
-    all_forms.write_text(text + "args: [eks, get-token, --cluster-name, demo]}}\n")
+def test_every_plugin_is_known_and_left_alone_for_a_reason(line: str, refusal: str) -> None:
+    command, *args = shlex.split(line)
+    found = offered(user(command, *args))
+    assert refusal in found.refusal and bool(refusal) == bool(found.refusal)
+    plugin = eks_token.find_plugin(user(command, *args))
+    assert (plugin is None) == line.startswith("gke")
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        pytest.param({"version": "client.authentication.k8s.io/v1"}, "", id="no interactiveMode: repaired"),
+        pytest.param({"version": "v1beta1"}, "", id="no group: repaired"),
+        pytest.param({"version": ""}, "", id="no apiVersion: repaired"),
+        pytest.param({"version": "client.authentication.k8s.io/v2"}, "rejects the apiVersion", id="another version"),
+        pytest.param({"mode": "Sometimes"}, "kubectl rejects the interactiveMode 'Sometimes'", id="another mode"),
+        pytest.param({"variables": {"": "x"}}, "kubectl rejects a variable without a name", id="an unnamed variable"),
+        pytest.param({"others": {"token": ""}}, "kubectl uses the user's token and never runs exec", id="a token too"),
+        pytest.param({"others": {"auth-provider": ""}}, "kubectl rejects auth-provider", id="an auth-provider too"),
+        pytest.param({"others": {"client-key": "x.pem"}}, "there is no such file", id="a key that is missing"),
+        pytest.param({"others": {"client-key-data": ""}}, "it also has client-key-data", id="a key too"),
+    ],
+)
+def test_what_kubectl_refuses_is_repaired_or_left_alone(change: dict[str, Any], refusal: str) -> None:
+    found = offered(user(*GET_TOKEN.split(), **change))
+    assert refusal in found.refusal and bool(refusal) == bool(found.refusal)
+    if not refusal:
+        assert eks_token.kubectl_fault(found.entry, "") and not eks_token.kubectl_fault(found.new, "")
+
+
+def test_a_wrapper_is_replaced_on_request(laptop: Sandbox, api_server: ApiServer, moto: RecordingProxy) -> None:
+    text = api_server.kubeconfig({"command": "aws-vault", "args": ["exec", "dev", "--", *GET_TOKEN.split()]})
+    path = laptop.write(".kube/config", text)
+    assert "--unwrap replaces both" in adopt(laptop, "--all").stderr
+    assert path.read_text() == text
+    assert f"its tokens are for {moto.keys[laptop_key(laptop)].arn}" in adopt(laptop, "--all", "--unwrap").stderr
+    (entry,) = execs(laptop).values()
+    assert entry["args"] == ["--cluster-name", "demo", "--region", "us-east-1", "--identity", "dev"]
+    assert is_let_in(laptop)
+    adopt(laptop, "--undo")
+    assert path.read_text() == text
+
+
+def laptop_key(home: Sandbox) -> str:
+    return (home.home / ".aws/credentials").read_text().split("aws_access_key_id = ")[1].split()[0]
+
+
+def test_a_named_context_that_is_left_alone_is_a_failure(laptop: Sandbox, all_forms: Path) -> None:
+    all_forms.write_text(all_forms.read_text().replace("client.authentication.k8s.io/v1beta1", "v2", 1))
     before = all_forms.read_bytes()
-    done = laptop.run("adopt", "--context", "odd")
+    done = laptop.run("adopt", "--context", "0")
     assert done.returncode == 1
-    assert said in done.stderr
+    assert "kubectl rejects the apiVersion 'client.authentication.k8s.io/v2'" in done.stderr
     assert all_forms.read_bytes() == before
+
+
+def test_an_alias_is_not_changed_behind_a_users_back(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    text = str(WILD["anchors"]).replace("{exec: *aws}", "{exec: *aws, token: x}")
+    path.write_text(text)
+    with pytest.raises(eks_token.Problem, match="the user two has an alias for the entry of one"):
+        adopt_here(path)
+    assert path.read_text() == text
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -522,15 +636,6 @@ def test_where_nothing_is_there_is_nothing_to_adopt(text: str | None, laptop: Sa
         laptop.write(".kube/config", text)
     before = tree(laptop)
     assert "there is nothing to adopt" in adopt(laptop, "--all").stderr
-    assert tree(laptop) == before
-
-
-def test_a_broken_file_is_one_clear_error(laptop: Sandbox) -> None:
-    path = laptop.write(".kube/config", "users: [\n")
-    before = tree(laptop)
-    done = laptop.run("adopt", "--all")
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 2 and f"{path}, line 2: this is not valid YAML" in done.stderr
     assert tree(laptop) == before
 
 

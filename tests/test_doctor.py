@@ -442,9 +442,15 @@ ALPHA = "client.authentication.k8s.io/v1alpha1"
         ),
         pytest.param(
             {"apiVersion": ALPHA},
-            f"kubectl 1.24 and later reject {ALPHA}",
-            "change it to client.authentication.k8s.io/v1beta1, which is the same and works everywhere",
+            f"kubectl 1.24 and later reject {ALPHA}; v1beta1 is the same",
+            "change it in CONFIG",
             id="an API version that has gone",
+        ),
+        pytest.param(
+            {"apiVersion": "client.authentication.k8s.io/v1"},
+            "kubectl rejects client.authentication.k8s.io/v1 without an interactiveMode",
+            "change it in CONFIG",
+            id="what kubectl refuses",
         ),
         pytest.param({"args": ["--version"]}, "eks-token did not print an ExecCredential", "", id="no credential"),
     ],
@@ -453,7 +459,32 @@ def test_a_context_that_gets_no_token(entry: dict[str, Any], found: str, hint: s
     laptop.write(".kube/config", kubeconfig({"command": "eks-token", "args": ARGS, **entry}))
     report = doctor(laptop)
     assert report.status == 1
+    hint = hint.replace("CONFIG", f"{laptop.home}/.kube/config")
     assert report.checks["context demo"] == eks_token.Check("context demo", "fail", found, hint)
+
+
+def test_a_context_that_needs_a_terminal_or_lacks_its_cluster(laptop: Sandbox) -> None:
+    entry = {"command": str(laptop.home / "bin/eks-token"), "args": ARGS}
+    text = kubeconfig({**entry, "interactiveMode": "Always"}, {**entry, "name": "lost"})
+    path = laptop.write(
+        "other/config", text.replace('"cluster": "demo", "user": "lost"', '"cluster": "x", "user": "lost"')
+    )
+    report = doctor(laptop, "--kubeconfig", str(path))
+    check = report.checks["context demo"]
+    assert check.status == "warn" and check.found.endswith("but only at a terminal")
+    assert report.checks["context lost"] == eks_token.Check("context lost", "fail", "there is no cluster named 'x'")
+
+
+def test_a_context_behind_a_wrapper_and_another_kubeconfig(laptop: Sandbox) -> None:
+    words = ["exec", "dev", "--", "aws", "eks", "get-token", "--cluster-name", "demo"]
+    path = laptop.write(
+        "a file", kubeconfig({"command": "aws-vault", "args": words}, {"command": "kubergrunt", "name": "k"})
+    )
+    checks = doctor(laptop, "--kubeconfig", str(path)).checks
+    assert checks["kubeconfig"].hint == f"`eks-token adopt --kubeconfig '{path}'` switches those of other plugins"
+    hint = f"eks-token adopt --context demo --unwrap --kubeconfig '{path}'"
+    assert checks["context demo"][1:] == ("warn", "still uses aws, through aws-vault", hint)
+    assert checks["context k"][1:] == ("warn", "still uses kubergrunt", "see `eks-token kubeconfig --help`")
 
 
 def test_a_context_that_needs_a_person_does_not_ask(laptop: Sandbox) -> None:

@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Completed, KeyringDaemon, Sandbox, invocation, kubectls, missing
+from kubeconfigs import BROKEN, SECRET, WILD
 from servers import ACCOUNT, AccessKey, ApiServer, RecordingProxy
 
 import eks_token
@@ -330,7 +332,8 @@ def test_logout_looks_through_several_files_and_forgives_a_broken_one(
     ran(laptop, "login", "me", "--stdin", stdin=keys_json(alice))
     for path in (one, two):
         ran(laptop, "kubeconfig", *DEMO, "-i", "me", "--kubeconfig", path)
-    ran(laptop, "logout", "me", env={"KUBECONFIG": f"{one}:{laptop.home}/none:{two}"})
+    (laptop.home / "link").symlink_to(one)
+    ran(laptop, "logout", "me", env={"KUBECONFIG": f"~/one:{laptop.home}/link:{laptop.home}/none:{two}"})
     assert [by_name(view(laptop, path), "users") for path in (one, two)] == [{}, {}]
     assert not (laptop.home / "none").exists()
 
@@ -628,12 +631,10 @@ def error_of(text: str | bytes) -> str:
     [
         pytest.param("- a-token\n", 1, "it is not a mapping", id="a list"),
         pytest.param("a-token\n", 1, "it is not a mapping", id="a string"),
-        pytest.param("users: {name: a-token}\n", 1, "users is not a list", id="users that are not a list"),
         pytest.param("users:\n- a-token\n", 2, "an item in users is not a mapping", id="a user that is a string"),
         pytest.param("users: [null]\n", 1, "a user has no name", id="a user that is null"),
         pytest.param("contexts:\n\n- context: {}\n", 3, "a context has no name", id="a context without a name"),
         pytest.param("clusters: [{name: [a]}]\n", 1, "name is not a string", id="a name that is a list"),
-        pytest.param("users:\n- name: 1\n", 2, "name is not a string", id="a name that is a number"),
         pytest.param("users:\n- name: off\n", 2, "name is not a string", id="a name that is a boolean to kubectl"),
         pytest.param("users: [{name: a, user: a-token}]\n", 1, "user is not a mapping", id="a user without keys"),
         pytest.param("users: [{name: a, user: {exec: 1}}]\n", 1, "exec is not a mapping", id="exec that is a number"),
@@ -651,18 +652,6 @@ def error_of(text: str | bytes) -> str:
         ),
         pytest.param("contexts: [{name: a, context: {user: {}}}]", 1, "user is not a string", id="no user"),
         pytest.param("a: b\ncurrent-context: 1\n", 2, "current-context is not a string", id="a number is current"),
-        pytest.param(
-            "users:\n- name: a\n- name: a\n  user: {token: a-token}\n",
-            3,
-            "another user has the same name",
-            id="one name twice",
-        ),
-        pytest.param("users: [{name: a, user: {token: *a-token}}]\n", 1, "this is not valid YAML", id="no anchor"),
-        pytest.param("users: [\n", 2, "this is not valid YAML", id="an open bracket"),
-        pytest.param("a: 1\n\tb: a-token\n", 2, "this is not valid YAML", id="a tab at the start of a line"),
-        pytest.param("a: {{ a-token }}\n", 1, "this is not a key", id="a template"),
-        pytest.param("a: 1\nb: \x01\n", 2, "this character is not allowed in YAML", id="a control character"),
-        pytest.param(b"a: 1\nb: \xff\n", 2, "this is not UTF-8", id="another encoding"),
         pytest.param("a: " + "[" * 200 + "]" * 200, 1, "this is not valid YAML", id="very deep"),
         pytest.param(BOMB, 8, "its aliases stand for too much", id="a bomb"),
     ],
@@ -698,18 +687,92 @@ def test_what_kubectl_reads_is_read() -> None:
         }
 
 
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_kubeconfig_is_an_error_that_quotes_nothing(name: str) -> None:
+    text, line = BROKEN[name]
+    error = error_of(text)
+    assert error.startswith(f"/a/config, line {line}: ") and SECRET not in error
+
+
 def test_a_broken_file_is_one_clear_error_for_each_command(laptop: Sandbox) -> None:
-    path = laptop.write(".kube/config", "users: [{name: a, user: {token: *a-token}}]\n")
+    text, line = BROKEN["an unknown alias"]
+    path = laptop.write(".kube/config", str(text))
     before = tree(laptop)
-    error = f"{path}, line 1: this is not valid YAML"
+    error = f"{path}, line {line}: this is not valid YAML"
     for words in (["adopt", "--all"], ["kubeconfig", *DEMO, "-i", "dev"]):
         done = laptop.run(*words)
         hint = f"hint: fix {path}, or pass another file with --kubeconfig"
         assert (done.returncode, done.stderr.splitlines()) == (1, [f"eks-token: error: {error}", hint])
     assert error in laptop.run("doctor").stdout
     done = laptop.run("completion", "fish", "", "adopt", "--context", "")
-    assert (done.returncode, done.stderr, "a-token" in done.stdout) == (0, "", False)
+    assert (done.returncode, done.stderr, SECRET in done.stdout) == (0, "", False)
     assert tree(laptop) == before
+
+
+def test_no_command_shows_a_value_or_leaves_a_copy(laptop: Sandbox, keyring_daemon: KeyringDaemon) -> None:
+    for number, text in enumerate(WILD.values()):
+        laptop.write(f"many/{number}", "")
+        (laptop.home / f"many/{number}").write_bytes(text if isinstance(text, bytes) else text.encode())
+    env = {"KUBECONFIG": os.pathsep.join(str(path) for path in (laptop.home / "many").iterdir())}
+    for words in (["adopt", "--all", "--debug"], ["kubeconfig", *DEMO, "-i", "dev", "--debug"], ["doctor"]):
+        done = laptop.run(*words, env=env)
+        assert SECRET not in done.stdout + done.stderr
+    assert list(laptop.tmp.iterdir()) == []
+
+
+def test_a_kill_leaves_no_copy(laptop: Sandbox) -> None:
+    path = laptop.write(".kube/config", str(WILD["60 clusters"]))
+    before = path.read_bytes()
+    ran(laptop, "adopt", "--all", "--dry-run")  # unpacks the program
+    for delay in (0.1, 0.2, 0.3, 0.4):
+        process = laptop.start("adopt", "--all")
+        time.sleep(delay)  # any moment will do
+        process.kill()
+        process.communicate()
+        assert list(laptop.tmp.iterdir()) == []
+        assert path.read_bytes() in (before, before.replace(b"command: aws\n", b"command: eks-token\n"))
+        path.with_name("config.lock").unlink(missing_ok=True)
+
+
+# --- only our lines change ----------------------------------------------------------------------------------
+
+ENTRY = eks_token.Entry(ARN + "-new", "https://new", "Y2E=", "us: er", ("--cluster-name", "x"), "ctx,")
+
+
+def add_entry(path: str, configs: Any) -> None:
+    wanted = eks_token.Provision(eks_token.Request("eks-token", "x", REGION, ""))
+    eks_token.write_entry(configs, path, ENTRY, wanted, ["eks-token"])
+    configs[path]["current-context"] = ENTRY.context
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_a_new_entry_changes_no_line_of_others_and_goes_without_a_trace(name: str, tmp_path: Path) -> None:
+    text, path = WILD[name], tmp_path / "config"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    def edit(change: Callable[[Any], None]) -> str:
+        eks_token.edit(eks_token.read_kubeconfigs([str(path)]), change)
+        return eks_token.decoded(path.read_bytes())
+
+    def but_lists(text: str) -> list[str]:
+        """The lines that are not a list without items, or the current context."""
+        lines = (line for line in text.split("\n") if line.strip("{}"))
+        return [line for line in lines if not re.match("(clusters|contexts|users|current-context):.*|(api|kind)", line)]
+
+    before = eks_token.decoded(path.read_bytes())
+    after = edit(lambda configs: add_entry(str(path), configs))
+    if "JSON" not in name:
+        rest = iter(but_lists(after))
+        assert all(line in rest for line in but_lists(before)), "a line was changed, or moved"
+    assert edit(lambda configs: add_entry(str(path), configs)) == after
+    config = eks_token.parse_kubeconfig("", path.read_bytes())
+    assert config.users[ENTRY.user].arguments == ENTRY.arguments
+    assert config.contexts[ENTRY.context] == (ENTRY.cluster, ENTRY.user)
+    edit(lambda configs: eks_token.remove_users(configs, {ENTRY.user}))
+    left = eks_token.decoded(path.read_bytes())
+    if "JSON" not in name:
+        assert but_lists(left.rstrip("\r\n")) == but_lists(before.rstrip("\r\n"))
+    assert ENTRY.user not in left and ENTRY.cluster not in left
 
 
 def test_a_pipe_of_the_shells_and_a_name_with_a_colon_are_read(laptop: Sandbox) -> None:
@@ -723,12 +786,22 @@ def test_a_pipe_of_the_shells_and_a_name_with_a_colon_are_read(laptop: Sandbox) 
 # --- kubectl ------------------------------------------------------------------------------------------------
 
 
-def test_who_has_no_eks_token_on_path_is_told(laptop: Sandbox) -> None:
+def test_a_command_that_every_program_finds(laptop: Sandbox, tmp_path: Path) -> None:
+    """Desktop programs often start with a PATH that lacks ~/.local/bin."""
+
+    def command(*options: str) -> str:
+        ran(laptop, "kubeconfig", *DEMO, "-i", "dev", *options)
+        return str(exec_of(laptop, USER)["command"])
+
+    assert command() == "eks-token"
+    assert command("--command", "~/bin/eks-token") == f"{laptop.home}/bin/eks-token"
+    assert command("--command", "token") == "token"
     (laptop.root / "bin/eks-token").unlink()
-    done = ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
-    assert "warning: eks-token is not on PATH, so kubectl will not find it" in done.stderr
-    shown = laptop.run("get", "--raw", "/version", command=["kubectl"])
-    assert "copy the executable eks-token to a directory on PATH" in shown.stderr
+    assert command() == str(laptop.executable)
+    assert is_let_in(laptop, env={"PATH": "/usr/bin:/bin", "KUBECONFIG": str(config_path(laptop))})
+    (laptop.root / "bin/eks-token").write_text("#!/bin/sh\n")  # another program of the name
+    (laptop.root / "bin/eks-token").chmod(0o755)
+    assert command() == str(laptop.executable)
 
 
 def test_kubectls_lock_is_waited_for_and_then_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -837,9 +910,18 @@ def test_an_unknown_cluster_is_aws_own_words(laptop: Sandbox, moto: RecordingPro
 def test_on_windows_kubectl_starts_python() -> None:
     command = eks_token.exec_command(invocation(platform="win32", file="/tools/eks-token", build="x"))
     assert command == [sys.executable, "-I", "-S", "/tools/eks-token"]
-    arguments = ("-I", "-S", r"C:\Tools\eks-token", *DEMO, "--identity=dev")
-    user = eks_token.KubeUser(r"C:\Python\python.exe", arguments, {}, "", ())
+    assert eks_token.exec_command(invocation(platform="win32", environ={})) == ["/usr/bin/eks-token"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["eks-token"], id="by name"),
+        pytest.param([r"C:\Python\python.exe", "-I", "-S", r"C:\Tools\eks-token"], id="through Python, on Windows"),
+        pytest.param(["/usr/bin/python3.12", "/opt/eks-token"], id="through Python"),
+    ],
+)
+def test_an_entry_of_ours_is_known(words: list[str]) -> None:
+    user = eks_token.KubeUser(words[0], (*words[1:], *DEMO, "--identity=dev"), {}, "")
     assert eks_token.our_arguments(user) == (*DEMO, "--identity=dev")
     assert eks_token.entry_identity(user) == "dev"
-    assert eks_token.exec_command(invocation(platform="linux", build="x")) == ["eks-token"]
-    assert eks_token.exec_command(invocation(platform="win32")) == ["eks-token"]
