@@ -22,7 +22,7 @@ FLAGS := --quiet --disable-pip-version-check
 
 # Debian packages, and a command that each provides, for the tests that use real keyrings and shells.
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
-	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck
+	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck strace:strace
 
 .PHONY: build run test coverage lint actionlint bench release reproduce publish install clean system
 .DELETE_ON_ERROR:

@@ -180,9 +180,16 @@ def parse_time(text: str, zone_required: bool = False) -> float:
 
 
 def sha256(text: str) -> str:
-    import hashlib
+    """As hexadecimal digits. hashlib would load OpenSSL, and take 2.4 of a cached answer's 16 ms in Python."""
+    try:
+        from _sha2 import sha256
+    except ImportError:
+        try:
+            from _sha256 import sha256  # until Python 3.11
+        except ImportError:  # Fedora builds Python without them
+            from hashlib import sha256
 
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return str(sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -468,6 +475,7 @@ def ignored(options: str) -> dict[str, str]:
 
 
 OUR_FLAGS = {"--refresh": "refresh", "--debug": "debug"}
+CACHE_FLAG = {"--cache": "cache"}
 ATMOS_VALUES = ignored(
     "-C --chdir --base-path --config --config-path --logs-level --logs-file --redirect-stderr --profiler-host"
     " --profiler-port --profile-file --profile-type --heatmap-mode --skill --settings-list-merge-strategy --edition"
@@ -516,11 +524,13 @@ AUTHENTICATOR_VALUES = ignored("-c --config -l --log-format -v --log-verbosity -
     "--session-name": "session_name",
     "--region": "region",
 }
-AUTHENTICATOR_FLAGS = {"--forward-session-name": "forward_session_name", "--token-only": "token_only", "--cache": ""}
-BARE = Grammar(PROGRAM, (), BARE_VALUES, ATMOS_FLAGS | OUR_FLAGS, frozenset({"--pager", "--cast"}))
+AUTHENTICATOR_FLAGS = {"--forward-session-name": "forward_session_name", "--token-only": "token_only"}
+BARE = Grammar(PROGRAM, (), BARE_VALUES, ATMOS_FLAGS | OUR_FLAGS | CACHE_FLAG, frozenset({"--pager", "--cast"}))
 ATMOS = BARE._replace(name="atmos", words=("aws", "eks", "token"))
-AWS = Grammar("aws", ("eks", "get-token"), AWS_VALUES, AWS_FLAGS | OUR_FLAGS)
-AUTHENTICATOR = Grammar("aws-iam-authenticator", ("token",), AUTHENTICATOR_VALUES, AUTHENTICATOR_FLAGS | OUR_FLAGS)
+AWS = Grammar("aws", ("eks", "get-token"), AWS_VALUES, AWS_FLAGS | OUR_FLAGS | CACHE_FLAG)
+AUTHENTICATOR = Grammar(
+    "aws-iam-authenticator", ("token",), AUTHENTICATOR_VALUES, AUTHENTICATOR_FLAGS | OUR_FLAGS | CACHE_FLAG
+)
 GRAMMARS = (ATMOS, AWS, AWS._replace(words=("aws", *AWS.words)), AUTHENTICATOR, BARE)
 
 
@@ -542,6 +552,7 @@ class Request(NamedTuple):
     verify_tls: bool = True
     connect_timeout: str = ""  # seconds
     read_timeout: str = ""  # seconds
+    cache: bool = False  # the token is stored even if its credentials may be others the next time
 
 
 class Words(NamedTuple):
@@ -635,7 +646,9 @@ def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str)
         "aws": aws_request,
         "aws-iam-authenticator": authenticator_request,
     }.get(grammar.name, bare_request)
-    request = read(options, environ)._replace(grammar=grammar.name, version=version)
+    request = read(options, environ)._replace(
+        grammar=grammar.name, version=version, cache=options.get("cache") == "true"
+    )
     check_request(request)
     return request
 
@@ -997,27 +1010,40 @@ def command_parser(name: str) -> ArgumentParser:
 # there first, so it relies on this layout:
 #
 #     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory for each part of the request line; slashes in a part nest
-#         %answer                             what goes to stdout; its modification time is FRESH_UNTIL
-#         %request                            eks-token-1 ISSUED FRESH_UNTIL LINE, one line for each watched file, and
-#                                             "end"; its modification time is ISSUED
-#         %MTIME                              a stamp that has the modification time of a watched file
+#         %answer                             the answer, a sh script; its modification time is FRESH_UNTIL
+#         %MTIME                              a stamp: an empty file with the modification time that a file had
+#         %refresh                            an empty file; its modification time is when to sign the next token
+#         %claim                              an empty file; whoever makes it starts the process that does so
 #     tokens/%HASH/                           if a part cannot be a path as it is; only Python looks here
-#     tokens/%expiry/QUARTER/HASH             which answers end by when, so that they can be removed in time
+#     expiry, expiry.old                      which answers end when, so that they can be removed in time
 #
-# No part in a path contains a percent sign, so these names cannot clash with one.
+# No part in a path contains a percent sign, so these names cannot clash with one. An answer is one file, put in place
+# by one rename, so nobody ever sees the token of one mint with the conditions of another.
 
-ANSWER_TAG = "eks-token-1"
+ANSWER_TAG = "eks-token-2"
 FRESH_MARGIN = 60  # seconds; how long before its token expires an answer is no longer used
-SETTLE_SECONDS = 2  # a file that changed this recently may change again and keep the same time stamp
+SETTLE_SECONDS = 2  # a file that changed this recently may change again, and some shells compare whole seconds
+TICK_SECONDS = 0.02  # the file system's clock advances at least this often (Linux: 100 times a second)
+ARCHIVE_SECONDS = 315_705_600  # 3 January 1980: Nix, OSTree and zip archives date all files before this
 SWEEP_LIMIT = 50  # how many expired answers to remove for each new one
+SWEEP_BYTES = 65536  # how much of the list of answers to read for that
 LOCK_SECONDS = 120  # how long to wait for another process
+RETRY_SECONDS = 60  # when to try again to sign the next token
+REFRESH_VARIABLE = "EKS_TOKEN_REFRESH"  # "off", or
+AHEAD = "ahead"  # in the process that signs the next token, while the present one is still good
 # Every variable that decides whose token it is, in the order of the request line, and how it is written there.
 # build/package.py puts the same list into the launcher.
 #
-#     plain   as it is        region  as it is, unless an option sets the region
-#     path    made absolute   secret  as its hash, which only Python can compute
+#     plain    as it is                   region   as it is, unless an option sets the region
+#     path     made absolute              secret   as its hash, which only Python can compute
+#     windows  as it is, on Windows only  sts      as it is, except for the default, regional
+#     bus      as it is, except for the user's own bus of systemd, which may be another keyring
+#     runtime  as it is, except below /run/user/, where systemd has that bus
+#
+# The KEYRING_PROPERTY_ variables here are those of keyring's own backends. Others are entered as their hash.
 REQUEST_VARIABLES = {
     "HOME": "plain",
+    "APPDATA": "windows",
     "ATMOS_AUTH_REALM": "plain",
     "ATMOS_IDENTITY": "plain",
     "ATMOS_XDG_CONFIG_HOME": "path",
@@ -1047,19 +1073,34 @@ REQUEST_VARIABLES = {
     "AWS_SECURITY_TOKEN": "secret",
     "AWS_SESSION_TOKEN": "secret",
     "AWS_SHARED_CREDENTIALS_FILE": "path",
-    "AWS_STS_REGIONAL_ENDPOINTS": "plain",
+    "AWS_STS_REGIONAL_ENDPOINTS": "sts",
     "AWS_USE_DUALSTACK_ENDPOINT": "plain",
     "AWS_USE_FIPS_ENDPOINT": "plain",
     "AWS_WEB_IDENTITY_TOKEN_FILE": "path",
+    "DBUS_SESSION_BUS_ADDRESS": "bus",
     "DEFAULT_ROLE": "plain",
+    "HOMEDRIVE": "windows",
+    "HOMEPATH": "windows",
+    "KEYCHAIN_PATH": "path",
+    "KEYRING_PROPERTY_APPID": "plain",
+    "KEYRING_PROPERTY_BUS_NAME": "plain",
+    "KEYRING_PROPERTY_COLLECTION": "plain",
     "KEYRING_PROPERTY_KEYCHAIN": "path",
+    "KEYRING_PROPERTY_OBJECT_PATH": "plain",
+    "KEYRING_PROPERTY_PERSIST": "plain",
     "KEYRING_PROPERTY_PREFERRED_COLLECTION": "plain",
+    "KEYRING_PROPERTY_SCHEMA": "plain",
     "KEYRING_PROPERTY_SCHEME": "plain",
+    "KEYRING_PROPERTY_WALLET": "plain",
     "KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID": "plain",
     "PYTHON_KEYRING_BACKEND": "plain",
+    "USERPROFILE": "windows",
     "XDG_CONFIG_HOME": "path",
     "XDG_DATA_HOME": "path",
+    "XDG_RUNTIME_DIR": "runtime",
 }
+KEYRING_CONFIG = "keyringrc.cfg"
+KEYRING_PROPERTY, KEYRING_BACKENDS = "KEYRING_PROPERTY_", "keyring.backends."
 SAFE_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:/@=,+-")
 
 
@@ -1075,13 +1116,41 @@ def quoted(part: str) -> str:
     return "".join(chr(byte) if byte in SAFE_BYTES else f"%{byte:02X}" for byte in os.fsencode(part)) or "%"
 
 
+def unquoted_part(part: str) -> str:
+    if "%" not in part:
+        return part
+    from urllib.parse import unquote_to_bytes
+
+    return "" if part == "%" else os.fsdecode(unquote_to_bytes(part))
+
+
 def is_plain(part: str) -> bool:
     """Whether a quoted part can be a path as it is. et_plain in launcher.sh is the same rule."""
-    return "%" not in part and "#" not in part and len(part) <= 200 and not {"", ".", ".."} & set(part.split("/"))
+    if "%" in part or "#" in part or len(part) > 200 or part.endswith("/"):
+        return False
+    return not {".", ".."} & set(part.split("/"))
 
 
 def variables_of(wanted: str) -> list[str]:
     return [name for name, kind in REQUEST_VARIABLES.items() if kind == wanted]
+
+
+def is_default(kind: str, value: str, region_named: bool) -> bool:
+    """Whether a request is the same with this variable as without it. et_variable in launcher.sh has the same rules."""
+    if kind == "region":
+        return region_named
+    if kind == "sts":
+        return value == "regional"
+    if kind == "runtime":
+        return value.startswith("/run/user/")
+    if kind == "bus":
+        user = value.removeprefix("unix:path=/run/user/").removesuffix("/bus")
+        if user.isascii() and user.isdecimal() and value == f"unix:path=/run/user/{user}/bus":
+            try:
+                return os.stat(f"/run/user/{user}").st_uid == os.geteuid()
+            except OSError:
+                pass
+    return False
 
 
 def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], platform: str) -> Key | None:
@@ -1091,11 +1160,7 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
     variables = []
     for name, kind in REQUEST_VARIABLES.items():
         value = environ.get(name, "")
-        if not value:
-            continue
-        if kind == "region" and region_named:
-            continue
-        if name == "AWS_STS_REGIONAL_ENDPOINTS" and value == "regional":
+        if not value or is_default(kind, value, region_named) or (kind == "windows" and platform != "win32"):
             continue
         if kind == "path" and (not value.startswith("/") or "$" in value):
             try:
@@ -1106,9 +1171,14 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
             variables.append(f"{name}#{sha256(value)}")
         else:
             variables.append(quoted(f"{name}={value}"))
+    for name in sorted(environ):
+        if name.startswith(KEYRING_PROPERTY) and name not in REQUEST_VARIABLES and environ[name]:
+            variables.append(f"{quoted(name)}#{sha256(environ[name])}")  # it may be a password
     parts = [*map(quoted, arguments), "", *variables]
     line = "".join(part + "|" for part in parts)
-    if platform != "win32" and all(is_plain(part) for part in parts if part):
+    # A keyring backend that is not keyring's own may read any property, and the launcher cannot list the environment.
+    foreign = not environ.get("PYTHON_KEYRING_BACKEND", KEYRING_BACKENDS).startswith(KEYRING_BACKENDS)
+    if platform != "win32" and not foreign and all(is_plain(part) for part in parts if part):
         return Key(line, line.replace("|", "|/"))
     return Key(line, f"%{sha256(line)}")
 
@@ -1186,18 +1256,179 @@ def data_home(environ: Mapping[str, str], platform: str) -> str | None:
     return platformdirs.user_data_dir(PROGRAM)
 
 
-Watched = tuple[str, int]  # a file and its modification time in nanoseconds, -1 if it does not exist
+class Watched(NamedTuple):
+    """A file that decides an answer, as it was before it was read."""
+
+    path: str
+    state: str  # modification and change time (nanoseconds), size, inode and device; "-" if there is no such file
+
+    @property
+    def exists(self) -> bool:
+        return self.state != "-"
+
+    @property
+    def modified(self) -> int:
+        return int(self.state.split(".")[0])
+
+    @property
+    def changed(self) -> int:
+        return int(self.state.split(".")[1])
+
+
+def state_of(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return "-"
+    return f"{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_size}.{found.st_ino}.{found.st_dev}"
 
 
 def look_at(paths: Iterable[str]) -> tuple[Watched, ...]:
-    """The state of the files that decide an answer. Call this before the files are read."""
+    """The state of the files that decide an answer. Call this before the files are read.
+
+    A file can change twice within one tick of the file system's clock, and have one change time. So a tick that has
+    only begun is waited out.
+    """
+    watched = tuple(Watched(path, state_of(path)) for path in paths)
+    now = time.time()
+    if any(one.exists and abs(now - one.changed / 1e9) < TICK_SECONDS for one in watched):
+        time.sleep(TICK_SECONDS)
+        return look_at(one.path for one in watched)
+    return watched
+
+
+class Compared(NamedTuple):
+    """A file or directory as sh sees it."""
+
+    path: str
+    real: str  # where it really is
+    modified: int  # nanoseconds; 0 if it is enough that it has not changed lately
+
+
+def seen_by_sh(watched: Iterable[Watched], home: str, settled: int) -> list[Compared] | str:
+    """What sh has to compare to see every change of the watched files, or why it would not see some.
+
+    sh knows no inodes. It sees a file that was edited by its date, a file or directory that another was renamed over by
+    the date of the directory above, and a link that leads elsewhere by comparing it with where it led. The directories
+    are those up to HOME, or outside it all but / and those directly in it. What changed after `settled` (nanoseconds)
+    may change again in the same second.
+    """
+    found: dict[str, Compared] = {}
+    for one in watched:
+        if any(char == "\n" or "\udc80" <= char <= "\udcff" for char in one.path):
+            return f"{quoted(one.path)} has a line break or bytes that are not UTF-8 in its name"
+        if not one.exists:
+            continue
+        # The keyring backend that is configured there may read properties that the launcher does not look for.
+        if os.path.basename(one.path) == KEYRING_CONFIG:
+            return f"{one.path} configures the keyring"
+        if not ARCHIVE_SECONDS * 10**9 < one.modified < settled:
+            return f"the date of {one.path} is not that of its last change: {rfc3339(one.modified / 1e9)}"
+        real = os.path.realpath(one.path)
+        found[one.path] = Compared(one.path, real, one.modified)
+        for path in (one.path, real):
+            above = os.path.dirname(path)
+            modified = os.stat(above).st_mtime_ns
+            if modified <= ARCHIVE_SECONDS * 10**9:
+                return f"the date of {above} is not that of its last change: {rfc3339(modified / 1e9)}"
+            found[above] = Compared(above, above, modified)
+            while modified < settled and above != home and above.count("/") > 1:
+                above = os.path.dirname(above)
+                modified = os.stat(above).st_mtime_ns
+                found.setdefault(above, Compared(above, above, 0))
+            if modified >= settled:
+                return f"{above} has just changed"
+    return list(found.values())
+
+
+class Answer(NamedTuple):
+    """What is stored for a request: what goes to stdout, and what has to be so that it may."""
+
+    line: str  # the request line
+    issued: int  # seconds since the epoch, like the next one
+    fresh_until: int
+    watched: tuple[Watched, ...]
+    text: str
+    settled: int = 0  # nanoseconds; no directory above the files has changed since; 0 if only Python can tell
+
+
+# What stands around the text in an answer, which ends with the second. The first comes nowhere before.
+BEFORE_TEXT, AFTER_TEXT = "\nthen echo '", "' && et_printed=yes\nfi\n"
+
+
+def answer_script(answer: Answer, compared: Sequence[Compared]) -> str:
+    """An answer as it is stored. Python reads the comments and the text; the launcher runs it.
+
+    The launcher's variables et_line and et_here are the request line and the directory of the answer, and it has
+    checked FRESH_UNTIL. `compared` is what `seen_by_sh` has found.
+    """
+    comments = [f"# {ANSWER_TAG} {answer.issued} {answer.fresh_until} {answer.settled} {answer.line}"]
+    comments += [f"# {one.state} {quoted(one.path)}" for one in answer.watched]
+    tests = [f"""[ "$et_line" = '{answer.line}' ]""", f'[ "$et_cache/now" -nt {stamp(before_second(answer.issued))} ]']
+    # Without its stamp, nothing is newer or older in dash.
+    tests += [f"[ -e {stamp(date)} ]" for date in stamps_of(answer, compared)[1:]]
+    tests += [f"! [ -e {sh_quoted(one.path)} ]" for one in answer.watched if not one.exists]
+    files = {one.path for one in answer.watched}
+    for path, real, date in compared:
+        if path in files:
+            tests.append(
+                f"[ {sh_quoted(path)} -ef {sh_quoted(real)} ]" if path != real else f"[ -e {sh_quoted(path)} ]"
+            )
+        tests.append(f"! [ {sh_quoted(path)} -nt {stamp(date or answer.settled)} ]")
+        if date:
+            tests.append(f"! [ {sh_quoted(path)} -ot {stamp(date)} ]")
+    if not answer.settled:
+        tests = ["[ ]"]  # false
+    return "\n".join(comments) + "\nif " + " &&\n".join(tests) + BEFORE_TEXT + sh_escaped(answer.text) + AFTER_TEXT
+
+
+def stamps_of(answer: Answer, compared: Iterable[Compared]) -> list[int]:
+    """The modification times (nanoseconds) that sh needs a file of, to compare others with."""
+    dates = [before_second(answer.issued), *(one.modified or answer.settled for one in compared)]
+    return list(dict.fromkeys(dates)) if answer.settled else []
+
+
+def before_second(seconds: int) -> int:
+    """The last moment (nanoseconds) before a second. What is newer is of that second, even in whole seconds."""
+    return seconds * 10**9 - 1
+
+
+def stamp(date: int) -> str:
+    return f'"$et_here/%{date}"'
+
+
+def sh_quoted(text: str) -> str:
+    return f"'{sh_escaped(text)}'"
+
+
+def sh_escaped(text: str) -> str:
+    return text.replace("'", "'\\''")
+
+
+def parse_answer(content: str) -> Answer:
+    """Read what `answer_script` wrote. Raises ValueError if it is anything else."""
+    head, _, rest = content.partition(BEFORE_TEXT)
+    text = rest.removesuffix(AFTER_TEXT).replace("'\\''", "'")
+    first, *others = head.partition("\nif ")[0].split("\n")
+    mark, tag, issued, fresh_until, settled, line = first.split(" ")
     watched = []
-    for path in paths:
-        try:
-            watched.append((path, os.stat(path).st_mtime_ns))
-        except (OSError, ValueError):
-            watched.append((path, -1))
-    return tuple(watched)
+    for comment in others:
+        _, state, path = comment.split(" ")
+        watched.append(Watched(unquoted_part(path), state))
+    if f"{mark} {tag}" != f"# {ANSWER_TAG}" or rest != sh_escaped(text) + AFTER_TEXT:
+        raise ValueError
+    return Answer(line, int(issued), int(fresh_until), tuple(watched), text, int(settled))
+
+
+def read_regular(path: str) -> str:
+    """The text of a small file of ours. Raises OSError or ValueError; opening a pipe in its place does not hang."""
+    import stat
+
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(file, encoding="utf-8", newline="") as stream:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise ValueError(f"{path} is not a file")
+        return stream.read()
 
 
 class LocksUnavailable(Exception):
@@ -1286,45 +1517,36 @@ class Minted(NamedTuple):
 class Cache:
     """The directory of answers and locks. A miss is not an error, and neither is an answer that cannot be stored."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, home: str = "") -> None:
         self.root = root
+        self.home = home  # directories above it are not expected to change
 
-    def lookup(self, key: Key, now: float) -> str | None:
+    def directory(self, key: Key) -> str:
+        return os.path.join(self.root, "tokens", key.directory)
+
+    def lookup(self, key: Key, now: float) -> Answer | None:
         """The fresh answer to this request, or None."""
-        here = os.path.join(self.root, "tokens", key.directory)
         try:
-            with open(os.path.join(here, "%request"), encoding="utf-8") as file:
-                head, *watched, end, rest = file.read().split("\n")
-            tag, issued, fresh_until, line = head.split(" ")
-            if (tag, line, end, rest) != (ANSWER_TAG, key.line, "end", "") or not int(issued) <= now < int(fresh_until):
-                return None
-            for stamp, path in (record.split(" ", 1) for record in watched):
-                ((_, modified),) = look_at([path])
-                if modified != (-1 if stamp == "absent" else int(stamp[1:])):
-                    return None
-            with open(os.path.join(here, "%answer"), encoding="utf-8") as file:
-                answer = file.read()
-                # The two files are renamed into place one after the other. Do they belong together?
-                if int(os.fstat(file.fileno()).st_mtime) != int(fresh_until) or not answer.endswith("\n"):
-                    return None
+            answer = parse_answer(read_regular(os.path.join(self.directory(key), "%answer")))
         except (OSError, ValueError):
             return None
-        return answer.removesuffix("\n")
+        if answer.line != key.line or not answer.issued <= now < answer.fresh_until:
+            return None
+        return answer if all(state_of(one.path) == one.state for one in answer.watched) else None
 
-    def lock(self, name: str) -> Lock:
-        """The lock with that name. Raises LocksUnavailable."""
+    def lock(self, name: str, seconds: float = LOCK_SECONDS) -> Lock:
+        """The lock with that name, which is waited for. Raises LocksUnavailable."""
         directory = os.path.join(self.root, "lock")
         try:
             os.makedirs(directory, 0o700, exist_ok=True)
         except OSError as error:
             raise LocksUnavailable from error
-        return Lock(os.path.join(directory, name if name.isalpha() else sha256(name)[:32]))
+        return Lock(os.path.join(directory, name if name.isalpha() else sha256(name)[:32]), seconds)
 
     def generation(self) -> str:
         """Changes whenever the cache is emptied. An answer that was started before that is not stored afterwards."""
         try:
-            with open(os.path.join(self.root, "generation"), encoding="utf-8") as file:
-                return file.read()
+            return read_regular(os.path.join(self.root, "generation"))
         except (OSError, ValueError):
             return ""
 
@@ -1333,41 +1555,99 @@ class Cache:
     ) -> None:
         """Store an answer if that is safe. The generation shows every change to `own`, which is identities.json."""
         now = time.time()
-        fresh_until = minted.expires - FRESH_MARGIN
-        if not minted.cacheable or fresh_until <= now:
-            return debug("not cached: the credentials end too soon")
-        if any(modified > (now - SETTLE_SECONDS) * 1e9 for path, modified in watched if path != own):
+        answer = Answer(key.line, minted.issued, minted.expires - FRESH_MARGIN, tuple(watched), minted.text)
+        if not minted.cacheable or answer.fresh_until <= now:
+            return debug("not cached: its credentials end too soon, or may be others the next time")
+        if any(one.exists and abs(one.modified / 1e9 - now) < SETTLE_SECONDS for one in watched if one.path != own):
             return debug("not cached: a file that it depends on has just changed")
-        if any("\n" in path or "\r" in path or path != path.strip() for path, _ in watched):
-            return debug("not cached: a file that it depends on has a name that sh cannot read correctly")
-        here = os.path.join(self.root, "tokens", key.directory)
-        stamps = [(f"%{modified}", modified, path) for path, modified in watched if modified != -1]
-        record = [f"{ANSWER_TAG} {minted.issued} {fresh_until} {key.line}"]
-        record += [f"{stamp} {path}" for stamp, _, path in stamps]
-        record += [f"absent {path}" for path, modified in watched if modified == -1]
-        record.append("end")
         try:
             with self.lock("cache"):
                 if self.generation() != generation:
                     return debug("not cached: the identities have changed meanwhile")
-                try:
-                    self.sweep(now)
-                except OSError as error:
-                    debug(f"old answers were not removed: {error.strerror}")
-                make_directories(here)
-                old = [name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()]
-                for stamp, modified, _ in stamps:
-                    write_file(os.path.join(here, stamp), "", modified)
-                if not self.clock_agrees(time.time()):
-                    return debug("not cached: the file system's clock differs from ours")
-                self.note_expiry(key, fresh_until)  # first, so that whatever is written will be removed later
-                # Between the two renames, a reader sees the older record, which matches only the older files.
-                write_file(os.path.join(here, "%answer"), minted.text + "\n", fresh_until * 10**9)
-                write_file(os.path.join(here, "%request"), "\n".join(record) + "\n", minted.issued * 10**9)
-                for name in set(old) - {stamp for stamp, _, _ in stamps}:
-                    os.unlink(os.path.join(here, name))
+                self.sweep(now)
+                self.postpone_refresh(key, (answer.issued + answer.fresh_until) / 2)
+                self.write(key, answer)
         except (OSError, ValueError, LocksUnavailable, Problem) as error:
             debug(f"not cached: {type(error).__name__}")
+
+    def write(self, key: Key, answer: Answer) -> None:
+        """Write an answer, while the lock is held. Raises OSError and ValueError."""
+        here = self.directory(key)
+        settled = time.time_ns() - SETTLE_SECONDS * 10**9
+        compared = self.compared(key, answer, settled)
+        if isinstance(compared, str):
+            debug(f"only Python will use what is cached: {compared}")
+            compared, settled = [], 0
+        answer = answer._replace(settled=settled)
+        if any(state_of(one.path) != one.state for one in answer.watched):
+            return debug("not cached: a file that it depends on has changed meanwhile")
+        if not self.clock_agrees(time.time()):
+            return debug("not cached: the file system's clock differs from ours")
+        make_directories(here)
+        stamps = stamps_of(answer, compared)
+        old = {name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()}
+        for date in stamps:
+            write_file(os.path.join(here, f"%{date}"), "", date)
+        self.note_expiry(key, answer.fresh_until)  # first, so that whatever is written will be removed later
+        write_file(os.path.join(here, "%answer"), answer_script(answer, compared), answer.fresh_until * 10**9)
+        for name in old - {f"%{date}" for date in stamps}:
+            os.unlink(os.path.join(here, name))
+
+    def compared(self, key: Key, answer: Answer, settled: int) -> list[Compared] | str:
+        """What sh has to compare to use this answer, or why only Python can use it."""
+        if "%" in key.directory:
+            return "the request has special characters"
+        # Only texts without these are the same in every shell's echo. printf is not built into mksh.
+        if answer.text.startswith("-") or "\\" in answer.text:
+            return "the output has special characters"
+        return seen_by_sh(answer.watched, self.home, settled)
+
+    def write_for_sh(self, key: Key, answer: Answer) -> None:
+        """Write an answer again that Python has just used, if the launcher could not use it and now can.
+
+        The directories may have changed since it was written, though the files in them have not.
+        """
+        try:
+            before = self.compared(key, answer, answer.settled) if answer.settled else ""
+            if not isinstance(before, str):
+                content = read_regular(os.path.join(self.directory(key), "%answer"))
+                if content == answer_script(answer, before):
+                    return
+            if not isinstance(self.compared(key, answer, time.time_ns() - SETTLE_SECONDS * 10**9), str):
+                with self.lock("cache", seconds=0):
+                    if self.lookup(key, time.time()) == answer:
+                        self.write(key, answer)
+        except (OSError, ValueError, LocksUnavailable, Problem) as error:
+            debug(f"not written again for the launcher: {type(error).__name__}")
+
+    def refresh_is_due(self, key: Key, now: float) -> bool:
+        try:
+            return os.stat(os.path.join(self.directory(key), "%refresh")).st_mtime <= now
+        except OSError:
+            return True
+
+    def claim_refresh(self, key: Key, now: float) -> bool:
+        """Whether the next token is to be signed, and this process is the one of many that sees to it."""
+        claim = os.path.join(self.directory(key), "%claim")
+        try:
+            if not self.refresh_is_due(key, now):
+                return False
+            if os.path.exists(claim) and os.stat(claim).st_mtime < now - RETRY_SECONDS:
+                os.unlink(claim)  # whoever made it was killed
+            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except OSError:
+            return False
+        return True
+
+    def postpone_refresh(self, key: Key, until: float) -> None:
+        """Raises OSError."""
+        here = self.directory(key)
+        make_directories(here)
+        write_file(os.path.join(here, "%refresh"), "", int(until * 1e9))
+        try:
+            os.unlink(os.path.join(here, "%claim"))
+        except FileNotFoundError:
+            pass
 
     def clock_agrees(self, now: float) -> bool:
         """Whether truncating an empty file sets its time to now. launcher.sh has no other clock."""
@@ -1377,32 +1657,44 @@ class Cache:
         return abs(os.stat(path).st_mtime - now) < SETTLE_SECONDS
 
     def note_expiry(self, key: Key, fresh_until: int) -> None:
-        quarter = os.path.join(self.root, "tokens", "%expiry", str(fresh_until // 900 + 1))
-        make_directories(quarter)
-        write_file(os.path.join(quarter, sha256(key.line)), key.directory)
+        """Add an answer to the list of those to remove. One that is renewed is there more than once."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
+        with open(os.open(os.path.join(self.root, "expiry"), flags, 0o600), "ab") as file:
+            file.write(f"{fresh_until} {key.directory}\n".encode())
 
     def sweep(self, now: float) -> None:
-        """Remove answers that ended in an earlier quarter of an hour, at most SWEEP_LIMIT at a time."""
-        tokens = os.path.join(self.root, "tokens")
-        index = os.path.join(tokens, "%expiry")
-        left = SWEEP_LIMIT
-        for quarter in sorted(os.listdir(index)) if os.path.isdir(index) else ():
-            if not quarter.isdecimal() or int(quarter) * 900 > now:
-                continue
-            for name in os.listdir(os.path.join(index, quarter)):
-                if left == 0:
-                    return
-                left -= 1
-                note = os.path.join(index, quarter, name)
-                try:
-                    with open(note, encoding="utf-8") as file:
-                        self.remove_expired(tokens, file.read(), now)
-                except ValueError:  # it is damaged
-                    pass
-                os.unlink(note)
-            os.rmdir(os.path.join(index, quarter))
+        """Remove some answers that have ended, at most SWEEP_LIMIT at a time.
 
-    def remove_expired(self, tokens: str, directory: str, now: float) -> None:
+        New ones are added at the end of one list. When the first there has ended, it becomes the old list, which is
+        taken down from its end. So however many answers there are, each new one costs a few kilobytes of reading.
+        """
+        listed, old = os.path.join(self.root, "expiry"), os.path.join(self.root, "expiry.old")
+        try:
+            if not os.path.exists(old):
+                with open(os.open(listed, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+                    if not has_ended(file.readline(), now):
+                        return
+                os.rename(listed, old)
+            with open(old, "r+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - SWEEP_BYTES))
+                lines = file.readlines()
+                for line in reversed(lines[-SWEEP_LIMIT:]):
+                    if not has_ended(line, now):
+                        break
+                    self.remove_expired(os.fsdecode(line).rstrip("\n").partition(" ")[2], now)
+                    size -= len(line)
+                file.truncate(size)
+            if size == 0:
+                os.unlink(old)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            debug(f"old answers were not removed: {first_line(error)}")
+
+    def remove_expired(self, directory: str, now: float) -> None:
+        """Remove an answer, unless it was renewed or other answers are further down. Never leads out of tokens/."""
+        tokens = os.path.join(self.root, "tokens")
         here = os.path.normpath(os.path.join(tokens, directory))
         try:
             if not here.startswith(tokens + os.sep) or os.stat(os.path.join(here, "%answer")).st_mtime > now:
@@ -1413,8 +1705,17 @@ class Cache:
             while here != tokens:
                 os.rmdir(here)
                 here = os.path.dirname(here)
-        except OSError:  # already removed, or there is another answer further down
+        except (OSError, ValueError):
             return
+
+    def lines(self) -> Iterable[str]:
+        """The request lines of all answers, fresh or not."""
+        for directory, _, names in os.walk(os.path.join(self.root, "tokens")):
+            if "%answer" in names:
+                try:
+                    yield parse_answer(read_regular(os.path.join(directory, "%answer"))).line
+                except (OSError, ValueError):
+                    continue
 
     def empty(self) -> None:
         """Forget every answer, including those that are being signed now. Raises Problem if that fails."""
@@ -1440,8 +1741,19 @@ class Cache:
             raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
 
 
+def is_ahead(environ: Mapping[str, str]) -> bool:
+    """Whether this process signs the next token. Nobody knows of it, so it must not ask anybody anything."""
+    return environ.get(REFRESH_VARIABLE) == AHEAD
+
+
+def has_ended(line: bytes, now: float) -> bool:
+    """Whether the answer on this line of the list has ended, or the line is damaged."""
+    ends = line.partition(b" ")[0]
+    return not ends.isdigit() or int(ends) <= now
+
+
 def open_cache(invocation: Invocation) -> Cache | None:
-    return Cache(invocation.cache) if invocation.cache else None
+    return Cache(invocation.cache, invocation.environ.get("HOME", "")) if invocation.cache else None
 
 
 # -- 3. keyring -------------------------------------------------------------------------------------------------------
@@ -1780,7 +2092,7 @@ def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool)
     import logging
 
     logging.getLogger("keyring").addHandler(logging.NullHandler())  # keep its warnings off our stderr
-    configured, search_path = configured_backend()
+    configured, search_path = configured_backend(keyring_config(environ, platform))
     name = environ.get("PYTHON_KEYRING_BACKEND") or configured or NATIVE_BACKENDS.get(platform, "")
     refuse_unsafe(name, name)
     if not name or name in SECRET_SERVICE_NAMES:
@@ -1788,19 +2100,26 @@ def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool)
     return load_backend(name, search_path)
 
 
-def configured_backend() -> tuple[str, str]:
+def keyring_config(environ: Mapping[str, str], platform: str) -> str | None:
+    """keyring's own configuration file (keyring.util.platform_.config_root, which takes 25 ms to import)."""
+    if platform == "win32":
+        root = environ.get("LOCALAPPDATA", environ.get("PROGRAMDATA"))
+        return os.path.join(root, "Python Keyring", KEYRING_CONFIG) if root else None
+    home = environ.get("HOME")
+    root = environ.get("XDG_CONFIG_HOME") or (os.path.join(home, ".config") if home else "")
+    return os.path.abspath(os.path.join(root, "python_keyring", KEYRING_CONFIG)) if root else None
+
+
+def configured_backend(path: str | None) -> tuple[str, str]:
     """`default-keyring` and `keyring-path` from keyring's own configuration file; each is empty if not set."""
     import configparser
 
-    from keyring.util import platform_
-
     config = configparser.RawConfigParser()
     try:
-        path = platform_.config_root() / "keyringrc.cfg"
-        config.read(path, encoding="utf-8")
+        config.read(path or [], encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
         raise KeyringUnavailable(f"{path} is not a configuration file", UNREACHABLE_HINT) from error
-    except (OSError, RuntimeError):  # not allowed to read the file, or no home directory
+    except OSError:  # not allowed to read the file
         return "", ""
     return (
         config.get("backend", "default-keyring", fallback="").strip(),
@@ -1863,6 +2182,7 @@ class SecretService:
 
     def __init__(self, environ: Mapping[str, str], interactive: bool, preferred: str = "") -> None:
         self.environ = environ
+        self.may_show = not is_ahead(environ)
         self.can_prompt = interactive and bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
         self.preferred = preferred  # the name or path of the collection for new items; empty is the default one
         self.connection: Any = None
@@ -2064,6 +2384,8 @@ class SecretService:
         """
         if path == NOTHING:
             return
+        if not self.may_show:
+            raise refusal(f"nobody can be asked to {purpose}")
         from jeepney import DBusErrorResponse, MatchRule
 
         seconds = PROMPT_SECONDS if self.can_prompt else UNATTENDED_PROMPT_SECONDS
@@ -2356,6 +2678,7 @@ class Stored(NamedTuple):
 
     default: str
     identities: Mapping[str, Mapping[str, str]]
+    pending: tuple[str, ...] = ()  # new names whose keys are being stored, or whose login was cut short there
 
     def only(self) -> str:
         """The identity to use if none is named: the default, or the only one, or ""."""
@@ -2386,18 +2709,27 @@ def identities_path(environ: Mapping[str, str], platform: str) -> str | None:
 
 
 def read_identities(path: str | None) -> Stored:
-    """What is stored, which is nothing if there is no file. Raises Problem if the file cannot be read."""
+    """What is stored, which is nothing if there is no file. Raises Problem if the file cannot be read.
+
+    Other users must not have written it, because an identity can name a command to run (credential_process).
+    """
     import json
 
     if path is None:
         return Stored("", {})
     try:
         with open(path, encoding="utf-8") as file:
+            for whose, found in (
+                (path, os.fstat(file.fileno())),
+                (os.path.dirname(path), os.stat(os.path.dirname(path))),
+            ):
+                check_others(whose, found)
             content = json.load(file)
         identities = {str(name): dict(keys) for name, keys in content["identities"].items()}
         if all(isinstance(value, str) for keys in identities.values() for value in keys.values()):
             default = content.get("default", "")
-            return Stored(default if default in identities else "", identities)
+            pending = tuple(map(str, content.get("pending", ())))
+            return Stored(default if default in identities else "", identities, pending)
     except FileNotFoundError:
         return Stored("", {})
     except OSError as error:
@@ -2409,16 +2741,45 @@ def read_identities(path: str | None) -> Stored:
     )
 
 
+def check_others(path: str, found: os.stat_result) -> None:
+    """Raise Problem if another user, except root, owns a file or directory or can write to it."""
+    if os.name != "posix":
+        return
+    if found.st_uid not in (os.geteuid(), 0):
+        raise Problem(
+            f"{path} belongs to another user, so it is not used", "run this as that user, or with your own HOME"
+        )
+    if found.st_mode & 0o022:
+        raise Problem(f"others can write to {path}, so it is not used", f"chmod go-w {shell_word(path)}")
+
+
+def check_place(path: str | None) -> str:
+    """The path, if identities can be stored there. Raises Problem if not.
+
+    Root stores nothing in another user's home (sudo may keep HOME). That user could neither use nor remove what root
+    would leave there, such as a new ~/.local.
+    """
+    if path is None:
+        raise Problem("HOME is not an absolute path, so identities cannot be stored")
+    if os.name != "posix" or os.geteuid() != 0:
+        return path
+    above = os.path.dirname(os.path.abspath(path))
+    while above != os.path.dirname(above):
+        if os.path.exists(above) and os.stat(above).st_uid != 0:
+            raise Problem(f"{above} belongs to another user, so root stores nothing there", "use sudo -H, or no sudo")
+        above = os.path.dirname(above)
+    return path
+
+
 def write_identities(path: str | None, stored: Stored) -> None:
     import json
 
-    if path is None:
-        raise Problem("HOME is not an absolute path, so identities cannot be stored")
-    content = {"version": 1, "default": stored.default, "identities": stored.identities}
+    path = check_place(path)
+    content: dict[str, object] = {"version": 1, "default": stored.default, "identities": stored.identities}
+    if stored.pending:
+        content["pending"] = stored.pending
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        if os.name == "posix" and os.stat(os.path.dirname(path)).st_uid != os.geteuid():
-            raise Problem(f"{os.path.dirname(path)} belongs to another user, so nothing is written there")
         write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
@@ -2595,9 +2956,23 @@ def sign_in_problem(name: str, what: str) -> Problem:
     return SignInNeeded(f"{name}: {what}", f"sign in with `{PROGRAM} login {name}`")
 
 
-def read_keys(vault: Vault, name: str) -> Credentials:
-    """The keys stored for an identity. Raises Problem if there are none, or if they have expired."""
+FORMER = "former"  # in an entry of the vault: the entry before it, as long as the record still belongs to that
+
+
+def read_entry(vault: Vault, name: str, revision: str) -> dict[str, Any] | None:
+    """What the vault has for an identity whose record has this revision. Raises Problem.
+
+    `login` stores new keys with the old ones inside, then the record. Until then, the old keys are in use.
+    """
     entry = vault.get_json(f"identity:{name}")
+    if entry and isinstance(entry.get(FORMER), dict) and entry.get(REVISION) != revision:
+        return dict(entry[FORMER])
+    return entry
+
+
+def read_keys(vault: Vault, name: str, revision: str = "") -> Credentials:
+    """The keys stored for an identity. Raises Problem if there are none, or if they have expired."""
+    entry = read_entry(vault, name, revision)
     if entry is None:
         raise sign_in_problem(name, "the keyring has no keys for it")
     key, secret, token = (entry.get(name) for name in SECRET_KEYS)
@@ -2827,12 +3202,15 @@ class Store:
         self.path = identities_path(invocation.environ, invocation.platform)
         self.generation = cache.generation() if cache else ""
         # The files that decide an answer, as they were before we read any of them. More may be added.
-        self.watched = list(look_at([*aws_files(invocation.environ), *([self.path] if self.path else [])]))
+        self.watched = list(look_at(deciding_files(invocation.environ, invocation.platform)))
         self.stored = read_identities(self.path)
         self.foreign: dict[str, AtmosEntry] = {}
         # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
         self.new_keys: dict[str, Credentials] = {}
         self.new_tokens: dict[Portal, tuple[Mapping[str, Any], str]] = {}
+        self.changing = (
+            ""  # a source of this run's credentials that may give others the next time, for no visible reason
+        )
 
     def take_up(self, name: str, record: Mapping[str, str], keys: Credentials | None) -> None:
         """Continue as if this identity were stored."""
@@ -2842,7 +3220,8 @@ class Store:
 
     def keys(self, name: str) -> Credentials:
         """The keys stored for an identity. Raises Problem."""
-        return self.new_keys.get(name) or read_keys(self.vault, name)
+        revision = self.stored.identities.get(name, {}).get(REVISION, "")
+        return self.new_keys.get(name) or read_keys(self.vault, name, revision)
 
     def lock(self) -> Any:
         """A context that holds the lock for writing identities and vault. If locks do not work, it holds nothing."""
@@ -2864,7 +3243,7 @@ class Store:
     def take_in(self, name: str) -> bool:
         """Look in the vault, then in Atmos, for a name that is not in any file. Raises Problem."""
         try:
-            known = self.vault.get(f"identity:{name}") is not None
+            known = name not in self.stored.pending and self.vault.get(f"identity:{name}") is not None
         except Problem as error:
             debug(f"the keyring cannot be searched for {name}: {error.message}")
             known = False
@@ -2885,31 +3264,33 @@ class Store:
         """Whether an identity's keys come from the vault or from Atmos, and not from an AWS file."""
         return name in self.stored.identities or name in self.foreign
 
-    def is_keys(self, name: str) -> bool:
-        """Whether a stored identity is just keys in the vault, and no AWS profile has settings for it."""
-        keys = self.stored.identities.get(name)
-        return keys is not None and not RESOLVED_KEYS & keys.keys() and not may_have_profile(self.environ, name)
+    def profiles(self) -> dict[str, dict[str, Any]]:
+        """The profiles of the AWS files, with the stored identities laid over them.
 
+        They are those of botocore's session (botocore.session.Session.full_config), without the 26 of 120 ms that it
+        takes. Raises what botocore raises if a file cannot be read.
+        """
+        from botocore.configloader import load_config, raw_config_parse
+        from botocore.exceptions import ConfigNotFound
 
-def may_have_profile(environ: Mapping[str, str], name: str) -> bool:
-    """Whether an AWS file has a profile of this name, or cannot be read. Takes 2 ms; botocore's session takes 30."""
-    import botocore.configloader
-    from botocore.exceptions import BotoCoreError, ConfigNotFound
-
-    config, credentials = aws_files(environ)
-    for load, path, table in (
-        (botocore.configloader.load_config, config, "profiles"),
-        (botocore.configloader.raw_config_parse, credentials, ""),
-    ):
+        config, credentials = aws_files(self.environ)
         try:
-            content = load(path)
+            found = load_config(config)
         except ConfigNotFound:
-            continue
-        except (BotoCoreError, ValueError, OSError):
-            return True
-        if name in (content[table] if table else content):
-            return True
-    return False
+            found = {"profiles": {}}
+        try:
+            for name, keys in raw_config_parse(credentials).items():
+                found["profiles"].setdefault(name, {}).update(keys)
+        except ConfigNotFound:
+            pass
+        profiles: dict[str, dict[str, Any]] = lay_over(found, self.stored, self.foreign)["profiles"]
+        return profiles
+
+
+def deciding_files(environ: Mapping[str, str], platform: str) -> list[str]:
+    """The files that decide every answer."""
+    ours = (keyring_config(environ, platform), identities_path(environ, platform))
+    return [*aws_files(environ), *filter(None, ours)]
 
 
 def aws_files(environ: Mapping[str, str]) -> list[str]:
@@ -2925,6 +3306,7 @@ def aws_files(environ: Mapping[str, str]) -> list[str]:
 # which ones exist and when they expire, so that nobody has to open the vault to know.
 
 RENEW_SECONDS = 120  # sessions with less left are renewed first
+RENEW_AHEAD_SECONDS = 16 * 60  # the same, if nobody waits: so that they last as long as the next token
 MFA_SECONDS = 12 * 3600  # how long an MFA session (sts:GetSessionToken) lasts if duration_seconds is not set
 ROLE_SESSION_NAME = "EKSGetTokenAuth"  # the name that `aws eks get-token --role-arn` uses; trust policies match on it
 SSO_SCOPE = "sso:account:access"  # without it, no refresh token is issued
@@ -3023,10 +3405,11 @@ def write_notes(path: str, notes: Mapping[str, SessionNote]) -> None:
         if note.portal:
             entries[user] |= {"token_expires": note.token_expires, "sso": note.portal, "sign_in": note.sign_in}
     try:
+        check_place(path)
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         write_file(path, json.dumps(entries, indent=2, sort_keys=True) + "\n")
-    except OSError as error:
-        debug(f"{path} cannot be written: {error.strerror}")
+    except (OSError, Problem) as error:
+        debug(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
 class Sessions:
@@ -3039,6 +3422,7 @@ class Sessions:
     def __init__(self, store: Store, renew: bool = False) -> None:
         self.store = store
         self.renew = renew  # sign in again, however long the sessions still last
+        self.needed = RENEW_AHEAD_SECONDS if is_ahead(store.environ) else RENEW_SECONDS
         self.last_resort = False  # use sessions that cannot be renewed until they expire
         self.ending: set[str] = set()
         self.hold_back = False  # store nothing until `keep_held_back` is called
@@ -3057,9 +3441,9 @@ class Sessions:
             self.hold(user)
             return None
         entry = read_session(self.store.vault, user)
-        if left(entry) < RENEW_SECONDS and self.hold(user):
+        if left(entry) < self.needed and self.hold(user):
             entry = read_session(self.store.vault, user)
-        if left(entry) >= RENEW_SECONDS:
+        if left(entry) >= self.needed:
             debug("found a session in the keyring")
             self.let_go(user)
             return entry
@@ -3084,8 +3468,8 @@ class Sessions:
             with self.store.lock():
                 if not self.store.unchanged():
                     return debug("the session is not stored: the identities have changed meanwhile")
+                note_session(self.store, user, SessionNote(tuple(names), seconds))  # first, so that logout finds it
                 self.store.vault.set_json(user, entry)
-                note_session(self.store, user, SessionNote(tuple(names), seconds))
         except Problem as problem:  # this run can use it all the same
             debug(f"the session is not stored: {problem.message}")
         finally:
@@ -3339,12 +3723,12 @@ def keep_sso_token(
     with store.lock():
         if former is not None and read_sso_token(store.vault, portal) != former:
             return debug("the refreshed SSO token is not stored: somebody signed out or in again meanwhile")
-        store.vault.set_json(user, plain)
         ends = parse_time(plain["expiresAt"])
         forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
         known = read_notes(store.path).get(user) if former is not None else None
         mark = (known.sign_in if known else mark) or os.urandom(8).hex()
-        note_session(store, user, SessionNote((portal.start_url,), forgotten, ends, portal, mark))
+        note_session(store, user, SessionNote((portal.start_url,), forgotten, ends, portal, mark))  # so logout finds it
+        store.vault.set_json(user, plain)
 
 
 # -- 6. credentials ---------------------------------------------------------------------------------------------------
@@ -3363,16 +3747,14 @@ class Resolver:
         self.mfa_code: str | None = None  # read from stdin already; "" if it has been used
         self.name = ""  # the chosen identity
         self.session: Any = None  # botocore's, once it is needed
+        self.profile: Mapping[str, Any] = {}  # the identity's settings, if it is not needed
 
     def credentials(self, request: Request) -> Credentials:
         """The credentials that sign this request's token. Raises Problem."""
         choice = choose_identity(request, self.store.environ, self.store.stored)
         self.name = choice.profile or choice.fallback or "default"
-        in_environment = choice.environment and bool(self.store.environ.get("AWS_ACCESS_KEY_ID"))
-        if self.store.is_keys(choice.profile) and not in_environment and not request.role_arn:
-            debug(f"{self.name}: keys from the keyring")
-            # Nothing else has to be resolved, and botocore's session would take 30 of 120 ms.
-            return self.store.keys(choice.profile)
+        if plain := self.plain_keys(choice, request):
+            return plain
         try:
             return self.resolve(choice, request)
         except Problem as problem:
@@ -3382,6 +3764,30 @@ class Resolver:
             elif not (isinstance(problem, SignInNeeded) and self.person and self.sign_in_again()):
                 raise
         return self.resolve(choice, request)
+
+    def plain_keys(self, choice: Choice, request: Request) -> Credentials | None:
+        """The keys in the environment or of a stored identity, if they need no session of botocore; None if they do."""
+        from botocore.exceptions import BotoCoreError
+
+        in_environment = choice.environment and bool(self.store.environ.get("AWS_ACCESS_KEY_ID"))
+        if request.role_arn or not (in_environment or choice.profile in self.store.stored.identities):
+            return None
+        try:
+            profile = self.store.profiles().get(choice.profile or "default")
+        except (BotoCoreError, ValueError, OSError):
+            return None  # with a session, this is an error that says which file it is
+        if in_environment and (profile or not choice.named):
+            from botocore.credentials import EnvProvider
+
+            debug(f"{self.name}: keys from the environment")
+            self.profile = profile or {}
+            with plain_errors(self.name):
+                return frozen(EnvProvider(self.store.environ).load(), self.name)
+        if in_environment or profile is None or RESOLVED_KEYS & profile.keys():
+            return None
+        debug(f"{self.name}: keys from the keyring")
+        self.profile = profile
+        return self.store.keys(choice.profile)
 
     def sign_in_again(self) -> bool:
         """If a person is there, start an SSO session now, without sending them to `login`. False if it is not SSO."""
@@ -3417,8 +3823,7 @@ class Resolver:
         if self.session is not None:
             value = self.session.get_config_variable(name)
             return "" if value is None else str(value)
-        variable = self.store.environ.get(f"AWS_{name.upper()}")
-        return variable or self.store.stored.identities[self.name].get(name, "")
+        return self.store.environ.get(f"AWS_{name.upper()}") or str(self.profile.get(name, ""))
 
     def open_session(self, choice: Choice, request: Request) -> Any:
         """A botocore session for the chosen profile, with the stored identities among its profiles."""
@@ -3531,7 +3936,7 @@ class Resolver:
             code, self.mfa_code = self.mfa_code, ""
             if not code:
                 raise Problem(f"{self.name}: AWS did not accept the MFA code")
-        elif command := self.mfa_process():
+        elif not is_ahead(self.store.environ) and (command := self.mfa_process()):
             environ = self.store.environ
             output = run_helper(shell_command(command, environ, self.store.platform), environ, "mfa_process")
             code, self.mfa_code = "".join(output.split()), ""  # AWS accepts a code once
@@ -3718,13 +4123,15 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
     class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
         def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
             answer = super().retrieve_full_uri(full_url, headers)
+            if is_loopback(full_url):
+                store.changing = "the local server in AWS_CONTAINER_CREDENTIALS_FULL_URI"
             check_answer("container's credential", answer if isinstance(answer, dict) else {}, CONTAINER_SESSION)
             return answer
 
     profile = choice.profile or "default"
     cache = resolver.session_cache(profile, choice.environment)
     environment, container = EnvProvider(), ContainerProvider(fetcher=CheckedFetcher())
-    metadata = InstanceMetadataProvider(metadata_fetcher(session))
+    metadata = InstanceMetadataProvider(metadata_fetcher(store, session))
     builder = LaidOverProviders(
         session, cache=cache, sso_token_cache=SsoTokens(resolver.sessions, session.full_config["sso_sessions"])
     )
@@ -3745,11 +4152,17 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
     return [*first, container], [metadata]
 
 
-def metadata_fetcher(session: Any) -> Any:
+def metadata_fetcher(store: Store, session: Any) -> Any:
     from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
 
+    class NotedFetcher(InstanceMetadataFetcher):  # type: ignore[misc,unused-ignore]
+        def retrieve_iam_role_credentials(self) -> Any:
+            if is_loopback(variable("ec2_metadata_service_endpoint") or ""):
+                store.changing = "the local server in AWS_EC2_METADATA_SERVICE_ENDPOINT"
+            return super().retrieve_iam_role_credentials()
+
     variable = session.get_config_variable
-    return InstanceMetadataFetcher(
+    return NotedFetcher(
         timeout=variable("metadata_service_timeout"),
         num_attempts=variable("metadata_service_num_attempts"),
         user_agent=session.user_agent(),
@@ -3790,6 +4203,28 @@ def as_botocore_has_them(keys: Credentials, method: str) -> Any:
     return RefreshableCredentials.create_from_metadata(same, lambda: same, method)
 
 
+def is_loopback(url: str) -> bool:
+    """Whether a server is on this machine, as those of aws-vault and aws-sso-cli are. Those of ECS and EC2 are not."""
+    import ipaddress
+    from urllib.parse import urlsplit
+
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def changing_source(resolver: Resolver, request: Request) -> str:
+    """Where a request's credentials come from, if that may give others each time, without asking it. Raises Problem."""
+    choice = choose_identity(request, resolver.store.environ, resolver.store.stored)
+    profiles = resolver.open_session(choice, request).full_config["profiles"]
+    for name in sources(profiles, choice.profile or choice.fallback or "default"):
+        if "credential_process" in profiles.get(name, {}):
+            return f"the credential_process of {name}"
+    return ""
+
+
 PROCESS_VARIABLE = "EKS_TOKEN_PROCESS_OF"  # the profiles whose credential_process is running, one a line
 
 
@@ -3814,6 +4249,7 @@ def process_provider(store: Store, profile: str, settings: Mapping[str, Any]) ->
             running = [*processes_running(store.environ), profile]
             environ = {**store.environ, PROCESS_VARIABLE: "\n".join(running)}
             output = run_helper(compat_shell_split(command), environ, what)
+            store.changing = f"the credential_process of {profile}"
             return as_botocore_has_them(
                 process_keys(output, f"the output of the credential_process of {profile}"), self.METHOD
             )
@@ -4151,6 +4587,11 @@ def mint(request: Request, resolver: Resolver) -> Minted:
             raise Problem(f"the credentials of {resolver.name} expired at {rfc3339(credentials.expires)}")
         cacheable = credentials.expires - issued >= RENEW_SECONDS
         expires = min(expires, int(credentials.expires) - CREDENTIAL_MARGIN)
+    if resolver.store.changing and not request.cache:
+        debug(
+            f"{resolver.store.changing} may give other credentials the next time; --cache caches the token all the same"
+        )
+        cacheable = False
     debug(f"signed for {endpoint.host} with {credentials.access_key[-4:]:.>8}, expires {rfc3339(expires)}")
     return Minted(rendered(exec_credential(token, request.version, expires), request), issued, expires, cacheable)
 
@@ -4161,15 +4602,21 @@ def token_command(invocation: Invocation) -> int:
     cache = open_cache(invocation)
     key = request_key(info.version, invocation.argv, invocation.environ, invocation.platform) if cache else None
     refresh = "--refresh" in invocation.argv
-    if cache and key and not refresh and (answer := cache.lookup(key, time.time())):
+    ahead = is_ahead(invocation.environ)
+    if cache and key and not refresh and not ahead and (answer := cache.lookup(key, time.time())):
         debug("answered from the cache")
-        show(answer)
+        show(answer.text)
+        if invocation.environ.get(REFRESH_VARIABLE) != "off" and cache.claim_refresh(key, time.time()):
+            start_refresh(invocation)
+        cache.write_for_sh(key, answer)
         return 0
 
     request = parse_request(invocation.argv, invocation.environ, info.version)
     asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
     debug(f"signing a new token: {', '.join(asked)}")
     person = invocation.terminal and info.interactive
+    if ahead:
+        return refresh_ahead(invocation, cache, key, request)
     if cache is None or key is None:
         show(mint(request, Resolver(invocation, cache, person)).text)
         return 0
@@ -4178,7 +4625,7 @@ def token_command(invocation: Invocation) -> int:
         with lock:
             if not refresh and (answer := cache.lookup(key, time.time())):
                 debug("another process has signed it meanwhile")
-                show(answer)
+                show(answer.text)
                 return 0
             resolver = Resolver(invocation, cache, person)
             minted, store = mint(request, resolver), resolver.store
@@ -4187,6 +4634,46 @@ def token_command(invocation: Invocation) -> int:
         debug("locks do not work in the cache directory")
         minted = mint(request, Resolver(invocation, None, person))
     show(minted.text)
+    return 0
+
+
+def start_refresh(invocation: Invocation) -> None:
+    """Start a process that signs the next token, behind the answer that was just printed. Nobody waits for it."""
+    debug("a new token is signed in the background, for later")
+    command = [sys.executable, *(["-I", "-S"] if invocation.build else []), invocation.file, *invocation.argv]
+    environ = {**invocation.environ, REFRESH_VARIABLE: AHEAD}
+    try:
+        if os.name == "posix":  # importing subprocess takes as long as all the rest
+            quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
+            os.posix_spawn(sys.executable, command, environ, file_actions=quiet)
+        else:
+            import subprocess
+
+            null, flags = subprocess.DEVNULL, getattr(subprocess, "DETACHED_PROCESS", 0)
+            subprocess.Popen(command, stdin=null, stdout=null, stderr=null, env=environ, creationflags=flags)
+    except (OSError, ValueError) as error:
+        debug(f"that process cannot be started: {first_line(error)}")
+
+
+def refresh_ahead(invocation: Invocation, cache: Cache | None, key: Key | None, request: Request) -> int:
+    """Sign the next token while the present one is still good, in a process of its own. Raises Problem."""
+    if cache is None or key is None:
+        return 1
+    if hasattr(os, "setsid"):
+        try:
+            os.setsid()  # Ctrl-C, or the end of the terminal, are not meant for this process
+        except PermissionError:  # it has been done
+            pass
+    with cache.lock(f"request {key.line}", seconds=0):
+        now = time.time()
+        answer = cache.lookup(key, now)
+        if answer is None or not cache.refresh_is_due(key, now):
+            return 0  # the identities have changed, or another process was faster
+        cache.postpone_refresh(key, now + RETRY_SECONDS)  # in case of failure
+        resolver = Resolver(invocation, cache, interactive=False)
+        minted, store = mint(request, resolver), resolver.store
+        if minted.expires - FRESH_MARGIN > answer.fresh_until:
+            cache.store(key, minted, store.watched, store.generation, own=store.path)
     return 0
 
 
@@ -4380,6 +4867,9 @@ def describe(invocation: Invocation, wanted: Provision) -> tuple[list[Entry], bo
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     request = wanted.request
     credentials = resolver.credentials(request)
+    if resolver.store.changing:
+        say(f"{resolver.store.changing} is asked for each token, because it may give other credentials each time;")
+        say("if it does not, add --cache to the entry's args, and tokens are cached")
     region = request.region or resolver.region()
     if not region:
         raise usage("--region is missing", "pass the cluster's AWS region, for example --region us-east-2")
@@ -4417,7 +4907,7 @@ def effective_identity(resolver: Resolver, request: Request) -> str:
         return ""
     if choice.profile:
         return choice.profile
-    session = resolver.session  # there is one: only the keys of a named identity do not need it
+    session = resolver.session  # there is one: only the environment's keys and a named identity's do not need it
     if choice.fallback and session.profile == choice.fallback:
         return choice.fallback
     keys = session.full_config["profiles"].get("default", {})
@@ -5685,6 +6175,8 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     if not wanted.kinds() and not exists(resolver, name):
         wanted = ask_for_kind(wanted, resolver.person)
         check_sign_in(wanted)
+    if wanted.kinds():
+        check_place(store.path)
     if wanted.new_keys and not resolver.person:
         raise usage(
             "there is no terminal to ask for the keys",
@@ -5761,7 +6253,7 @@ def ask_for_kind(wanted: SignIn, person: bool) -> SignIn:
     """Ask a person what kind of identity this is, and for what it needs."""
     if not person:
         raise usage(
-            f"no identity or AWS profile is named {wanted.name!r}, and no option says what kind of identity to store",
+            f"there is no identity or AWS profile named {wanted.name!r}, and no option says what kind to store",
             f"see {PROGRAM} login --help; --stdin reads keys in the JSON format of credential_process",
         )
     if wanted.mfa_serial:
@@ -5888,7 +6380,7 @@ def proposed_role(wanted: SignIn, resolver: Resolver) -> Proposal:
     check_role_arn(wanted.role_arn)
     if wanted.source == wanted.name or not exists(resolver, wanted.source):
         raise Problem(
-            f"no identity or AWS profile is named {wanted.source!r}, which should assume the role",
+            f"there is no identity or AWS profile named {wanted.source!r} to assume the role",
             f"store it first: {PROGRAM} login {wanted.source}",
         )
     record = new_record(
@@ -5965,27 +6457,44 @@ def prove(wanted: SignIn, resolver: Resolver, signed_in: Portal | None) -> tuple
 
 
 def keep(wanted: SignIn, resolver: Resolver, proposal: Proposal) -> None:
-    """Store what AWS has accepted: the new secrets, then the record that needs them. Old secrets are removed last.
+    """Store what AWS has accepted. If this is cut short at any moment, the identity is the old one or the new one.
 
+    New secrets are stored first. They count once the record is replaced, in one step. Old secrets are removed last.
     From here on, nothing that was cached or being signed before is used.
     """
-    store, name = resolver.store, wanted.name
+    store, name, record = resolver.store, wanted.name, proposal.record
     forget_answers(store)
     for portal, (token, mark) in store.new_tokens.items():
         keep_sso_token(store, portal, token, mark=mark)
-    if proposal.record is not None:
+    if record is not None:
         with store.lock():
             now = read_identities(store.path)
-            if proposal.keys:
-                store.vault.set_json(f"identity:{name}", key_entry(proposal.keys))
+            known, user = name in now.identities, f"identity:{name}"
+            others = tuple(each for each in now.pending if each != name)
+            entry = {**key_entry(proposal.keys), REVISION: record[REVISION]} if proposal.keys else None
+            if entry and known:
+                store.vault.set_json(user, {**entry, FORMER: former_entry(store.vault, name, now)})
+            elif entry:
+                write_identities(store.path, now._replace(pending=(*others, name)))
+                store.vault.set_json(user, entry)
             default = name if wanted.default else now.default
-            store.stored = Stored(default, {**now.identities, name: proposal.record})
+            store.stored = Stored(default, {**now.identities, name: record}, others)
             write_identities(store.path, store.stored)
-            if wanted.kinds() and not proposal.keys and name in now.identities:
-                store.vault.delete(f"identity:{name}")
+            if entry and known:
+                store.vault.set_json(user, entry)
+            elif wanted.kinds() and known:
+                store.vault.delete(user)
         forget_answers(store)
     store.generation = store.cache.generation() if store.cache else ""
     resolver.sessions.keep_held_back()
+
+
+def former_entry(vault: Vault, name: str, stored: Stored) -> dict[str, Any] | None:
+    """What the vault has for an identity that is about to be replaced, or None if it is damaged or missing."""
+    try:
+        return read_entry(vault, name, stored.identities[name].get(REVISION, ""))
+    except DamagedEntry:
+        return None
 
 
 def key_entry(keys: Credentials) -> dict[str, str]:
@@ -6050,7 +6559,8 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     session = no_profile(resolver)
     sessions = read_notes(resolver.store.path)
-    names = sorted(resolver.store.stored.identities) if options.all else [options.name]
+    stored = resolver.store.stored
+    names = sorted({*stored.identities, *stored.pending}) if options.all else [options.name]
     ours = [user for user, about in sessions.items() if options.all or options.name in about.names]
     config = session.full_config
     portals = {own_portal(config, name) for name in names}
@@ -6059,7 +6569,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     kept = {sso_portal(config, name) for name in resolver.store.stored.identities if name not in names}
 
     # The vault first: if it refuses to remove something, the identity must stay in the list.
-    known = options.all or options.name in resolver.store.stored.identities or bool(ours)
+    known = options.all or options.name in (*stored.identities, *stored.pending) or bool(ours)
     for portal in sorted(filter(None, portals - kept)):
         known = end_sso_session(resolver, session, portal) or known
     with resolver.store.lock():
@@ -6081,8 +6591,9 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
         stored = read_identities(resolver.store.path)
         identities = {name: keys for name, keys in stored.identities.items() if name not in names}
         default = stored.default if stored.default in identities else ""
-        if identities != stored.identities:
-            write_identities(resolver.store.path, Stored(default, identities))
+        remaining = Stored(default, identities, tuple(name for name in stored.pending if name not in names))
+        if remaining != stored:
+            write_identities(resolver.store.path, remaining)
     forget_answers(resolver.store)
     if not options.keep_kubeconfig:
         remove_entries(invocation, names, options.kubeconfig)
@@ -6401,9 +6912,13 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
     environ = {name: value for name, value in invocation.environ.items() if name != "KUBERNETES_EXEC_INFO"}
     if key is None:
         return
-    cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), (), cache.generation())
+    # As for a real request: the shell must be able to compare the dates of these files.
+    watched = look_at(deciding_files(invocation.environ, invocation.platform))
+    watched = tuple(one for one in watched if not one.exists or one.modified / 1e9 < now - SETTLE_SECONDS)
+    cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), watched, cache.generation())
     try:
-        if cache.lookup(key, time.time()) is None:
+        stored = cache.lookup(key, time.time())
+        if stored is None:
             yield Check("launcher", "fail", "an answer that was just cached cannot be found", "see the checks above")
             return
         # If there is no Python, only the launcher can answer.
@@ -6413,8 +6928,10 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
             return
         took = answer_time([invocation.file, *words], answer, environ)
     finally:
-        cache.remove_expired(os.path.join(cache.root, "tokens"), key.directory, float("inf"))
-    reason = why_not_launcher(invocation.environ) or f"/bin/sh is {shell}, which cannot print it"
+        cache.remove_expired(key.directory, float("inf"))
+    unseen = "" if stored.settled else cache.compared(key, stored, time.time_ns() - SETTLE_SECONDS * 10**9)
+    reason = why_not_launcher(invocation.environ) or (unseen if isinstance(unseen, str) else "")
+    reason = reason or f"/bin/sh is {shell}, which cannot print it"
     if took is None:
         yield Check(
             "launcher", "fail", "cached answers are not printed", f"run {invocation.file} with --debug to see why"
@@ -6614,7 +7131,26 @@ def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
     found = f"a token until {expires}, in {milliseconds(took)}"
     if user.entry.mode == "Always":
         return "warn", f"{found}, but only at a terminal", "change interactiveMode: Always to IfAvailable"
+    if source := why_uncached(user, invocation._replace(environ=environ)):
+        return (
+            "ok",
+            f"{found}; {source} is asked each time",
+            "if it always gives the same, add --cache to the entry's args",
+        )
     return "ok", found, ""
+
+
+def why_uncached(user: ExecUser, invocation: Invocation) -> str:
+    """The source of an entry's credentials that is asked for each token, or ""."""
+    try:
+        request = parse_request(our_arguments(user.entry) or (), invocation.environ, "v1beta1")
+        if request.cache:
+            return ""
+        uri = invocation.environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI", "")
+        local = "the local server in AWS_CONTAINER_CREDENTIALS_FULL_URI" if is_loopback(uri) else ""
+        return changing_source(Resolver(invocation, None, interactive=False), request) or local
+    except Problem:
+        return ""
 
 
 def about_other(user: ExecUser, context: str, directory: str | None, where: str) -> tuple[str, str]:
@@ -6965,21 +7501,11 @@ def cluster_of(words: Sequence[str]) -> str:
 
 def cached_requests(invocation: Invocation) -> Iterable[list[str]]:
     """The arguments of the requests that have cached answers."""
-    from urllib.parse import unquote
+    from itertools import islice
 
-    left = COMPLETION_ANSWERS
-    for directory, _, names in os.walk(os.path.join(invocation.cache, "tokens")) if invocation.cache else ():
-        if "%request" not in names:
-            continue
-        left -= 1
-        if left < 0:
-            return
-        try:
-            with open(os.path.join(directory, "%request"), encoding="utf-8") as file:
-                _, *arguments = file.readline().split(" ")[-1].split("||")[0].split("|")
-        except (OSError, ValueError):
-            continue
-        yield ["" if part == "%" else unquote(part) for part in arguments]
+    cache = open_cache(invocation)
+    for line in islice(cache.lines(), COMPLETION_ANSWERS) if cache else ():
+        yield [unquoted_part(part) for part in line.split("||")[0].split("|")[1:]]
 
 
 def known_contexts(invocation: Invocation) -> dict[str, str]:
@@ -7105,6 +7631,8 @@ Options for a token
   --external-id ID      the external ID that the role's trust policy requires
   --session-name NAME   the name of the role session (default: EKSGetTokenAuth)
   --refresh             always signs a new token
+  --cache               also caches a token whose credentials may be others each
+                        time: of a credential_process or a local server
   --debug               shows on stderr what is done, without any secrets
   --version             prints the version; with --verbose also the build, the
                         Python and the packages in use
@@ -7130,6 +7658,7 @@ Environment
   ATMOS_IDENTITY        the identity, if no option gives one
   EKS_TOKEN_PYTHON      the Python to run: 3.10 or newer
   EKS_TOKEN_DEBUG=1     the same as --debug
+  EKS_TOKEN_REFRESH=off do not sign the next token in the background
   KUBERNETES_EXEC_INFO  set by kubectl: the API version, and whether a person
                         can be asked
   PYTHON_KEYRING_BACKEND

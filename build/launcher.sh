@@ -8,61 +8,77 @@
 # -nt and -ot are new in POSIX issue 8, but every shell in the tests has had them for decades.
 # shellcheck disable=SC3013
 
-# Bash takes options (SHELLOPTS) and functions from the environment. They must not change what this script does.
-{ set +aefuvxC; } 2>/dev/null
-case ${BASH_VERSION-} in
-?*) unset -f [ command echo kill printf read umask ;;
-esac
-
-et_build=@BUILD@
-et_file=$0
-et_newline='
-'
-umask 077
-
-# The cache directory, by the same rule as eks_token.cache_home. /System/Library/CoreServices only exists on macOS, and
-# checking for it is a hundred times cheaper than running uname.
-case ${HOME-} in
-/*)
-	case ${XDG_CACHE_HOME-} in
-	/*) et_cache=$XDG_CACHE_HOME/eks-token ;;
-	*)
-		if [ -e /System/Library/CoreServices ]; then
-			et_cache=$HOME/Library/Caches/eks-token
-		else
-			et_cache=$HOME/.cache/eks-token
+# et_find_cache: sets et_cache to the cache directory, by the same rule as eks_token.cache_home, or to nothing if it cannot
+# be used. /System/Library/CoreServices only exists on macOS, and checking for it is a hundred times cheaper than running
+# uname.
+et_find_cache() {
+	case ${HOME-} in
+	/*)
+		case ${XDG_CACHE_HOME-} in
+		/*) et_cache=$XDG_CACHE_HOME/eks-token ;;
+		*)
+			if [ -e /System/Library/CoreServices ]; then
+				et_cache=$HOME/Library/Caches/eks-token
+			else
+				et_cache=$HOME/.cache/eks-token
+			fi
+			;;
+		esac
+		# Do not read or run anything from a link or from another user's directory. A root shell that kept another user's
+		# HOME must not use the answers there either. Only root owns /; others may be at home in a directory that is not
+		# their own, as in OpenShift's containers.
+		if ! [ -O "$et_cache" ] || [ -h "$et_cache" ] || { ! [ -O "$HOME" ] && [ -O / ]; }; then
+			et_cache=
 		fi
 		;;
+	*) et_cache= ;;
 	esac
-	# Do not read or run anything from a link or from another user's directory. A root shell that kept another user's
-	# HOME must not use the answers there either. Only root owns /; others may be at home in a directory that is not
-	# their own, as in OpenShift's containers.
-	if ! [ -O "$et_cache" ] || [ -h "$et_cache" ] || { [ -O / ] && ! [ -O "$HOME" ]; }; then
-		et_cache=
-	fi
-	;;
-*) et_cache= ;;
-esac
+}
 
 # et_plain PART: whether this part of a request can be used in the answer's path as it is. It may only have safe
-# characters, no empty, . or .. component, and must be short enough for a file name. The characters are listed one by
-# one because ranges depend on the locale, and the frequent ones come first because dash searches the list every time.
+# characters, no . or .. component and no slash at its end, and must be short enough for a file name. The characters are
+# listed one by one because ranges depend on the locale, and the frequent ones come first because dash searches the list
+# every time.
 et_plain() {
 	case /$1/ in
-	*[!abcdefghijklmnopqrstuvwxyz/0123456789=_.:@,+ABCDEFGHIJKLMNOPQRSTUVWXYZ-]* | *//* | */./* | */../*) return 1 ;;
+	*[!abcdefghijklmnopqrstuvwxyz/0123456789=_.:@,+ABCDEFGHIJKLMNOPQRSTUVWXYZ-]* | *// | */./* | */../*) return 1 ;;
 	esac
 	[ ${#1} -le 200 ]
 }
 
-# et_answer ARGUMENT...: prints the fresh answer to this request and ends the script, or returns. Its stderr is
-# discarded, and descriptor 3 is the real one, for cat. Any failure here is a miss, and Python reports what is wrong.
+# et_variable NAME KIND VALUE: adds a variable to the request, by the rule for its kind in eks_token.py's table, or
+# fails: then the request is Python's.
+et_variable() {
+	case $2 in
+	region) [ -z "$et_region" ] || return 0 ;;
+	sts) [ "$3" != regional ] || return 0 ;;
+	# If a path is relative, or starts with a tilde or a variable, Python makes it absolute.
+	path) case $3 in /*) ;; *) return 1 ;; esac ;;
+	runtime) case $3 in /run/user/*) return 0 ;; esac ;;
+	bus)
+		et_user=${3#unix:path=/run/user/}
+		et_user=${et_user%/bus}
+		case $et_user in
+		'' | *[!0123456789]*) ;;
+		*) if [ "$3" = "unix:path=/run/user/$et_user/bus" ] && [ -O "/run/user/$et_user" ]; then return 0; fi ;;
+		esac
+		;;
+	esac
+	et_plain "$1=$3" || return
+	et_line="$et_line$1=$3|"
+	et_here="$et_here/$1=$3|"
+}
+
+# et_answer ARGUMENT...: prints the fresh answer to this request and ends the script, or returns. Any failure here is a
+# miss, and Python reports what is wrong.
 et_answer() {
 	# yash drops bytes that are not UTF-8 from variables, so two requests could look like the same one.
 	[ -z "${YASH_VERSION-}${EKS_TOKEN_DEBUG-}" ] || return
+	[ "${EKS_TOKEN_REFRESH-}" != ahead ] || return
 
 	# A request contains the hash of each secret, which only Python can compute.
-	et_secrets=@SECRETS@
-	[ -z "$et_secrets" ] || return
+	# shellcheck disable=SC2157 # build/package.py puts the variables in, here and below, from eks_token.py
+	[ -z "@SECRETS@" ] || return
 
 	# The version that kubectl asks for, exactly as kubectl writes it. The newline at the end distinguishes v1 and v1beta1.
 	et_info='{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/'
@@ -86,62 +102,51 @@ et_answer() {
 		et_here="$et_here/$et_word|"
 	done
 
-	# An extra bar separates the arguments from the variables.
+	# An extra bar separates the arguments from the variables. Most of them are unset, so one test comes first.
 	et_line="$et_line|"
 	et_here="$et_here/|"
-	# shellcheck disable=SC2043 # build/package.py puts them in, from eks_token.py
-	for et_name in \
-		@VARIABLES@; do
-		eval "et_value=\${$et_name-}"
-		[ -n "$et_value" ] || continue
-		case $et_name in
-		@REGIONS@) [ -z "$et_region" ] || continue ;;
-		AWS_STS_REGIONAL_ENDPOINTS) [ "$et_value" != regional ] || continue ;;
-		# These are paths. If one is relative, or starts with a tilde or a variable, Python makes it absolute.
-		@PATHS@)
-			case $et_value in /*) ;; *) return ;; esac
-			;;
-		esac
-		et_plain "$et_name=$et_value" || return
-		et_line="$et_line$et_name=$et_value|"
-		et_here="$et_here/$et_name=$et_value|"
-	done
+	et_variable HOME plain "$HOME" || return
+	# shellcheck disable=SC2157
+	if [ -n "@OTHERS@" ]; then
+		@VARIABLES@
+	fi
 
-	# A file that we have just written is our clock: compare its modification time with that of the answer (FRESH_UNTIL)
-	# and of the request's record (ISSUED). Starting date would double the time this takes. Before Python stores any
-	# answer, it makes sure that truncating an empty file updates its time on this file system.
-	[ -O "$et_here/%answer" ] || return
-	{ :; } >|"$et_cache/now" || return
+	# The answer is a script, so before running it, make sure that it is the user's own. Opening a pipe would hang.
+	[ -f "$et_here/%answer" ] && [ -O "$et_here/%answer" ] && ! [ -h "$et_here/%answer" ] || return
+	[ -O "$et_here" ] && ! [ -h "$et_here" ] && [ -O "$et_cache/tokens" ] && ! [ -h "$et_cache/tokens" ] || return
+
+	# A file that we have just written is our clock: compare its modification time with that of the answer, which is
+	# FRESH_UNTIL. Starting date would double the time this takes. Before Python stores any answer, it makes sure that
+	# truncating an empty file updates its time on this file system.
+	[ -f "$et_cache/now" ] || return
+	{ :; } 9>|"$et_cache/now" || return
 	[ "$et_here/%answer" -nt "$et_cache/now" ] || return
-	if [ "$et_here/%request" -nt "$et_cache/now" ]; then return; fi
 
-	# The record names the request (if the file system ignores case, two requests can have the same path) and the AWS
-	# files that were read for the answer, each with a stamp that has its modification time at that time. An incomplete
-	# record does not have the last line.
-	{
-		# shellcheck disable=SC2034 # ISSUED and FRESH_UNTIL are for Python; the files' times say the same here
-		read -r et_tag et_issued et_fresh et_request || return
-		[ "$et_tag $et_request" = "eks-token-1 $et_line" ] || return
-		while :; do
-			read -r et_stamp et_name || return
-			case $et_stamp in
-			end) break ;;
-			absent) if [ -e "$et_name" ]; then return; fi ;;
-			*)
-				[ -e "$et_name" ] && [ -e "$et_here/$et_stamp" ] || return
-				if [ "$et_name" -nt "$et_here/$et_stamp" ] || [ "$et_name" -ot "$et_here/$et_stamp" ]; then return; fi
-				;;
-			esac
-		done
-	} <"$et_here/%request" || return
+	# zsh's echo succeeds even if stdout is closed.
+	[ -z "${ZSH_VERSION-}" ] || { :; } >&1 || return
 
-	# Open the answer before starting cat, so that if the cache is emptied right now, Python can still answer. Without a
-	# locale to load, cat takes a fifth less time. Nothing runs after it.
-	{
-		LC_ALL=C
-		export LC_ALL
-		exec cat 2>&3 3>&-
-	} <"$et_here/%answer"
+	# The answer compares its own request with $et_line (if the file system ignores case, two requests can have the same
+	# path) and checks the files that decided it. If everything is still the same, it prints the token and sets
+	# et_printed. In most shells, an error in a file that . runs ends the script, unless `command` comes first.
+	et_printed=
+	# shellcheck disable=SC1091
+	if [ -z "${ZSH_VERSION-}" ]; then
+		command . "$et_here/%answer"
+	else # under its own name, zsh takes `command` for a program's
+		. "$et_here/%answer"
+	fi
+	[ -n "$et_printed" ] || return
+	[ "$et_here/%refresh" -nt "$et_cache/now" ] || [ "${EKS_TOKEN_REFRESH-}" = off ] || et_refresh "$@"
+	exit 0
+}
+
+# et_refresh ARGUMENT...: starts a process that signs the next token. Nobody waits for it: it keeps no file open that
+# kubectl reads from. Of many calls at once, only one can make the file, which Python removes.
+et_refresh() {
+	umask 077
+	set -C
+	{ :; } 9>"$et_here/%claim" || return
+	EKS_TOKEN_REFRESH=ahead /bin/sh "$et_file" "$@" </dev/null >/dev/null 2>&1 &
 }
 
 # et_start PYTHON ARGUMENT...: runs Python instead of this script, isolated from PYTHON* variables and user packages.
@@ -172,9 +177,23 @@ et_began() {
 	[ -f "$et_cache/starting" ] && read -r et_pid <"$et_cache/starting" && kill -0 "$et_pid"
 }
 
-if [ -n "$et_cache" ]; then
-	et_answer "$@" 3>&2 2>/dev/null || :
-fi
+# Errors up to here are misses, so nobody needs to see them.
+{
+	# Bash takes options (SHELLOPTS) and functions from the environment. They must not change what this script does.
+	set +aefuvxC
+	case ${BASH_VERSION-} in
+	?*) unset -f [ command echo kill printf read umask ;;
+	esac
+	et_build=@BUILD@
+	et_file=$0
+	et_newline='
+'
+	et_find_cache
+	[ -z "$et_cache" ] || et_answer "$@"
+} 2>/dev/null
+
+# From here on, files are written.
+umask 077
 
 # The Python that worked last, which build/start.py writes down. We start it without trying it first, which would take
 # 10 ms, unless it has changed (the record has the date of the program) or did not come up the last time (a library or

@@ -26,10 +26,9 @@ import stat
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -79,6 +78,10 @@ DROPPED = (
     "platformdirs/testing.py",
     # Builds a compiled parser.
     "ruamel/yaml/clibz/*",
+    # HTTP/2, which urllib3 speaks only if told to. Without them urllib3.http2 still has what HTTP/1 asks of it, and
+    # nothing imports importlib.metadata, which takes 7 ms of a new token's 90.
+    "urllib3/http2/__init__.py",
+    "urllib3/http2/connection.py",
     # For Python in a browser.
     "urllib3/contrib/emscripten/*",
     # pywin32-ctypes uses ctypes if there is no cffi, which is compiled.
@@ -328,18 +331,22 @@ def substitute(text: bytes, values: Mapping[bytes, bytes]) -> bytes:
 def launcher_text() -> str:
     """launcher.sh with the variables of eks_token.py in it, by their kinds; the build's id and version come later."""
     kinds: dict[str, str] = value_of("REQUEST_VARIABLES")
-
-    def named(*wanted: str) -> list[str]:
-        return [name for name, kind in kinds.items() if kind in wanted]
-
+    secrets = [name for name, kind in kinds.items() if kind == "secret"]
+    others = {name: kind for name, kind in kinds.items() if kind not in ("secret", "windows") and name != "HOME"}
     values = {
-        "@VARIABLES@": wrapped(named("plain", "path", "region"), " "),
-        "@SECRETS@": "".join(f"${{{name}-}}" for name in named("secret")),
-        "@REGIONS@": wrapped(named("region"), " | "),
-        "@PATHS@": wrapped(named("path"), " | "),
+        "@SECRETS@": expanded(secrets),
+        "@OTHERS@": expanded(others),
+        "@VARIABLES@": "\n\t\t".join(
+            f'[ -z "${{{name}-}}" ] || et_variable {name} {kind} "${name}" || return' for name, kind in others.items()
+        ),
     }
     text = (HERE / "launcher.sh").read_text(encoding="utf-8")
     return re.sub("@[A-Z]+@", lambda found: values.get(found[0], found[0]), text)
+
+
+def expanded(names: Iterable[str]) -> str:
+    """The values of variables, one after the other, as sh writes them."""
+    return "".join(f"${{{name}-}}" for name in names)
 
 
 def start_text() -> str:
@@ -350,11 +357,6 @@ def start_text() -> str:
 
     text = (HERE / "start.py").read_text(encoding="utf-8")
     return re.sub(f"(?m)^from {PROGRAM.stem} import (.+)$", texts, text)
-
-
-def wrapped(names: Sequence[str], separator: str) -> str:
-    """Words of a shell command, continued from line to line."""
-    return " \\\n\t\t\t".join(textwrap.wrap(separator.join(names), 100))
 
 
 def value_of(name: str) -> Any:

@@ -420,6 +420,24 @@ def remove(path: str) -> None:
         pass
 
 
+def end(status: object) -> None:
+    """Ends the process, but does not take all of its modules apart first, which takes 2 ms, and 8 after a signature.
+
+    Returns if the status is not a number, which Python would print.
+    """
+    import atexit
+
+    if not isinstance(status, int):
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # none, or closed: eks_token.show has said so
+            pass
+    os._exit(status)
+
+
 # The edge. It stands at the end so that a copy of this file that was cut short lacks it, which __main__.py notices.
 
 
@@ -434,6 +452,8 @@ def main() -> None:
             from_directory(here, sys.argv[1], sys.argv[2:])
         else:
             from_archive(os.path.abspath(sys.argv[0]), sys.argv[1:])
+    except SystemExit as ended:
+        end(ended.code)
     except Failure as failure:
         say(f"{PROGRAM}: error: {failure}\nhint: {failure.hint}")
         sys.exit(1)

@@ -204,6 +204,7 @@ class Bench:
         self.env = {
             "PATH": f"{commands}:/usr/bin:/bin",
             "LANG": "C.UTF-8",
+            "EKS_TOKEN_REFRESH": "off",
             "KUBERNETES_EXEC_INFO": EXEC_INFO,
             "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.root}/no-bus",
         }

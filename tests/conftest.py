@@ -31,7 +31,7 @@ from eks_token import Invocation
 
 ROOT = Path(__file__).resolve().parent.parent
 # What is ignored where the tests are started (a run in the background, nohup) would be ignored by all that they start.
-for _signal in (signal.SIGINT, signal.SIGHUP):
+for _signal in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.SIG_DFL)
 
@@ -39,6 +39,11 @@ REQUIRED = os.environ.get("EKS_TOKEN_TESTS_REQUIRED") == "1"
 
 DOCUMENTED_SKIPS = ("only on ", "not as root")
 """How a skip's reason begins that is right even where everything is required: another platform, or user."""
+
+IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+posix = pytest.mark.skipif(os.name != "posix", reason="only on POSIX")
+as_root = pytest.mark.skipif(not IS_ROOT, reason="only on POSIX, as root")
+not_as_root = pytest.mark.skipif(IS_ROOT, reason="not as root, who may write everything")
 
 
 # --- skips --------------------------------------------------------------------------------------------------
@@ -101,6 +106,8 @@ def file_lock(path: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """dist/eks-token, built from the sources here unless it is newer than all of them."""
+    if sys.platform == "win32":
+        pytest.skip("only on POSIX: Windows cannot start the file itself")
     if given := os.environ.get("EKS_TOKEN_EXECUTABLE"):
         return Path(given).resolve(strict=True)
     built = ROOT / "dist/eks-token"
@@ -236,6 +243,8 @@ class Sandbox:
             "XDG_RUNTIME_DIR": str(self.runtime),
             # nothing may look for instance metadata or a bus that is not the test's
             "AWS_EC2_METADATA_DISABLED": "true",
+            # tests of the refresh switch it on, and wait for its process
+            "EKS_TOKEN_REFRESH": "off",
             "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.runtime}/no-bus",
             "EKS_TOKEN_PYTHON": next(
                 (one.path for one in interpreters() if one.version == f"3.{sys.version_info[1]}"),
@@ -270,13 +279,17 @@ class Sandbox:
         return self.write(".aws/credentials", text)
 
     def write(self, name: str, text: str, *, age: float = 10) -> Path:
-        """Writes a file of the home, modified `age` seconds ago: new ones are never cached against."""
+        """Writes a file of the home, modified `age` seconds ago, like the directories above: new ones are never cached
+        against."""
         path = self.home / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o600)
         modified = time.time_ns() - int(age * 1e9)
-        os.utime(path, ns=(modified, modified))
+        for changed in (path, *path.parents):
+            os.utime(changed, ns=(modified, modified))
+            if changed == self.home:
+                break
         return path
 
     def environment(self, env: Mapping[str, str | None] | None = None, python: str | None = None) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 import shlex
 import stat
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import Completed, Sandbox, invocation, kubectls, missing
+from conftest import Completed, Sandbox, invocation, kubectls, missing, not_as_root
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubeconfigs import WILD
@@ -639,7 +638,7 @@ def test_where_nothing_is_there_is_nothing_to_adopt(text: str | None, laptop: Sa
     assert tree(laptop) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="not as root, who may write everything")
+@not_as_root
 def test_a_read_only_file_is_one_clear_error_and_no_backup_is_left(laptop: Sandbox, all_forms: Path) -> None:
     all_forms.chmod(0o400)
     before = tree(laptop)

@@ -309,11 +309,12 @@ CLUSTER_VARIABLE = {"KUBERNETES_AWS_AUTHENTICATOR_CLUSTER_ID": "demo"}
             id="the session's name forwarded",
         ),
         pytest.param("token -i demo --token-only", {}, {"output": "token"}, id="token only"),
+        pytest.param("token -i demo --cache", {}, {"cache": True}, id="cached all the same"),
         pytest.param("token -i demo --token-only=false", {}, {}, id="a flag switched off, as Go has it"),
         pytest.param("token -i demo --region eu-west-1", {}, {"region": "eu-west-1"}, id="a region"),
         pytest.param("token -i demo -s me", {}, {"session_name": "me"}, id="a session's name without a role"),
         pytest.param(
-            "token -i demo --cache -c f --config f -l json --log-format json -v info --log-verbosity debug"
+            "token -i demo -c f --config f -l json --log-format json -v info --log-verbosity debug"
             " --feature-gates X=true",
             {},
             {},

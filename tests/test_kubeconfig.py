@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Completed, KeyringDaemon, Sandbox, invocation, kubectls, missing
+from conftest import Completed, KeyringDaemon, Sandbox, invocation, kubectls, missing, not_as_root
 from kubeconfigs import BROKEN, SECRET, WILD
 from servers import ACCOUNT, AccessKey, ApiServer, RecordingProxy
 
@@ -521,7 +521,7 @@ def test_one_in_json_is_read_as_well(laptop: Sandbox, api_server: ApiServer) -> 
     assert is_let_in(laptop)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="not as root, who may write everything")
+@not_as_root
 def test_a_read_only_file_is_one_clear_error(laptop: Sandbox) -> None:
     path = laptop.write(".kube/config", OTHERS)
     path.chmod(0o400)

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any, NamedTuple
 
 import package
 import pytest
-from conftest import interpreters, need
+from conftest import as_root, interpreters, need
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from servers import wait_for
 
 import eks_token
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="only on POSIX: 
 LAUNCHER = package.launcher_text()
 BUILD = "0123456789abcdef"
 MISS = "MISS"
-VARIABLES = list(eks_token.REQUEST_VARIABLES)
+VARIABLES = [name for name, kind in eks_token.REQUEST_VARIABLES.items() if kind != "windows"]
 YEAR = 365 * 24 * 3600  # seconds
 
 TOKEN = ("--cluster-name", "demo", "--region", "us-east-2", "--identity", "dev")
@@ -84,11 +84,12 @@ class Desk:
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
+            "EKS_TOKEN_REFRESH": "off",
             "EKS_TOKEN_PYTHON": str(self.script("asked", suitable(f"printf {MISS}"))),
         }
         directory = eks_token.cache_home(self.environ, sys.platform)
         assert directory is not None
-        self.cache = eks_token.Cache(directory)
+        self.cache = eks_token.Cache(directory, str(self.home))
         os.makedirs(directory, 0o700)
         self.stored = 0
 
@@ -115,7 +116,10 @@ class Desk:
         environ: Mapping[str, str] | None = None,
         watched: Sequence[str | Path] = (),
     ) -> str:
-        """Keeps an answer to this request, unlike any before, and returns it."""
+        """Keeps an answer to this request, unlike any before, and returns it. Directories are not new."""
+        for directory in {above for path in watched for above in Path(path).parents if self.root in above.parents}:
+            if directory.exists():
+                os.utime(directory, (time.time() - 100,) * 2)
         key = self.key(argv, self.environ if environ is None else environ)
         self.stored += 1
         answer = f"answer {self.stored}"
@@ -136,7 +140,8 @@ class Desk:
         directory = eks_token.cache_home(environ, sys.platform)
         if key is None or directory is None or "--refresh" in argv:
             return None
-        return eks_token.Cache(directory).lookup(key, time.time())
+        answer = eks_token.Cache(directory).lookup(key, time.time())
+        return answer and answer.text
 
     def launcher(
         self, shell: Shell, argv: Sequence[str] = TOKEN, environ: Mapping[str, str] | None = None, name: str = "sh"
@@ -239,7 +244,7 @@ odd_texts = st.one_of(
                 "x/" * 90 + "x",
                 "é" * 120,
             ],
-            *["%answer", "%request", "v1", "v1beta1", "HOME=/root", "AWS_PROFILE=dev", "--region", "--region=", "-n"],
+            *["%answer", "v1", "v1beta1", "HOME=/root", "AWS_PROFILE=dev", "--region", "--region=", "-n"],
         ]
     ),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=6),
@@ -453,7 +458,7 @@ def test_launcher_leaves_to_python(
 
 def test_the_launcher_names_every_variable_of_the_module() -> None:
     names = re.findall(r"[A-Z0-9_]{4,}", LAUNCHER)
-    assert set(eks_token.REQUEST_VARIABLES) <= set(names)
+    assert set(VARIABLES) <= set(names)
     assert set(re.findall("@[A-Z]+@", LAUNCHER)) == {"@BUILD@", "@VERSION@"}
 
 
@@ -516,6 +521,49 @@ def test_what_changes_nothing_is_answered_all_the_same(
     assert set(desk.answers(shells, argv, desk.environ | dict(variables)).values()) == {answer}
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("DBUS_SESSION_BUS_ADDRESS", ["unix:path=/tmp/a", "unix:path=/tmp/b", "unix:path=/run/user/99999/bus"]),
+        ("XDG_RUNTIME_DIR", ["/tmp/a", "/tmp/b", "/run/usr"]),
+        ("KEYRING_PROPERTY_PREFERRED_COLLECTION", ["/org/a", "/org/b"]),
+        ("KEYRING_PROPERTY_WALLET", ["a", "b"]),
+        ("AWS_ENDPOINT_URL_STS", ["http://a/b", "http:/a/b", "http:///a/b", "https://a/b"]),
+    ],
+)
+def test_another_keyring_or_endpoint_is_another_request(
+    desk: Desk, shells: list[Shell], name: str, values: list[str]
+) -> None:
+    environs = [desk.environ, *(desk.environ | {name: value} for value in values)]
+    for environ in environs:
+        answer = desk.store(TOKEN, environ)
+        assert set(desk.answers(shells, TOKEN, environ).values()) == {answer}
+        for other in environs:
+            if other != environ:
+                assert answer not in desk.answers(shells, TOKEN, other).values()
+
+
+def test_the_users_own_bus_is_as_if_unset(desk: Desk, shells: list[Shell], monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = desk.store()
+    user = f"/run/user/{os.geteuid()}"
+    assert set(desk.answers(shells, TOKEN, desk.environ | {"XDG_RUNTIME_DIR": user}).values()) == {answer}
+    if not os.path.isdir(user):
+        pytest.skip("only on systems with a runtime directory")
+    environ = desk.environ | {"DBUS_SESSION_BUS_ADDRESS": f"unix:path={user}/bus"}
+    assert set(desk.answers(shells, TOKEN, environ).values()) == {answer}
+
+
+def test_a_backend_that_is_not_keyrings_own_is_left_to_python(desk: Desk, shells: list[Shell]) -> None:
+    environ = desk.environ | {"PYTHON_KEYRING_BACKEND": "keyrings.cryptfile.CryptFileKeyring"}
+    answer = desk.store(TOKEN, environ)
+    assert {desk.launcher(shell, TOKEN, environ) for shell in shells} == {None}
+    assert desk.module(TOKEN, environ) == answer
+    environ = environ | {"KEYRING_PROPERTY_KEYRING_KEY": "hush"}
+    assert set(desk.answers(shells, TOKEN, environ).values()) == {None}
+    key = desk.key(TOKEN, environ)
+    assert key and "hush" not in key.line
+
+
 @pytest.mark.parametrize("word", ["--regional", "--region-x=a", "region=a", "-region", "x--region"])
 def test_a_word_that_resembles_the_region_option_overrides_no_variable(
     desk: Desk, shells: list[Shell], word: str
@@ -539,6 +587,7 @@ def test_another_home_is_another_request_even_with_a_copy_of_the_cache(desk: Des
     # not even where the copy lies at the path that an answer would have there
     root = Path(str(eks_token.cache_home(environ, sys.platform)))
     shutil.copytree(desk.here(), root / desk.here(TOKEN, environ).relative_to(desk.cache.root))
+    shutil.copy(Path(desk.cache.root, "now"), root)
     assert set(desk.answers(shells, TOKEN, environ).values()) == {None}
 
 
@@ -643,37 +692,169 @@ def test_a_file_that_appears_ends_the_answer(desk: Desk, shells: list[Shell], ki
     assert set(desk.answers(shells).values()) == {None}
 
 
-def test_watched_names_with_spaces_and_other_letters_are_read_whole(desk: Desk, shells: list[Shell]) -> None:
-    watched = [old_file(desk.home / name) for name in ("two  words", "schlüssel", "back\\slash", "'quoted\"", "%41 x")]
-    answer = desk.store(watched=[*watched, desk.home / "not there"])
+def alike(*paths: Path, date: int = 1_700_000_000_123_456_789) -> None:
+    """Gives files and directories one date, as an archive, a checkout or Nix does."""
+    for path in paths:
+        os.utime(path, ns=(date, date))
+
+
+def renamed_over(home: Path) -> None:
+    alike(old_file(home / "other", "other"))
+    alike(home / ".aws/config")
+    (home / "other").replace(home / ".aws/config")
+
+
+def renamed_with_its_directory(home: Path) -> None:
+    (home / ".aws").rename(home / ".aws.former")
+    (home / "work").rename(home / ".aws")
+
+
+def relinked(where: str, to: str) -> Callable[[Path], None]:
+    def relink(home: Path) -> None:
+        """As `ln -sfn` does; the link's directory keeps its date, as if nothing had happened to it."""
+        date = (home / where).parent.stat().st_mtime_ns
+        (home / where).unlink()
+        (home / where).symlink_to(to)
+        alike((home / where).parent, date=date)
+
+    return relink
+
+
+def moved_away(home: Path) -> None:
+    (home / ".aws/config").rename(home / "elsewhere")
+
+
+def edited_in_place(home: Path) -> None:
+    (home / ".aws/config").write_text("other")
+
+
+def copied_with_an_older_date(home: Path) -> None:
+    edited_in_place(home)
+    alike(home / ".aws/config", date=1_600_000_000_000_000_000)
+
+
+SWITCHES = [
+    pytest.param({}, renamed_over, id="mv"),
+    pytest.param({}, moved_away, id="mv, away"),
+    pytest.param({}, renamed_with_its_directory, id="mv of the directory"),
+    pytest.param({}, edited_in_place, id="edited"),
+    pytest.param({}, copied_with_an_older_date, id="cp -p of an older one"),
+    pytest.param({".aws/config": "../work/config"}, relinked(".aws/config", "../home/config"), id="ln -sfn"),
+    pytest.param({".aws": "work"}, relinked(".aws", "home"), id="ln -sfn of the directory"),
+    pytest.param({".aws": "current", "current": "work"}, relinked("current", "home"), id="ln -sfn further on"),
+    pytest.param({".aws": "current", "current": "work"}, edited_in_place, id="edited behind links"),
+    pytest.param({".aws": "work"}, lambda home: renamed_over(home), id="mv behind a link"),
+    pytest.param({".aws": "work"}, lambda home: (home / "work").rename(home / "away"), id="mv of what a link leads to"),
+]
+
+
+@pytest.mark.parametrize(("links", "switch"), SWITCHES)
+def test_every_switch_of_a_file_with_equal_dates_is_seen(
+    desk: Desk, shells: list[Shell], links: Mapping[str, str], switch: Callable[[Path], object]
+) -> None:
+    for name in ("work", "home", ".aws"):
+        old_file(desk.home / name / "config", name)
+    for name, target in links.items():
+        if (desk.home / name).is_dir():
+            shutil.rmtree(desk.home / name)
+        (desk.home / name).unlink(missing_ok=True)
+        (desk.home / name).symlink_to(target)
+    everything = sorted({*desk.home.rglob("*"), desk.home} - {*desk.home.rglob(".cache/**")} - {desk.home / ".cache"})
+    alike(*everything)
+    key, now = desk.key(TOKEN, desk.environ), int(time.time())
+    assert key
+    state = eks_token.look_at([str(desk.home / ".aws/config")])
+    desk.cache.store(key, eks_token.Minted("answer", now, now + 840, True), state, desk.cache.generation())
+    assert set(desk.answers(shells).values()) == {"answer"}
+    switch(desk.home)
+    assert set(desk.answers(shells).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        pytest.param(0, id="OSTree"),
+        pytest.param(10**9, id="Nix"),
+        pytest.param(315_532_800 * 10**9, id="zip"),
+        pytest.param((int(time.time()) + YEAR) * 10**9, id="in the future"),
+    ],
+)
+def test_an_answer_from_a_file_without_a_date_of_its_own_is_pythons(desk: Desk, shells: list[Shell], date: int) -> None:
+    for generation in ("1", "2"):
+        alike(old_file(desk.home / generation / "config"), date=date)
+    (desk.home / "config").symlink_to("1/config")
+    answer = desk.store(watched=[desk.home / "config"])
+    assert {desk.launcher(shell) for shell in shells} == {None}
+    assert desk.module() == answer
+    relinked("config", "2/config")(desk.home)
+    assert desk.module() is None
+
+
+def test_a_directory_that_has_just_changed_leaves_the_answer_to_python_for_a_while(
+    desk: Desk, shells: list[Shell]
+) -> None:
+    answer = desk.store(watched=[old_file(desk.home / ".aws/config")])
+    old_file(desk.home / ".bash_history")
+    key = desk.key(TOKEN, desk.environ)
+    assert key
+    for age, answered in ((0, None), (2.5, answer)):
+        os.utime(desk.home, (time.time() - age,) * 2)
+        found = desk.cache.lookup(key, time.time())
+        assert found and found.text == answer
+        desk.cache.write_for_sh(key, found)  # as Python does when it has printed an answer
+        assert {desk.launcher(shell) for shell in shells} == {answered}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two  words",
+        "schlüssel",
+        "back\\slash",
+        "'quoted\"",
+        "%41 x",
+        "blank ",
+        "tab\t",
+        "return\r",
+        "\u2028",
+        "$HOME `id`",
+    ],
+)
+def test_a_watched_file_can_have_any_name(desk: Desk, shells: list[Shell], name: str) -> None:
+    path = old_file(desk.home / name)
+    answer = desk.store(watched=[path, desk.home / f"no {name}"])
     assert set(desk.answers(shells).values()) == {answer}
-    for path in watched:
-        shifted(5)(path)
-        assert set(desk.answers(shells).values()) == {None}
-        shifted(-5)(path)
-    old_file(desk.home / "not there")
+    shifted(5)(path)
+    assert set(desk.answers(shells).values()) == {None}
+    answer = desk.store(watched=[path, desk.home / f"no {name}"])
+    assert set(desk.answers(shells).values()) == {answer}
+    old_file(desk.home / f"no {name}")
     assert set(desk.answers(shells).values()) == {None}
 
 
-@pytest.mark.parametrize("name", ["blank ", "tab\t", "line\nbreak", "return\r", "a\x1cb", "a\u2028absent b", "a\udcff"])
-def test_watched_names_that_a_record_cannot_hold_never_mislead(desk: Desk, shells: list[Shell], name: str) -> None:
+@pytest.mark.parametrize("name", ["line\nbreak", "a\udcff", "keyringrc.cfg"])
+def test_an_answer_from_a_file_that_sh_cannot_judge_is_pythons(desk: Desk, shells: list[Shell], name: str) -> None:
     path = desk.home / name
-    answer = desk.store(watched=[path])
-    assert set(desk.answers(shells).values()) <= {answer, None}
-    old_file(path)
-    assert set(desk.answers(shells).values()) == {None}
+    answer = desk.store(watched=[old_file(path)])
+    assert {desk.launcher(shell) for shell in shells} == {None}
+    assert desk.module() == answer
+    shifted(5)(path)
+    assert desk.module() is None
 
 
 # --- the clock ----------------------------------------------------------------------------------------------
 
 
 def redate(here: Path, issued: int, fresh_until: int) -> None:
-    """Gives an answer other times, in its record and in its files'."""
-    _, _, _, line = (here / "%request").read_text().splitlines()[0].split(" ")
-    rest = (here / "%request").read_text().partition("\n")[2]
-    (here / "%request").write_text(f"eks-token-1 {issued} {fresh_until} {line}\n{rest}")
-    os.utime(here / "%request", (issued, issued))
-    os.utime(here / "%answer", (fresh_until, fresh_until))
+    """Gives an answer other times, as if it had been stored then."""
+    path = here / "%answer"
+    before = eks_token.parse_answer(path.read_text())
+    text = path.read_text().replace(f" {before.issued} {before.fresh_until} ", f" {issued} {fresh_until} ", 1)
+    old, new = (str(eks_token.before_second(moment)) for moment in (before.issued, issued))
+    path.write_text(text.replace(f"%{old}", f"%{new}"))
+    (here / f"%{old}").rename(here / f"%{new}")
+    os.utime(here / f"%{new}", ns=(int(new), int(new)))
+    os.utime(path, (fresh_until, fresh_until))
 
 
 @pytest.mark.parametrize(
@@ -704,63 +885,46 @@ def test_bounds_are_exact_in_the_module(desk: Desk) -> None:
     key = desk.key(TOKEN, desk.environ)
     assert key
     times = {999.999: None, 1000.0: answer, 1999.999: answer, 2000.0: None}
-    assert {now: desk.cache.lookup(key, now) for now in times} == times
+    assert {now: (found := desk.cache.lookup(key, now)) and found.text for now in times} == times
 
 
-@pytest.mark.parametrize("name", ["%answer", "%request"])
-def test_files_that_lost_their_times_are_a_miss(desk: Desk, shells: list[Shell], name: str) -> None:
-    """As after a copy that does not keep them. A record newer than its answer is none the worse."""
+def test_an_answer_that_lost_its_date_is_pythons(desk: Desk, shells: list[Shell]) -> None:
+    """As after a copy that does not keep it."""
     answer = desk.store(watched=[old_file(desk.home / "config")])
-    os.utime(desk.here() / name)
-    assert set(desk.answers(shells).values()) == ({None} if name == "%answer" else {answer})
+    os.utime(desk.here() / "%answer")
+    assert {desk.launcher(shell) for shell in shells} == {None}
+    assert desk.module() == answer
 
 
 # --- damage -------------------------------------------------------------------------------------------------
 
 
-def without(name: str) -> Callable[[Path], object]:
-    return lambda here: (here / name).unlink()
-
-
-def without_stamps(here: Path) -> None:
-    stamps = [path for path in here.iterdir() if path.name[1:].isdigit()]
-    assert stamps
-    for stamp in stamps:
-        stamp.unlink()
-
-
-def overwritten(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
-    """Changes a file's content and keeps its time, as a failing disk might."""
+def overwritten(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """Changes an answer and keeps its date, as a failing disk might."""
 
     def overwrite(here: Path) -> None:
-        state = (here / name).stat()
-        (here / name).write_bytes(change((here / name).read_bytes()))
-        os.utime(here / name, ns=(state.st_atime_ns, state.st_mtime_ns))
+        path = here / "%answer"
+        state = path.stat()
+        path.write_bytes(change(path.read_bytes()))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
     return overwrite
 
 
-def lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], object]:
-    return overwritten("%request", lambda data: b"".join(change(data.splitlines(keepends=True))))
+def replaced(old: bytes, new: bytes) -> Callable[[Path], object]:
+    return overwritten(lambda data: data.replace(old, new))
 
 
 DAMAGES = [
-    pytest.param(without("%request"), id="no record"),
-    pytest.param(without("%answer"), id="no answer"),
+    pytest.param(lambda here: (here / "%answer").unlink(), id="no answer"),
     pytest.param(shutil.rmtree, id="nothing"),
-    pytest.param(lambda here: os.truncate(here / "%answer", 3), id="the answer was cut"),
-    pytest.param(lambda here: os.truncate(here / "%request", 60), id="the record was cut"),
-    pytest.param(overwritten("%request", lambda data: b""), id="an empty record"),
-    pytest.param(overwritten("%request", lambda data: b"\n" + data), id="an empty first line"),
-    pytest.param(overwritten("%request", lambda data: data.replace(b"-1 ", b"-2 ", 1)), id="another format"),
-    pytest.param(overwritten("%request", lambda data: data.replace(b"demo", b"prod")), id="another request's"),
-    pytest.param(overwritten("%request", lambda data: bytes(range(256))), id="a record of all bytes"),
-    pytest.param(overwritten("%request", lambda data: b"x" * 100_000), id="a long record without an end"),
-    pytest.param(lines(lambda all: [*all[:-1]]), id="the record's end is missing"),
-    pytest.param(lines(lambda all: [all[0]]), id="only the first line is left"),
-    pytest.param(lines(lambda all: [all[0], b"\n", *all[1:]]), id="an empty line"),
-    pytest.param(lines(lambda all: [all[0], b"what /\n", *all[1:]]), id="an unknown stamp"),
-    pytest.param(lines(lambda all: [all[0], b"absent\nabsent /\n", *all[1:]]), id="a file that is there after all"),
+    pytest.param(overwritten(lambda data: b""), id="empty"),
+    pytest.param(overwritten(lambda data: b"\0" * len(data)), id="zeros"),
+    pytest.param(overwritten(lambda data: bytes(range(256))), id="all bytes"),
+    pytest.param(overwritten(lambda data: b"x" * 100_000), id="a long line"),
+    pytest.param(overwritten(lambda data: b"\x7fELF" + os.urandom(5000)), id="garbage"),
+    pytest.param(replaced(b"demo", b"prod"), id="another request's"),
+    pytest.param(replaced(b"\nfi\n", b"\n"), id="no end"),
 ]
 
 
@@ -775,36 +939,46 @@ def test_what_is_damaged_is_a_miss(desk: Desk, shells: list[Shell], damage: Call
 
 def test_without_its_stamps_an_answer_is_pythons(desk: Desk, shells: list[Shell]) -> None:
     answer = desk.store(watched=[old_file(desk.home / "config")])
-    without_stamps(desk.here())
-    assert {desk.launcher(shell) for shell in shells} == {None}
+    stamps = [path for path in desk.here().iterdir() if path.name[1:].isdigit()]
+    for stamp in stamps[::2], stamps[1::2]:
+        for path in stamp:
+            path.unlink()
+        assert {desk.launcher(shell) for shell in shells} == {None}
     assert desk.module() == answer
 
 
-def test_a_record_cut_anywhere_is_a_miss(desk: Desk, shells: list[Shell]) -> None:
+def test_an_answer_that_was_cut_anywhere_is_a_miss(desk: Desk, shells: list[Shell]) -> None:
     desk.store(watched=[old_file(desk.home / "config"), desk.home / "absent"])
-    record = desk.here() / "%request"
-    whole, state = record.read_bytes(), record.stat()
-    for length in range(len(whole)):
-        record.write_bytes(whole[:length])
-        os.utime(record, ns=(state.st_atime_ns, state.st_mtime_ns))
-        assert set(desk.answers(shells[length % len(shells) :][:1]).values()) == {None}, whole[:length]
-
-
-def test_directories_in_the_place_of_files_are_a_miss(desk: Desk, shells: list[Shell]) -> None:
-    for name in ("%answer", "%request"):
-        desk.store()
-        (desk.here() / name).unlink()
-        (desk.here() / name).mkdir()
-        os.utime(desk.here() / name, (2**31, 2**31) if name == "%answer" else (0, 0))
+    path = desk.here() / "%answer"
+    whole, state = path.read_bytes(), path.stat()
+    for length in range(0, len(whole) - 1, 3):
+        path.write_bytes(whole[:length])
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
         assert desk.module() is None
-        for shell in shells:
-            # cat finds out too late that an answer is a directory: an error then, and no success
-            done = run(desk, shell)
-            assert (done.stdout in (MISS, "")) and (done.stdout == MISS or done.returncode), (name, done)
-        (desk.here() / name).rmdir()
+        # the last newline is no matter
+        assert {desk.launcher(shell) for shell in shells[length % len(shells) :][:1]} == {None}, whole[:length]
 
 
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only on POSIX, as root")
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device"])
+@pytest.mark.parametrize("place", ["%answer", "now", "tokens"])
+def test_what_is_in_the_place_of_a_file_of_the_cache_is_a_miss_and_no_hang(
+    desk: Desk, shells: list[Shell], place: str, kind: str
+) -> None:
+    desk.store()
+    path = desk.here() / place if place == "%answer" else Path(desk.cache.root, place)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    if place != "tokens":
+        os.utime(path, (2**31, 2**31), follow_symlinks=kind != "device")
+    assert {desk.launcher(shell) for shell in shells} == {None}
 
 
 @as_root
@@ -840,33 +1014,15 @@ def test_a_link_in_the_place_of_the_cache_is_not_followed(desk: Desk, shells: li
     assert {desk.launcher(shell) for shell in shells} == {None}
 
 
-def test_cache_that_cannot_be_written_is_a_miss(desk: Desk, shells: list[Shell]) -> None:
-    """Without the file whose time is the clock there is no telling."""
+def test_links_in_the_place_of_an_answer_are_not_followed(desk: Desk, shells: list[Shell]) -> None:
     desk.store()
-    now = Path(desk.cache.root, "now")
-    now.unlink()
-    now.mkdir()
-    assert {desk.launcher(shell) for shell in shells} == {None}
-
-
-def test_a_cache_that_is_emptied_meanwhile_is_a_miss(desk: Desk, shell: Shell) -> None:
-    """A pipe in the record's place holds the launcher up between the look at the answer and the printing of it."""
-    desk.store()
-    here, record = desk.here(), desk.here() / "%request"
-    text = record.read_text()
-    record.unlink()
-    os.mkfifo(record)
-    os.utime(record, (0, 0))
-
-    def empty() -> None:
-        with record.open("w") as pipe:  # waits until the launcher reads
-            shutil.rmtree(here)
-            pipe.write(text)
-
-    emptying = threading.Thread(target=empty, daemon=True)
-    emptying.start()
-    assert desk.launcher(shell) is None
-    emptying.join(10)
+    for path in (desk.here() / "%answer", desk.here(), Path(desk.cache.root, "tokens")):
+        moved = path.rename(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+        assert {desk.launcher(shell) for shell in shells} == {None}, path
+        path.unlink()
+        moved.rename(path)
+    assert {desk.launcher(shell) for shell in shells} == {"answer 1"}
 
 
 # --- what it prints -----------------------------------------------------------------------------------------
@@ -890,22 +1046,39 @@ def run(
 
 
 def test_an_answer_is_printed_to_the_byte(desk: Desk, shell: Shell) -> None:
-    key = desk.key(TOKEN, desk.environ)
-    assert key
-    text = '{"kind": "ExecCredential", "é\\n%s\\\\": "' + "x" * 5000 + '"}'
-    now = int(time.time())
-    desk.cache.store(key, eks_token.Minted(text, now, now + 840, True), (), "")
+    text = '{"kind": "ExecCredential", "é%s it\'s $HOME `id`\tb": "' + "x" * 5000 + '"}\n\nlast '
+    store_text(desk, text)
     done = run(desk, shell)
     assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", "")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only on systems with /dev/full")
-def test_an_answer_that_cannot_be_written_is_an_error(desk: Desk, shell: Shell) -> None:
+@pytest.mark.parametrize("text", ["-n", "a\\nb", "-"])
+def test_a_text_that_not_every_echo_prints_is_left_to_python(desk: Desk, shells: list[Shell], text: str) -> None:
+    store_text(desk, text)
+    assert {desk.launcher(shell) for shell in shells} == {None}
+    assert desk.module() == text
+
+
+def store_text(desk: Desk, text: str) -> None:
+    key, now = desk.key(TOKEN, desk.environ), int(time.time())
+    assert key
+    desk.cache.store(key, eks_token.Minted(text, now, now + 840, True), (), "")
+
+
+@pytest.mark.parametrize("stdout", ["full", "closed"])
+def test_an_answer_that_cannot_be_written_is_pythons_to_report(desk: Desk, shell: Shell, stdout: str) -> None:
+    """So the error is the same whoever answers."""
+    if stdout == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("only on systems with /dev/full")
     desk.store()
-    with open("/dev/full", "w") as full:
-        done = run(desk, shell, capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode != 0
-    assert len(done.stderr.splitlines()) == 1
+    asked = desk.script("asked too", suitable("echo asked >&2; exit 1"))
+    to: dict[str, Any] = {"capture_output": False, "stderr": subprocess.PIPE}
+    if stdout == "closed":
+        done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": str(asked)}, preexec_fn=lambda: os.close(1), **to)
+    else:
+        with open("/dev/full", "w") as full:
+            done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": str(asked)}, stdout=full, **to)
+    assert (done.returncode, done.stderr) == (1, "asked\n")
 
 
 # --- python -------------------------------------------------------------------------------------------------
@@ -1263,6 +1436,64 @@ def test_a_python_that_another_user_names_is_not_run(programs: Programs, shells:
     record.write_text(f"{programs.add('theirs', suitable('theirs'))}\n")
     os.chown(record, 65534, 65534)
     assert {programs.run(shell).stdout for shell in shells} == {"found"}
+
+
+# --- refresh ahead ------------------------------------------------------------------------------------------
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def slow_python(desk: Desk) -> Iterator[Path]:
+    """A Python that says how it was started, and stays until the file is removed. Returns the file."""
+    file = desk.root / "refreshes"
+    words = f'echo "$$ $EKS_TOKEN_REFRESH $*" >>"{file}"; while [ -e "{file}" ]; do sleep 0.05; done'
+    desk.environ["EKS_TOKEN_PYTHON"] = str(desk.script("slow", suitable(words)))
+    del desk.environ["EKS_TOKEN_REFRESH"]
+    yield file
+    started = [int(line.split()[0]) for line in file.read_text().splitlines()] if file.exists() else []
+    file.unlink(missing_ok=True)
+    for process in started:
+        wait_for(lambda: not is_running(process), "the end of a refresh")  # noqa: B023
+
+
+def test_ten_answers_at_once_start_one_refresh_and_wait_for_none(desk: Desk, shell: Shell, slow_python: Path) -> None:
+    answer = desk.store()
+    assert desk.launcher(shell) == answer
+    os.utime(desk.here() / "%refresh")
+    processes = [
+        subprocess.Popen(
+            ["sh", str(desk.file), *TOKEN],
+            executable=shell.path,
+            env=desk.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(10)
+    ]
+    # the pipes end although the refresh goes on
+    assert [process.communicate(timeout=30) for process in processes] == [(f"{answer}\n", "")] * 10
+    wait_for(slow_python.exists, "a refresh")
+    time.sleep(0.2)
+    (line,) = slow_python.read_text().splitlines()
+    _, *words = line.split()
+    assert words == ["ahead", "-I", "-S", str(desk.file), *TOKEN]
+
+
+def test_a_refresh_can_be_turned_off(desk: Desk, shells: list[Shell], slow_python: Path) -> None:
+    answer = desk.store()
+    os.utime(desk.here() / "%refresh")
+    environ = desk.environ | {"EKS_TOKEN_REFRESH": "off"}
+    assert {desk.launcher(shell, TOKEN, environ) for shell in shells} == {answer}
+    assert not slow_python.exists() and not (desk.here() / "%claim").exists()
 
 
 # --- a hostile environment ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ the ways to sign in; test_secrets.py walks them again.
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -615,7 +616,7 @@ def test_a_role_needs_a_source_that_is_there(scene: Scene) -> None:
     arn = f"arn:aws:iam::{ACCOUNT}:role/admin"
     for source in ("absent", "admin"):
         shown = scene.refused("login", "admin", "--role-arn", arn, "--source", source)
-        assert f"no identity or AWS profile is named '{source}'" in shown
+        assert f"no identity or AWS profile named '{source}'" in shown
         assert f"eks-token login {source}" in shown
     assert scene.records() is None
 
@@ -1348,7 +1349,7 @@ def test_a_name_that_the_file_lacks_and_the_keyring_has_is_repaired(scene: Scene
     (scene.home.data / "identities.json").unlink()
     done = scene.token("dev")
     assert scene.whose(done).arn == alice.arn
-    assert "entered again" in done.stderr
+    assert "added again" in done.stderr
     assert list(scene.records()["identities"]) == ["dev"]
 
 
@@ -1357,6 +1358,54 @@ def test_a_damaged_list_of_identities_is_one_line(text: str, scene: Scene) -> No
     scene.home.write(".local/share/eks-token/identities.json", text)
     for line in (words("demo", "-i", "dev"), ["identities"], ["whoami"], ["logout", "dev"]):
         assert "identities.json is damaged" in scene.refused(*line)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        pytest.param(lambda path: os.chown(path, 12345, -1), "belongs to another user", id="another's file"),
+        pytest.param(
+            lambda path: os.chown(path.parent, 12345, -1), "belongs to another user", id="another's directory"
+        ),
+        pytest.param(lambda path: path.chmod(0o666), "others can write to", id="a file that others can write"),
+        pytest.param(
+            lambda path: path.parent.chmod(0o770), "others can write to", id="a directory that others can write"
+        ),
+    ],
+)
+def test_identities_that_another_user_may_have_written_are_not_used(
+    spoil: Callable[[Path], None], error: str, scene: Scene
+) -> None:
+    """They can name a command to run."""
+    scene.alice()
+    ran = scene.home.home / "ran"
+    scene.edit(lambda identities: identities.update(evil={"credential_process": f"touch {ran}"}))
+    try:
+        spoil(scene.home.data / "identities.json")
+    except PermissionError:
+        pytest.skip("not as root, so nothing can be given to another user")
+    for line in (words("demo", "-i", "evil"), ["identities"], ["whoami", "-i", "dev"], ["login", "dev"]):
+        assert error in scene.refused(*line)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("line", [["login", "dev", "--stdin"], ["login", "work"], words("demo", "-i", "work")])
+def test_root_writes_nothing_in_another_users_home(line: list[str], scene: Scene) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("not as root, so no home can be given to another user")
+    alice = scene.moto.create_user("alice")
+    scene.home.credentials(alice.profile("mine"))
+    role = scene.moto.create_role("admin", trusted=[alice.arn])
+    scene.home.config(f"[profile work]\nrole_arn = {role}\nsource_profile = mine\n")
+    shutil.rmtree(scene.home.home / ".cache")
+    os.chown(scene.home.home, 12345, -1)
+    before = sorted(scene.home.home.rglob("*"))
+    done = scene.run(*line, stdin=as_json(alice))
+    assert done.returncode == ("--stdin" in line), done.stderr
+    if "--stdin" in line:
+        assert f"{scene.home.home} belongs to another user, so root stores nothing there" in done.stderr
+        assert scene.kept() == []
+    assert sorted(scene.home.home.rglob("*")) == before
 
 
 def test_login_without_a_keyring_is_one_line_and_stores_nothing(scene: Scene) -> None:

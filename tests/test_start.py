@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import start
-from conftest import Completed, Sandbox, inspected, missing
+from conftest import Completed, Sandbox, as_root, inspected, missing
 
 import eks_token
 
@@ -29,7 +29,6 @@ KEYS = {
 DAY = 24 * 60 * 60
 
 pytestmark = pytest.mark.first_run
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only on POSIX, as root")
 
 
 @pytest.fixture
@@ -225,8 +224,8 @@ def test_a_limit_on_the_size_of_files_is_one_error(home: Sandbox) -> None:
     assert list(home.tmp.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_program_that_is_ended_takes_its_temporary_directory_along(home: Sandbox, number: int) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_program_that_is_ended_takes_its_temporary_directory_along(home: Sandbox, name: str) -> None:
     marker = home.root / "started"
     waits = home.write("waits", f"#!/bin/sh\necho >'{marker}'\nexec sleep 30\n")
     waits.chmod(0o755)
@@ -235,7 +234,7 @@ def test_a_program_that_is_ended_takes_its_temporary_directory_along(home: Sandb
     try:
         wait_until(marker.exists)
         assert list(home.tmp.iterdir()) != []
-        process.send_signal(number)
+        process.send_signal(signal.Signals[name])
         process.wait(10)
     finally:
         process.kill()
@@ -508,6 +507,27 @@ def test_a_person_is_told_of_the_first_start_once(home: Sandbox) -> None:
     first, second = (home.run("--version", tty=True) for _ in range(2))
     assert first.stderr.split() == f"eks-token: unpacking {eks_token.__version__}, once".split()
     assert second.stderr == ""
+
+
+# What it imports
+
+
+def imported(home: Sandbox, app: Path, *words: str) -> set[str]:
+    """The modules that a token takes, when the launcher leaves it to Python."""
+    command: list[str | Path] = [home.env["EKS_TOKEN_PYTHON"], "-X", "importtime", "-I", "-S", app / "__main__.py"]
+    done = home.run(*TOKEN, *words, env=KEYS, command=[*command, home.executable])
+    assert '"token": "k8s-aws-v1.' in done.stdout
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def test_a_token_imports_no_more_than_it_needs(home: Sandbox, app: Path) -> None:
+    """Each of these takes as long as all the rest of a cached answer, or a quarter of a new token."""
+    imported(home, app)
+    cached = imported(home, app)
+    assert cached & {"_hashlib", "hashlib", "botocore", "keyring", "json", "re", "typing", "platformdirs"} == set()
+    signed = imported(home, app, "--refresh")
+    assert "botocore.auth" in signed
+    assert signed & {"botocore.session", "botocore.client", "keyring", "jeepney", "importlib.metadata"} == set()
 
 
 # Which Python

@@ -1,0 +1,177 @@
+"""A login that is cut short at any system call: the identity is the old one or the new one, and nothing is lost.
+
+strace sends the signals. `make test` cuts three kinds of login short, just before and just after the new record is in
+place. `EKS_TOKEN_TEST_KILLS=300 make test PYTEST='-k cut_short'` spreads that many signals over all kinds.
+"""
+
+import itertools
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import test_login
+from conftest import need
+from servers import ACCOUNT, mfa_serial
+from test_login import CODE, NOBODY, Scene, as_json, role_of
+
+scene = test_login.scene
+
+KILLS = int(os.environ.get("EKS_TOKEN_TEST_KILLS", "0"))
+SIGNALS = ("KILL", "TERM", "HUP", "INT")
+# What changes a file, a lock or the keyring. Half of the kills come before one of these.
+CHANGING = ("rename", "unlink", "sendmsg", "sendto", "fsync", "flock", "mkdir", "O_CREAT", "utimensat")
+
+
+class Login(NamedTuple):
+    options: tuple[str, ...]
+    stdin: str | None = None
+
+
+class Change(NamedTuple):
+    """A login of `dev`, and whom a cluster sees before and after it ("" for nobody)."""
+
+    before: tuple[Login, ...]
+    old: str
+    after: Login
+    new: str
+
+
+def keys(key: object, *options: str) -> Login:
+    assert isinstance(key, tuple)
+    return Login(("dev", "--stdin", *options), as_json(key) + f"\n{CODE}\n" * ("--mfa-code-stdin" in options))
+
+
+CHANGES = (
+    "keys get MFA",
+    "keys become a role",
+    "new keys",
+    "other keys",
+    "new SSO",
+    "new keys with MFA",
+    "MFA again",
+    "keys with MFA become keys",
+    "a role becomes keys",
+    "keys become SSO",
+    "SSO becomes keys",
+    "SSO again",
+)
+
+
+def changes(scene: Scene) -> dict[str, Change]:
+    alice, bob = (scene.moto.create_user(name, mfa_code=CODE) for name in ("alice", "bob"))
+    device = ("--mfa-serial", mfa_serial("alice"), "--mfa-code-stdin")
+    arn = scene.moto.create_role("admin", trusted=[bob.arn])
+    source = Login(("other", "--stdin"), as_json(bob))
+    role = Login(("dev", "--role-arn", arn, "--source", "other"))
+    person = role_of(scene.sso.assign(ACCOUNT, "Admin"))
+    sso = Login(("dev", *scene.sso_options()))
+    again = Login(("dev", "--mfa-code-stdin"), f"{CODE}\n")
+    return {
+        "new keys": Change((), "", keys(alice), alice.arn),
+        "new keys with MFA": Change((), "", keys(alice, *device), alice.arn),
+        "new SSO": Change((), "", sso, person),
+        "other keys": Change((keys(alice),), alice.arn, keys(bob), bob.arn),
+        "keys get MFA": Change((keys(bob),), bob.arn, keys(alice, *device), alice.arn),
+        "MFA again": Change((keys(alice, *device),), alice.arn, again, alice.arn),
+        "keys with MFA become keys": Change((keys(alice, *device),), alice.arn, keys(bob), bob.arn),
+        "keys become a role": Change((source, keys(alice)), alice.arn, role, arn),
+        "a role becomes keys": Change((source, role), arn, keys(alice), alice.arn),
+        "keys become SSO": Change((keys(alice),), alice.arn, sso, person),
+        "SSO becomes keys": Change((sso,), person, keys(alice), alice.arn),
+        "SSO again": Change((sso,), person, Login(("dev",)), person),
+    }
+
+
+def login(scene: Scene, what: Login) -> None:
+    scene.login(*what.options, stdin=what.stdin)
+
+
+def prepare(scene: Scene, change: Change) -> None:
+    for step in change.before:
+        login(scene, step)
+    if change.old:
+        assert scene.principal("dev") == change.old  # which also stores an answer
+
+
+class Call(NamedTuple):
+    """A system call of a login, as strace counts: the 12th rename, say."""
+
+    name: str
+    number: int
+
+
+def moments(scene: Scene, change: Change, name: str) -> list[Call]:
+    """At which of its system calls to cut a login short, from a login that is not."""
+    log = scene.home.root / "calls"
+    assert trace(scene, change, "-o", str(log)) == 0
+    every, changing, replaced = [], [], 0
+    counts: Counter[str] = Counter()
+    for line in log.read_text(errors="replace").splitlines():
+        kind, bracket, _ = line.partition("(")
+        if not bracket:  # the end of the process
+            continue
+        counts[kind] += 1
+        every.append(Call(kind, counts[kind]))
+        if any(word in line for word in CHANGING):
+            changing.append(every[-1])
+        if kind == "rename" and "identities.json" in line:
+            replaced = len(changing)
+    if not KILLS:
+        return changing[replaced - 1 : replaced + 1]
+    chance = random.Random(name)
+    return [chance.choice(changing if kill % 2 else every) for kill in range(-(-KILLS // len(CHANGES)))]
+
+
+def trace(scene: Scene, change: Change, *options: str) -> int:
+    """Run the login under strace. Returns its exit status, or the negative number of the signal that ended it."""
+    strace, *_ = need("strace")
+    command: list[str | Path] = [strace, "-qq", *options, scene.home.executable, "login"]
+    return scene.run(*change.after.options, stdin=change.after.stdin, command=command).returncode
+
+
+def check(scene: Scene, change: Change, former: object) -> str:
+    """What the login left: "old" or "new", and no third thing."""
+    record = (scene.records() or {"identities": {}})["identities"].get("dev")
+    outcome = "old" if record == former else "new"
+    expected = change.old if record == former else change.new
+    for more in ((), ("--refresh",)):
+        done = scene.token("dev", *more, env=NOBODY)
+        if not expected:
+            assert "no identity or AWS profile named 'dev'" in done.stderr
+        elif done.returncode:  # all that may be missing is a session that only a person can start
+            assert "sign in with `eks-token login dev`" in done.stderr
+            assert ("mfa_serial" in record or "sso_account_id" in record) and "--mfa" not in done.stderr
+        else:
+            assert scene.whose(done).canonical_arn == expected
+    done = scene.run("logout", "--all")
+    assert done.returncode == 0, done.stderr
+    assert scene.kept() == []
+    assert scene.answers() == []
+    secrets = [key.secret for key in scene.keys.values()]
+    assert scene.home.secrets_found(secrets) == []
+    return outcome
+
+
+@pytest.mark.parametrize("name", CHANGES if KILLS else CHANGES[:3])
+def test_a_login_that_is_cut_short_leaves_the_old_identity_or_the_new_one(name: str, scene: Scene) -> None:
+    need("strace")
+    change = changes(scene)[name]
+    prepare(scene, change)
+    if not change.before:  # Python compiles modules in the first run, with system calls that later runs do not make
+        login(scene, change.after)
+        assert scene.run("logout", "--all").returncode == 0
+    cuts = moments(scene, change, name)
+    assert check(scene, change, former=None) == "new"
+    for call, signal in zip(cuts, itertools.cycle(SIGNALS), strict=False):
+        prepare(scene, change)
+        former = (scene.records() or {"identities": {}})["identities"].get("dev")
+        injection = f"inject={call.name}:signal=SIG{signal}:when={call.number}"
+        status = trace(scene, change, "-o", "/dev/null", "-e", injection)
+        try:
+            outcome = check(scene, change, former)
+        except AssertionError as error:
+            raise AssertionError(f"{injection}: {error}") from error
+        print(f"{name}: {injection}: exit status {status}, {outcome}")
