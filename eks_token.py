@@ -2879,6 +2879,64 @@ def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, At
     return {**config, "profiles": profiles, "sso_sessions": sso_sessions}
 
 
+ROLE_KEYS = ("role_arn", "external_id", "role_session_name")
+ONE_OF_THESE = ("source_profile", "credential_source", "credential_process", "web_identity_token_file")
+
+
+def as_go_reads(
+    profiles: Mapping[str, Mapping[str, Any]], name: str, stored: Iterable[str], environ: Mapping[str, str]
+) -> dict[str, Mapping[str, Any]]:
+    """The profiles, changed so that botocore finds for `name` what the AWS SDK for Go would find.
+
+    The SDK for Go (config/resolve_credentials.go and shared_config.go) has a fixed order for what a profile contains:
+    source_profile, keys, credential_source, web identity, SSO, process. A role is assumed on top of any of these. So
+    this leaves one of them in each profile that leads to the credentials, and moves it to a profile of its own if
+    botocore would not assume the role on top. Raises Problem for what the SDK refuses.
+    """
+    found, trail = dict(profiles), [""]
+    while name in profiles and name not in stored:
+        keys, base_name = profiles[name], f"{name}, without its role"
+        has_keys = bool(keys.get(SECRET_KEYS[0]) and keys.get(SECRET_KEYS[1]))
+        if any(key in keys for key in SECRET_KEYS[:2]) and not has_keys:
+            raise Problem(f"{name}: a profile needs both aws_access_key_id and aws_secret_access_key")
+        source = "" if has_keys and len(trail) > 1 else keys.get("source_profile", "")  # a source's own keys come first
+        several = [key for key in ONE_OF_THESE if keys.get(key)]
+        if "role_arn" not in keys and several and several != ["credential_process"]:
+            raise Problem(f"{name}: {several[0]} requires role_arn")
+        if len(several) > 1 and (source or not has_keys or len(trail) == 1):
+            raise Problem(f"{name}: a profile may have only one of {' and '.join(several)}")
+        trail.append(name)
+        base = go_source(keys)
+        role = {**kept_settings(keys), **{key: keys[key] for key in ROLE_KEYS if key in keys}}
+        if source and source not in trail:
+            found[name] = {**role, "source_profile": source}
+            name = source
+            continue
+        if source and source != name:  # a loop: the role was assumed from this one's own credentials
+            found[name] = {**role, "source_profile": f"{source}, without its role"}
+            found[f"{source}, without its role"] = go_source(profiles[source])
+        elif "role_arn" not in keys or {"credential_source", "web_identity_token_file"} & base.keys():
+            found[name] = {**role, **base}
+        elif base:
+            found |= {name: {**role, "source_profile": base_name}, base_name: base}
+        else:
+            in_container = any(environ.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("FULL", "RELATIVE"))
+            found[name] = {**role, "credential_source": "EcsContainer" if in_container else "Ec2InstanceMetadata"}
+        break
+    return found
+
+
+def go_source(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What the AWS SDK for Go gets credentials from, of all that a profile contains."""
+    if keys.get(SECRET_KEYS[0]) and keys.get(SECRET_KEYS[1]):
+        return {key: keys[key] for key in SECRET_KEYS if key in keys}
+    for kind in ("credential_source", "web_identity_token_file"):
+        if keys.get(kind):
+            return {kind: keys[kind]}
+    sso = {key: value for key, value in keys.items() if key.startswith("sso_")}
+    return sso or {key: keys[key] for key in ("credential_process",) if keys.get(key)}
+
+
 def kept_settings(profile: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a profile that stay in force if an identity is stored under its name."""
     return {key: value for key, value in profile.items() if key not in SOURCE_KEYS}
@@ -3828,7 +3886,8 @@ class Resolver:
     def open_session(self, choice: Choice, request: Request) -> Any:
         """A botocore session for the chosen profile, with the stored identities among its profiles."""
         with plain_errors(self.name):
-            session = identity_session(self.store, choice.profile or None)
+            as_go = request.grammar == AUTHENTICATOR.name
+            session = identity_session(self.store, choice.profile or None, as_go)
             if request.region:
                 session.set_config_variable("region", request.region)
             if request.ca_bundle:
@@ -4041,8 +4100,10 @@ def client_config(request: Request) -> Any:
     return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
 
 
-def identity_session(store: Store, profile: str | None) -> Any:
-    """A botocore session that sees the stored identities among the profiles."""
+def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
+    """A botocore session that sees the stored identities among the profiles, perhaps as the AWS SDK for Go does."""
+    from contextlib import nullcontext
+
     from botocore.credentials import CachedCredentialFetcher
     from botocore.session import Session
 
@@ -4051,13 +4112,20 @@ def identity_session(store: Store, profile: str | None) -> Any:
     CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
 
     class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
+        reads_as_go = as_go
         verify_tls = True
         _laid_over: Any = None
 
         @property
         def full_config(self) -> Any:
             if self._laid_over is None:
-                self._laid_over = lay_over(super().full_config, store.stored, store.foreign)
+                with last_of_its_name() if as_go else nullcontext():
+                    config = super().full_config
+                if as_go:
+                    ours = store.stored.identities
+                    profiles = as_go_reads(config["profiles"], profile or "default", ours, store.environ)
+                    config = {**config, "profiles": profiles}
+                self._laid_over = lay_over(config, store.stored, store.foreign)
             return self._laid_over
 
         def profile_as_written(self, name: str) -> dict[str, Any]:
@@ -4083,6 +4151,29 @@ def identity_session(store: Store, profile: str | None) -> Any:
     return session
 
 
+class last_of_its_name:
+    """In the `with` block, botocore reads AWS files as the AWS SDK for Go does: the last key of a name counts.
+
+    Otherwise two keys or sections of one name are an error, and botocore has no option for it.
+    """
+
+    def __enter__(self) -> None:
+        import configparser
+        from functools import partial
+        from types import SimpleNamespace
+
+        import botocore.configloader as loader
+
+        self.loader = loader
+        lenient = partial(configparser.RawConfigParser, strict=False)
+        loader.configparser = SimpleNamespace(RawConfigParser=lenient, Error=configparser.Error)
+
+    def __exit__(self, *_: object) -> None:
+        import configparser
+
+        self.loader.configparser = configparser
+
+
 def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[Any]]:
     """botocore's chain of providers in botocore's order, and separately the last of them, instance metadata.
 
@@ -4091,6 +4182,7 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
     """
     from botocore.credentials import (
         AssumeRoleProvider,
+        AssumeRoleWithWebIdentityProvider,
         CanonicalNameCredentialSourcer,
         ConfigProvider,
         ContainerProvider,
@@ -4112,13 +4204,16 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
             if MFA_SOURCE in keys:
                 return [keys_provider(resolver, profile_name, keys[MFA_SOURCE], keys)]
             providers = list(super().providers(profile_name, disable_env_vars))
-            ours = process_provider(store, profile_name, keys)
+            ours = process_provider(store, profile_name, keys, in_shell=session.reads_as_go)
             providers = [ours if isinstance(each, ProcessProvider) else each for each in providers]
-            if not store.is_ours(profile_name):
-                return providers
-            files = (SharedCredentialProvider, ConfigProvider)
-            providers = [provider for provider in providers if not isinstance(provider, files)]
-            return [*providers, keys_provider(resolver, profile_name, profile_name, keys)]
+            is_ours = store.is_ours(profile_name)
+            if is_ours or session.reads_as_go:
+                files = (SharedCredentialProvider, ConfigProvider)
+                providers = [provider for provider in providers if not isinstance(provider, files)]
+            if is_ours or (session.reads_as_go and has_keys(keys)):
+                # next to keys in a file, mfa_serial means nothing
+                providers.append(keys_provider(resolver, profile_name, profile_name, keys if is_ours else {}))
+            return providers
 
     class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
         def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
@@ -4144,9 +4239,13 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
         credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
         profile_provider_builder=builder,
     )
-    first = [roles, *builder.providers(profile, disable_env_vars=not choice.environment)]
+    first = [roles, *builder.providers(profile, disable_env_vars=session.reads_as_go or not choice.environment)]
     if choice.environment:
-        first.insert(0, environment)
+        in_environment: list[Any] = [environment]
+        if session.reads_as_go:
+            create = session.create_client
+            in_environment.append(AssumeRoleWithWebIdentityProvider(dict, create, profile, cache))
+        first = [*in_environment, *first]
     if store.is_ours(profile):
         return first, []
     return [*first, container], [metadata]
@@ -4233,8 +4332,11 @@ def processes_running(environ: Mapping[str, str]) -> list[str]:
     return environ.get(PROCESS_VARIABLE, "").splitlines()
 
 
-def process_provider(store: Store, profile: str, settings: Mapping[str, Any]) -> Any:
-    """botocore's provider for credential_process, with errors that name the profile and a stderr that is ours."""
+def process_provider(store: Store, profile: str, settings: Mapping[str, Any], in_shell: bool) -> Any:
+    """botocore's provider for credential_process, with errors that name the profile and a stderr that is ours.
+
+    The AWS SDK for Go runs it in a shell, which knows ~ and $HOME. botocore does not.
+    """
     from botocore.compat import compat_shell_split
     from botocore.credentials import CredentialProvider
 
@@ -4248,7 +4350,8 @@ def process_provider(store: Store, profile: str, settings: Mapping[str, Any]) ->
             what = f"{profile}: credential_process"
             running = [*processes_running(store.environ), profile]
             environ = {**store.environ, PROCESS_VARIABLE: "\n".join(running)}
-            output = run_helper(compat_shell_split(command), environ, what)
+            split = shell_command(command, environ, store.platform) if in_shell else compat_shell_split(command)
+            output = run_helper(split, environ, what)
             store.changing = f"the credential_process of {profile}"
             return as_botocore_has_them(
                 process_keys(output, f"the output of the credential_process of {profile}"), self.METHOD
@@ -4264,8 +4367,8 @@ def long_term_keys(resolver: Resolver, source: str) -> Credentials:
         return store.foreign[source].keys
     if source in store.stored.identities:
         return store.keys(source)
-    profile = resolver.session.full_config["profiles"][source]
-    return Credentials(profile["aws_access_key_id"], profile["aws_secret_access_key"], None, None)
+    keys = resolver.session.full_config["profiles"][source]
+    return Credentials(keys[SECRET_KEYS[0]], keys[SECRET_KEYS[1]], keys.get(SECRET_KEYS[2]), None)
 
 
 def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Mapping[str, Any]) -> Any:

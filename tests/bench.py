@@ -35,11 +35,10 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import pytest
-from conftest import ROOT, KeyringDaemon, kubectls
+from conftest import ROOT, KeyringDaemon, built_authenticator, kubectls
 from servers import ApiServer, Keys
 
 LONGEST = 600  # seconds that all rounds may take; an answer is fresh for 780
-BUILDING = 900  # seconds that Go may take to download and build
 ANSWERS = 1000
 
 # The example keys from AWS's documentation. Nothing that is measured here calls AWS.
@@ -52,8 +51,6 @@ EXEC_INFO = (
     '{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/v1beta1","spec":{"interactive":false}}\n'
 )
 TOKEN = "k8s-aws-v1."
-
-AUTHENTICATOR = "sigs.k8s.io/aws-iam-authenticator"
 
 TRUE = "/bin/true"
 PYTHON = "python -I -S -c pass"
@@ -302,7 +299,7 @@ class Bench:
         return Command(AWS, argv, self.with_keys("aws"), 1, TOKEN)
 
     def authenticator(self) -> Command:
-        argv = (str(built_authenticator()), "token", "-i", "demo", "--region", "us-east-1")
+        argv = (str(authenticator_here()), "token", "-i", "demo", "--region", "us-east-1")
         return Command(AWS_IAM_AUTHENTICATOR, argv, self.with_keys("authenticator"), 4, TOKEN)
 
     def kubectl(self, hit: Command) -> list[Command]:
@@ -339,35 +336,16 @@ def complete(argv: Sequence[str], **settings: object) -> str:
     return str(done.stdout)
 
 
-def built_authenticator() -> Path:
-    """aws-iam-authenticator, built once: the newest 0.7 that the module proxy has, or the newest. Raises Missing.
-
-    `go install` refuses a module with replace directives, which 0.7 has, but builds it as a tool of another module.
-    """
-    kept = ROOT / ".venv/bench"
-    for path in kept.glob("aws-iam-authenticator-v*"):
-        return path
+def authenticator_here() -> Path:
+    """aws-iam-authenticator, built once. Raises Missing."""
     go = shutil.which("go")
     if go is None:
         raise Missing("Go is not installed")
-    say("building aws-iam-authenticator, which takes a minute or two, but only once")
-    with tempfile.TemporaryDirectory(prefix="eks-token-go-") as directory:
-        settings = {"cwd": directory, "env": os.environ | {"GOFLAGS": "-mod=mod"}, "timeout": BUILDING}
-        program = f"{AUTHENTICATOR}/cmd/aws-iam-authenticator"
-        try:
-            complete([go, "mod", "init", "bench"], **settings)
-            try:
-                complete([go, "get", "-tool", f"{program}@v0.7"], **settings)
-            except Missing:
-                complete([go, "get", "-tool", f"{program}@latest"], **settings)
-            version = complete([go, "list", "-m", "-f", "{{.Version}}", AUTHENTICATOR], **settings).strip()
-            complete([go, "build", "-o", "built", program], **settings)
-        except subprocess.TimeoutExpired:
-            raise Missing(f"Go did not finish within {BUILDING} s") from None
-        kept.mkdir(parents=True, exist_ok=True)
-        path = kept / f"aws-iam-authenticator-{version}"
-        shutil.move(Path(directory, "built"), path)
-    return path
+    say("building aws-iam-authenticator takes some minutes, but only once")
+    try:
+        return built_authenticator(go)
+    except RuntimeError as error:
+        raise Missing(str(error)) from None
 
 
 def commands_here(bench: Bench, before: Bench | None) -> list[Command]:

@@ -203,6 +203,42 @@ def kubectls() -> tuple[Path, ...]:
     return tuple(sorted(path.parent.glob("kubectl.1.*"))) or (path,)
 
 
+AUTHENTICATOR = "sigs.k8s.io/aws-iam-authenticator"
+AUTHENTICATOR_VERSION = "v0.7.8"
+
+
+def built_authenticator(go: str) -> Path:
+    """aws-iam-authenticator from Go's module proxy, built once, which takes minutes.
+
+    It is built in a module of the tests' own, because `go install` refuses a module that has replace directives.
+    Raises RuntimeError.
+    """
+    kept = ROOT / ".venv/bench"
+    kept.mkdir(parents=True, exist_ok=True)
+    built = kept / f"aws-iam-authenticator-{AUTHENTICATOR_VERSION}"
+    with file_lock(kept / "lock"):
+        if not built.exists():
+            with tempfile.TemporaryDirectory(dir=kept) as directory:
+                module = f"module tests\n\nrequire {AUTHENTICATOR} {AUTHENTICATOR_VERSION}\n"
+                Path(directory, "go.mod").write_text(module)
+                command = [go, "build", "-mod=mod", "-o", "built", f"{AUTHENTICATOR}/cmd/aws-iam-authenticator"]
+                done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise RuntimeError(f"go build failed: {done.stderr.strip().splitlines()[-1]}")
+                Path(directory, "built").rename(built)
+    return built
+
+
+@pytest.fixture(scope="session")
+def authenticator() -> Path:
+    """aws-iam-authenticator itself."""
+    (go,) = need("go")
+    try:
+        return built_authenticator(go)
+    except RuntimeError as error:
+        missing(f"{AUTHENTICATOR} {AUTHENTICATOR_VERSION}: {error}")
+
+
 # --- an isolated home ---------------------------------------------------------------------------------------
 
 # makes the terminal on stdin the controlling one (getpass opens /dev/tty) and becomes the program; done here,

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import test_login
 from conftest import Completed, Sandbox
 from servers import ACCOUNT, HttpServer, Incoming, Keys, RecordingProxy, Reply, SsoOidcServer, mfa_serial
 from test_login import CODE, REGION, SSO_REGION, utc
-from verifier import identity, verify
+from verifier import decoded_url, identity, verify
 
 OTHER_ACCOUNT = "210987654321"
 PEER = """
@@ -273,6 +274,72 @@ SHAPES = {
 }
 
 
+GO_PROCESS = "role_arn = ROLE-admin\n" + process(**GIVEN)
+# What the AWS SDK for Go, which aws-iam-authenticator uses, takes otherwise than botocore, and what it takes likewise.
+GO_SHAPES = {
+    "environment keys before AWS_PROFILE": SHAPES["environment keys before AWS_PROFILE"],
+    "AWS_PROFILE": SHAPES["AWS_PROFILE"],
+    "AWS_DEFAULT_PROFILE": SHAPES["AWS_DEFAULT_PROFILE"],
+    "a role": SHAPES["a role"],
+    "a chain of three roles": SHAPES["a chain of three roles"],
+    "a role with its external id": SHAPES["a role with its external id"],
+    "a device on the role": SHAPES["a device on the role"],
+    "a container": SHAPES["a container"],
+    "a process": SHAPES["a process"],
+    "an sso-session": SHAPES["an sso-session"],
+    "a legacy start URL": SHAPES["a legacy start URL"],
+    "a web identity": SHAPES["a web identity"],
+    "a loop": SHAPES["a loop"],
+    "itself as the source, with keys": SHAPES["itself as the source, with keys"],
+    "a web identity of the environment before AWS_PROFILE": Shape(
+        "admin",
+        "",
+        WORK,
+        env={"AWS_PROFILE": "work", "AWS_ROLE_ARN": "ROLE-admin", "AWS_WEB_IDENTITY_TOKEN_FILE": "FILE-token"},
+    ),
+    "environment keys before a web identity of the environment": Shape(
+        "env", env={"KEYS": "env", "AWS_ROLE_ARN": "ROLE-admin", "AWS_WEB_IDENTITY_TOKEN_FILE": "FILE-token"}
+    ),
+    "keys before SSO": Shape("bob", OF_SESSION, "[p]\nKEYS-bob\n", "p", signed_in="corp"),
+    "SSO before a process": Shape(
+        "sso", OF_SESSION.replace("[profile p]\n", f"[profile p]\n{process(**GIVEN)}\n"), "", "p", signed_in="corp"
+    ),
+    "keys before a process": SHAPES["keys before a process"],
+    "keys before a web identity, whose role they assume": Shape("admin", WEB, "[p]\nKEYS-alice\n", "p"),
+    "keys that assume their own profile's role": Shape("admin", f"[profile p]\n{ADMIN}KEYS-alice\n", "", "p"),
+    "a process whose keys assume their own profile's role": Shape("admin", f"[profile p]\n{GO_PROCESS}\n", "", "p"),
+    "SSO that assumes its own profile's role": Shape(
+        "deploy",
+        OF_SESSION.replace("[profile p]\n", "[profile p]\nrole_arn = ROLE-deploy\n"),
+        "",
+        "p",
+        signed_in="corp",
+    ),
+    "a container that assumes the profile's role": Shape(
+        "admin", f"[profile p]\n{ADMIN}", "", "p", env={"CONTAINER": "guest"}
+    ),
+    "a source with keys and a role, which is assumed as well": Shape(
+        "second", f"[profile p]\nrole_arn = ROLE-second\nsource_profile = work\n[profile work]\n{ADMIN}", WORK, "p"
+    ),
+    "a source before the profile's own keys": Shape("admin", f"{ROLE}KEYS-bob\n", WORK, "p"),
+    "keys before a credential_source, whose role they assume": Shape(
+        "admin", f"[profile p]\n{ADMIN}credential_source = Environment\nKEYS-alice\n", "", "p"
+    ),
+    "a credential_source that names the container": SHAPES["credential_source EcsContainer"],
+    "a source and a process": Shape(None, f"{ROLE}{process(**GIVEN)}\n", WORK, "p"),
+    "a source and a web identity": Shape(None, f"{ROLE}web_identity_token_file = FILE-token\n", WORK, "p"),
+    "a source without a role": Shape(None, "[profile p]\nsource_profile = work\n", WORK, "p"),
+    "a process in a shell": Shape(
+        "alice", f"[profile p]\n{process(**GIVEN).replace('cat ', 'cat $NOTHING < ')}\n", "", "p"
+    ),
+    "a name that is not there": Shape(None, "", WORK, "p"),
+    "a section given twice": Shape("alice", "[profile p]\nKEYS-bob\n[profile p]\nKEYS-alice\n", "", "p"),
+    "a section given twice in the credentials file": Shape("alice", "", "[p]\nKEYS-bob\n[p]\nKEYS-alice\n", "p"),
+    "a key given twice": Shape("alice", "", "[p]\nKEYS-bob\nKEYS-alice\n", "p"),
+    "an access key id alone": SHAPES["an access key id alone"],
+}
+
+
 class Container(HttpServer):
     """What answers at AWS_CONTAINER_CREDENTIALS_FULL_URI in ECS and EKS Pod Identity."""
 
@@ -420,6 +487,44 @@ def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, wor
     token = json.loads(ours.stdout)["status"]["token"]
     assert world.principal(verify(token, cluster="demo", secrets=world.keys).arn) == shape.expected
     assert world.principal(world.keys[theirs.stdout.strip()].arn) == shape.expected
+
+
+@pytest.mark.parametrize("shape", [pytest.param(shape, id=name) for name, shape in GO_SHAPES.items()])
+def test_a_shape_of_aws_config_means_what_it_means_to_aws_iam_authenticator(
+    shape: Shape, world: World, authenticator: Path
+) -> None:
+    home = world.home
+    if shape.config:
+        home.config(world.fill(shape.config))
+    if shape.credentials:
+        home.credentials(world.fill(shape.credentials))
+    if shape.signed_in:
+        world.sign_in(shape.signed_in)
+    line: list[str | Path] = ["token", "-i", "demo", "--region", REGION, "--token-only"]
+    with world.container() as container:
+        profile = {"AWS_PROFILE": shape.profile} if shape.profile else {}
+        # it looks for instance metadata whatever AWS_EC2_METADATA_DISABLED says
+        nowhere = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}
+        env = {**world.environment(shape, container), **nowhere, **profile}
+        ours = run(home, [home.executable, *line], env, "MFA code for " if shape.code else "")
+        # its clients that assume roles heed neither --region nor AWS_ENDPOINT_URL
+        for_roles = {"AWS_REGION": REGION, "AWS_ENDPOINT_URL_STS": world.moto.url}
+        prompt = "Assume Role MFA token code: " if shape.code else ""
+        theirs = run(home, [authenticator, *line], {**env, **for_roles}, prompt)
+    if shape.expected is None:
+        assert (ours.returncode, ours.stdout) == (1, ""), ours.stdout
+        assert ours.stderr.startswith("eks-token: error: ") and "is a bug" not in ours.stderr
+        assert theirs.returncode != 0 or not accepted(world, key_id_of(theirs.stdout))
+        return
+    assert ours.returncode == theirs.returncode == 0, ours.stderr + theirs.stderr
+    assert world.principal(verify(ours.stdout.strip(), cluster="demo", secrets=world.keys).arn) == shape.expected
+    assert world.principal(world.keys[key_id_of(theirs.stdout)].arn).partition("/")[0] == shape.expected
+
+
+def key_id_of(token: str) -> str:
+    """Whose access key signed a token."""
+    query = parse_qs(urlsplit(decoded_url(token.strip())).query)
+    return query["X-Amz-Credential"][0].partition("/")[0]
 
 
 def accepted(world: World, access_key_id: str) -> bool:
