@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from keyring.backend import KeyringBackend
 
+    K = TypeVar("K")
     T = TypeVar("T")
 else:
 
@@ -862,7 +863,10 @@ COMMAND_HELP = "how kubectl starts this program (default: its name if PATH has i
 def kubeconfig_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--cluster-name", default="", metavar="NAME", help="the EKS cluster")
     parser.add_argument("--all", action="store_true", help="every cluster in the region; keeps the current context")
-    parser.add_argument("--region", required=True, help="the cluster's AWS region")
+    parser.add_argument("--region", required=True, help="the cluster's AWS region; with --all, `all` is every region")
+    parser.add_argument(
+        "--prune", action="store_true", help="with --all, also remove the identity's entries whose cluster is gone"
+    )
     parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity (default: as for a token)")
     parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry also assumes")
     parser.add_argument("--alias", default="", metavar="NAME", help="the context's name (default: the cluster's ARN)")
@@ -951,7 +955,7 @@ COMMANDS = {
         f"""\
   {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --identity dev
   {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --alias main --no-set-current
-  {PROGRAM} kubeconfig --all --region us-east-2""",
+  {PROGRAM} kubeconfig --all --region all --prune""",
     ),
     "adopt": Command(
         "switch other plugins' kubeconfig entries to eks-token",
@@ -4789,6 +4793,8 @@ def refresh_ahead(invocation: Invocation, cache: Cache | None, key: Key | None, 
 EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl supports v1 only since 1.22
 INSTALL_HINT = "copy the executable eks-token to a directory on PATH"
 USABLE_STATUS = ("ACTIVE", "UPDATING")  # of a cluster; the same as in `aws eks update-kubeconfig`
+EVERY_REGION = "all"
+REQUESTS_AT_ONCE = 8
 KUBECTL_LOCK_SECONDS = 10
 EDIT_SECONDS = 60  # how long to try again if another program keeps changing the file
 MOST_LEVELS, MOST_NODES = 100, 1_000_000  # of a kubeconfig's YAML
@@ -4843,6 +4849,7 @@ class Provision(NamedTuple):
     proxy_url: str = ""
     endpoint_url: str = ""  # of the EKS API
     set_current: bool = True
+    prune: bool = False  # whether to remove entries for clusters that are gone
     dry_run: bool = False
     raw: bool = False  # whether a dry run shows secrets
     verbose: bool = False
@@ -4856,6 +4863,8 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
         raise usage("no cluster given", "pass --cluster-name NAME, or --all for all clusters in the region")
     if options.all and (options.alias or options.user_alias):
         raise usage("--alias and --user-alias cannot be used with --all")
+    if not options.all and (options.prune or options.region == EVERY_REGION):
+        raise usage(f"{'--prune' if options.prune else '--region all'} needs --all")
     if options.cluster_name:
         named_cluster({"cluster_name": options.cluster_name})
     if options.role_arn:
@@ -4871,6 +4880,7 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
             options.command,
             options.kubeconfig,
             set_current=not options.no_set_current and not options.all,
+            prune=options.prune,
             dry_run=options.dry_run,
         ),
     )
@@ -4942,9 +4952,12 @@ def write_entries(invocation: Invocation, wanted: Provision) -> int:
     # kubectl writes what is new to the first file that exists ("kubectl config --help").
     default = next((file.path for file in files if file.content is not None), files[-1].path)
     command = exec_command(invocation, wanted.command)
-    entries, failed = describe(invocation, wanted)
+    found = describe(invocation, wanted)
+    entries = found.entries
+    gone = {name for file in files for name in gone_users(file, found)} if wanted.prune else set()
 
     def change(configs: Mapping[str, Config]) -> None:
+        remove_users(configs, gone)
         for entry in entries:
             write_entry(configs, default, entry, wanted, command)
         current = next(filter(None, (config.get("current-context") for config in configs.values())), None)
@@ -4954,49 +4967,110 @@ def write_entries(invocation: Invocation, wanted: Provision) -> int:
     if wanted.dry_run:
         new = [decoded(new) for file, new in rewritten(files, change) if new != file.content]
         show("".join(new) if wanted.raw else summary(entries, wanted, command), end="")
+        for user in sorted(gone):
+            say(f"would remove the user {user}: its cluster is gone")
         if not wanted.raw:
             say("nothing was written; certificates and secrets are not shown, as in `kubectl config view`")
-        return 1 if failed else 0
+        return 1 if found.failed else 0
     changed = edit(files, change)
     for entry in entries:
         say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was already there'}")
+    for user in sorted(gone):
+        say(f"removed the user {user}: its cluster is gone")
     if wanted.verbose:
         show(summary(entries, wanted, command), end="")
-    return 1 if failed else 0
+    return 1 if found.failed else 0
 
 
-def describe(invocation: Invocation, wanted: Provision) -> tuple[list[Entry], bool]:
-    """The entries for the wanted clusters, from the EKS API, and whether any of several had to be skipped."""
+class Described(NamedTuple):
+    """What the EKS API says."""
+
+    entries: list[Entry]
+    identity: str  # that was asked for, or ""
+    names: Mapping[str, Collection[str]] = {}  # of all clusters, by region
+    failed: bool = False  # whether some of several could not be described
+
+
+def gone_users(file: Kubeconfig, found: Described) -> Iterable[str]:
+    """The users of the described identity's entries for clusters that are not there any more."""
+    for context in file.contexts.values():
+        user = file.users.get(context.user)
+        arn = context.cluster.split(":", 5)  # arn:PARTITION:eks:REGION:ACCOUNT:cluster/NAME
+        if user is None or len(arn) < 6 or arn[2] != "eks" or arn[3] not in found.names:
+            continue
+        ours = our_arguments(user) is not None and entry_identity(user) == found.identity
+        if ours and arn[5].removeprefix("cluster/") not in found.names[arn[3]]:
+            yield context.user
+
+
+def describe(invocation: Invocation, wanted: Provision) -> Described:
+    """The entries for the wanted clusters, from the EKS API. Raises Problem."""
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
-    request = wanted.request
+    every = wanted.request.region == EVERY_REGION
+    request = wanted.request._replace(region="") if every else wanted.request
     credentials = resolver.credentials(request)
     if resolver.store.changing:
         say(f"{resolver.store.changing} is asked for each token, because it may give other credentials each time;")
         say("if it does not, add --cache to the entry's args, and tokens are cached")
-    region = request.region or resolver.region()
+    region = request.region or resolver.region() or ("us-east-1" if every else "")
     if not region:
         raise usage("--region is missing", "pass the cluster's AWS region, for example --region us-east-2")
     identity = effective_identity(resolver, request)
     choice = Choice(identity, named=bool(identity), environment=not identity)
     session = resolver.open_session(choice, request._replace(region=region))
     with plain_errors(resolver.name):
-        eks = client(session, "eks", credentials, endpoint_url=wanted.endpoint_url or None)
-        if request.cluster:
-            found = eks.describe_cluster(name=request.cluster)["cluster"]
-            return [new_entry(found, identity, wanted)], False
-        names = pages(eks.list_clusters, "clusters")
+        regions = session.get_available_regions("eks", session.get_partition_for_region(region)) if every else [region]
+        url = wanted.endpoint_url or None
+        eks = {name: client(session, "eks", credentials, region_name=name, endpoint_url=url) for name in regions}
+
+    def entry(cluster: tuple[str, str]) -> Entry:
+        region, name = cluster
+        with plain_errors(resolver.name):
+            return new_entry(eks[region].describe_cluster(name=name)["cluster"], identity, wanted)
+
+    def clusters(region: str) -> list[str]:
+        with plain_errors(resolver.name):
+            return pages(eks[region].list_clusters, "clusters")
+
+    if request.cluster:
+        return Described([entry((region, request.cluster))], identity)
+    names, unasked = ask_at_once(regions, clusters, invocation, "regions")
     if not names:
-        raise Problem(f"{resolver.name} sees no clusters in {region}")
-    entries = []
-    for number, name in enumerate(names, 1):
-        say(f"[{number}/{len(names)}] {name}")
-        try:
-            with plain_errors():
-                found = eks.describe_cluster(name=name)["cluster"]
-            entries.append(new_entry(found, identity, wanted))
-        except Problem as problem:
-            warn(f"skipped {name}: {problem.message}")
-    return entries, len(entries) < len(names)
+        raise unasked[regions[0]]
+    if unasked:  # some regions are not enabled in an account, or forbidden
+        warn(f"{len(unasked)} regions did not answer: {', '.join(unasked)}")
+    found, skipped = ask_at_once([(at, name) for at in names for name in names[at]], entry, invocation, "clusters")
+    for (_, name), problem in skipped.items():
+        warn(f"skipped {name}: {problem.message}")
+    if not found and not skipped and not wanted.prune:
+        raise Problem(f"{resolver.name} sees no clusters in {'any region' if every else region}")
+    say(f"clusters: {len(found)}, in {region if not every else f'{len(names)} regions'}")
+    return Described(list(found.values()), identity, names, bool(skipped))
+
+
+def ask_at_once(
+    questions: Sequence[K], ask: Callable[[K], T], invocation: Invocation, what: str
+) -> tuple[dict[K, T], dict[K, Problem]]:
+    """The answers, and the Problem of each question that has none. A terminal shows how many have been answered."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    answers, problems = {}, {}
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
+    try:
+        futures = [(question, pool.submit(ask, question)) for question in questions]
+        for number, (question, future) in enumerate(futures, 1):
+            try:
+                answers[question] = future.result()
+            except Problem as problem:
+                problems[question] = problem
+            if invocation.terminal:
+                sys.stderr.write(
+                    f"\r{what}: {number}/{len(questions)}" + ("\r\x1b[K" if number == len(questions) else "")
+                )
+                sys.stderr.flush()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return answers, problems
 
 
 def effective_identity(resolver: Resolver, request: Request) -> str:
@@ -5859,7 +5933,7 @@ def remove_entries(invocation: Invocation, names: Sequence[str], named: str) -> 
 
 
 def remove_users(configs: Mapping[str, Config], users: Collection[str]) -> None:
-    """Remove these users from kubeconfigs, with their contexts, and the clusters that no other context uses."""
+    """Remove these users from kubeconfigs, with their contexts, and the clusters that only those use."""
     contexts = [context for config in configs.values() for context in items_of(config, "contexts")]
     gone = [context for context in contexts if part(context, "context", dict).get("user") in users]
     names = {

@@ -406,6 +406,7 @@ def test_an_endpoint_url_is_where_the_cluster_is_asked_for(laptop: Sandbox, moto
         pytest.param([*UPDATE, "--role-arn", "Admin"], "'Admin' is not a role ARN", id="no role"),
         pytest.param(["kubeconfig", "--region", REGION], "--cluster-name NAME, or --all", id="ours without a cluster"),
         pytest.param(["kubeconfig", *DEMO, "--all"], "cannot be used together", id="one cluster and all"),
+        pytest.param(["kubeconfig", *DEMO, "--prune"], "--prune needs --all", id="to prune for one cluster"),
         pytest.param(["kubeconfig", "--cluster-name", "demo"], "--region", id="ours without a region"),
         pytest.param(["kubeconfig", *DEMO, "--output", "json"], "--output", id="an unknown option of ours"),
     ],
@@ -445,19 +446,45 @@ def test_every_usable_cluster_of_a_region_is_written(laptop: Sandbox, moto: Reco
     for name in names[1:]:
         moto.create_cluster(name, region=REGION)
     moto.create_cluster("elsewhere", region="eu-west-1")
-    done = ran(laptop, "kubeconfig", "--all", "--region", REGION, "-i", "dev")
-    for number, name in enumerate(sorted(names), 1):
-        assert f"[{number}/3] {name}" in done.stderr
+    every = ["kubeconfig", "--all", "--region", REGION, "-i", "dev"]
+    done = ran(laptop, *every)
+    assert f"clusters: 3, in {REGION}" in done.stderr
     assert {name.rpartition("/")[2] for name in by_name(view(laptop), "contexts")} == set(names)
     assert view(laptop)["current-context"] == ""
     before = tree(laptop)
-    ran(laptop, "kubeconfig", "--all", "--region", REGION, "-i", "dev")
+    shown = laptop.run_pty(*every, steps=[]).stderr
+    assert "regions: 1/1" in shown and "clusters: 3/3" in shown
     assert tree(laptop) == before
 
     moto.fail("DescribeCluster", "AccessDeniedException", "no", 403, times=1)
-    done = laptop.run("kubeconfig", "--all", "--region", REGION, "-i", "dev")
+    done = laptop.run(*every)
     assert done.returncode == 1
-    assert "skipped demo: AWS refused DescribeCluster: AccessDeniedException: no" in done.stderr
+    assert re.search("skipped (demo|one|two): dev: AWS refused DescribeCluster: AccessDeniedException: no", done.stderr)
+
+
+def test_every_region_is_asked_and_entries_of_lost_clusters_are_pruned(laptop: Sandbox, moto: RecordingProxy) -> None:
+    moto.forget()
+    moto.create_cluster("elsewhere", region="eu-west-1")
+    laptop.write(".kube/config", OTHERS)
+    for name in ("gone", "kept"):
+        add = eks_token.Entry(
+            ARN.replace("demo", name), "https://x", "", name, ("--cluster-name", name, "--region", REGION), name
+        )
+        add = add._replace(arguments=(*add.arguments, "--identity", "dev" if name == "gone" else "other"))
+        files = eks_token.read_kubeconfigs([str(config_path(laptop))])
+        wanted = eks_token.Provision(eks_token.Request("eks-token", name, REGION, ""))
+        eks_token.edit(files, lambda c: eks_token.write_entry(c, files[0].path, add, wanted, ["eks-token"]))  # noqa: B023
+    every = ["kubeconfig", "--all", "--region", "all", "-i", "dev"]
+    before = tree(laptop)
+    assert "would remove the user gone" in ran(laptop, *every, "--prune", "--dry-run").stderr
+    assert tree(laptop) == before
+    done = ran(laptop, *every)
+    assert re.search(r"clusters: 2, in \d\d regions", done.stderr)
+    assert "gone" in by_name(view(laptop), "users")
+    assert "removed the user gone: its cluster is gone" in ran(laptop, *every, "--prune").stderr
+    names = {f"eks-token:dev@{arn}" for arn in (ARN, ARN.replace("demo", "elsewhere").replace(REGION, "eu-west-1"))}
+    assert by_name(view(laptop), "users").keys() == {"me@x.y/z:exec.users. q", "gke", "kept", *names}
+    assert "gone" not in config_path(laptop).read_text()
 
 
 def test_all_pages_of_a_listing_are_read() -> None:
