@@ -2650,9 +2650,13 @@ RESOLVED_KEYS = {
     "web_identity_token_file",
 }
 SECRET_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+# What tools that write temporary keys to a credentials file call the time when these expire: saml2aws, yawsso,
+# clisso and others, aws-mfa.
+EXPIRY_MARKS = ("x_security_token_expires", "aws_session_expiration", "aws_expiration", "expiration")
 # The keys of a profile that say where its credentials come from. A stored identity of the same name replaces these.
 SOURCE_KEYS = (RESOLVED_KEYS - {"mfa_serial"}) | {
     *SECRET_KEYS,
+    *EXPIRY_MARKS,
     "aws_security_token",
     "external_id",
     "role_session_name",
@@ -2933,7 +2937,7 @@ def as_go_reads(
 def go_source(keys: Mapping[str, Any]) -> dict[str, Any]:
     """What the AWS SDK for Go gets credentials from, of all that a profile contains."""
     if keys.get(SECRET_KEYS[0]) and keys.get(SECRET_KEYS[1]):
-        return {key: keys[key] for key in SECRET_KEYS if key in keys}
+        return {key: keys[key] for key in (*SECRET_KEYS, *EXPIRY_MARKS) if key in keys}
     for kind in ("credential_source", "web_identity_token_file"):
         if keys.get(kind):
             return {kind: keys[kind]}
@@ -3251,6 +3255,16 @@ def go_seconds(duration: str) -> str:
         raise ValueError(duration)
     units = {"h": 3600, "m": 60, "s": 1}
     return str(sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration)))
+
+
+def marked_end(profile: Mapping[str, Any]) -> float | None:
+    """When the temporary keys in a profile expire, if the tool that wrote them says so."""
+    for mark in EXPIRY_MARKS:
+        try:
+            return parse_time(str(profile[mark]).strip().replace(" UTC", "Z"))
+        except (KeyError, ValueError):
+            continue
+    return None
 
 
 class Store:
@@ -3866,7 +3880,11 @@ class Resolver:
             found, choice = self.load(choice, request)
             if request.role_arn:
                 found = self.assume(found, choice, request)
-            return frozen(found, self.name)
+            keys = frozen(found, self.name)
+            profile = self.session.full_config["profiles"].get(choice.profile or "default", {})
+            if keys.token and keys.token == profile.get("aws_session_token"):
+                return keys._replace(expires=marked_end(profile))
+            return keys
         finally:
             self.sessions.let_go()
 
@@ -6547,7 +6565,8 @@ def imported(wanted: SignIn, resolver: Resolver) -> Proposal:
     if not key or not secret:
         raise Problem(f"the profile {profile!r} has no keys" if keys else f"no AWS profile is named {profile!r}")
     wanted = wanted._replace(region=wanted.region or keys.get("region", ""))
-    proposal = proposed_keys(wanted, resolver, Credentials(key, secret, token, None), None)
+    end = marked_end(keys) if token else None
+    proposal = proposed_keys(wanted, resolver, Credentials(key, secret, token, end), None)
     credentials_file = session.get_config_variable("credentials_file")
     advice = f"delete aws_access_key_id and aws_secret_access_key from [{profile}] in {credentials_file}"
     return proposal._replace(advice=advice)

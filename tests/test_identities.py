@@ -292,6 +292,24 @@ def test_static_keys_of_either_file_are_used(place: Sandbox, keys: Keys) -> None
         assert signed_by(place.run(*LINE, "-i", name), keys).arn == ALICE.arn
 
 
+@pytest.mark.parametrize("mark", ["x_security_token_expires", "aws_session_expiration", "aws_expiration", "expiration"])
+def test_a_token_ends_when_the_tool_that_wrote_the_keys_says_they_end(mark: str, place: Sandbox, keys: Keys) -> None:
+    key_id, key = keys.mint(f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/me", 600)
+    section = f"[dev]\naws_access_key_id = {key_id}\naws_secret_access_key = {key.secret}\n"
+    end = time.time() + 300
+    for text in (rfc3339(end), rfc3339(end).replace("T", " ").replace("Z", "+0000")):
+        place.credentials(f"{section}aws_session_token = {key.session_token}\n{mark} = {text}\n")
+        done = place.run(*LINE, "-i", "dev", "--refresh")
+        assert json.loads(done.stdout)["status"]["expirationTimestamp"] == rfc3339(int(end) - 60)
+        done = place.run("token", "-i", "demo", "--refresh", env={"AWS_PROFILE": "dev"})
+        assert json.loads(done.stdout)["status"]["expirationTimestamp"] == rfc3339(int(end) - 60)
+    place.credentials(f"{section}aws_session_token = {key.session_token}\n{mark} = 2020-01-01T00:00:00Z\n")
+    assert_fails(place.run(*LINE, "-i", "dev"), "the credentials of dev expired at 2020-01-01T00:00:00Z")
+    # long-term keys do not end, whatever an old tool left there
+    place.credentials(f"{ALICE.profile('dev')}{mark} = 2020-01-01T00:00:00Z\n")
+    assert place.run(*LINE, "-i", "dev").returncode == 0
+
+
 def test_files_of_boto_2_are_not_read(place: Sandbox) -> None:
     keys = f"aws_access_key_id = {ALICE.id}\naws_secret_access_key = {ALICE.secret}\n"
     boto = place.write(".boto", f"[Credentials]\n{keys}")
