@@ -1,13 +1,10 @@
 """Section 4 and login: names become credentials. The keyring is a real one, AWS is moto behind a checking proxy."""
 
 import json
-import os
 import socket
-import stat
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from conftest import Completed, KeyringDaemon, Sandbox
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy
 from verifier import Identity, decoded_url, verify
 
-from eks_token import Choice, Request, Stored, Vault, choose_identity, lay_over, plain_errors, rfc3339
+from eks_token import Choice, Request, Stored, Vault, choose_identity, lay_over, plain_errors
 
 ALICE = AccessKey(
     "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", f"arn:aws:iam::{ACCOUNT}:user/alice"
@@ -68,34 +65,6 @@ def assert_fails(done: Completed, error: str, hint: str = "", status: int = 1) -
 # --- login --------------------------------------------------------------------------------------------------
 
 
-def test_keys_from_stdin_are_stored_and_sign_tokens(desk: Sandbox, keyring_daemon: KeyringDaemon, keys: Keys) -> None:
-    assert "keyring" in login(desk).stderr
-    assert [item["username"] for item in keyring_daemon.items()] == ["identity:dev"]
-    assert signed_by(desk.run(*LINE, "-i", "dev"), keys).arn == ALICE.arn
-
-
-def test_a_session_from_stdin_is_stored_with_its_end(desk: Sandbox, keys: Keys) -> None:
-    key_id, key = keys.mint(f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/me", 600)
-    session = AccessKey(key_id, key.secret, key.arn)
-    end = rfc3339(time.time() + 600)
-    login(desk, key=session, SessionToken=key.session_token, Expiration=end)
-    done = desk.run(*LINE)
-    assert signed_by(done, keys).session_name == "me"
-    assert json.loads(done.stdout)["status"]["expirationTimestamp"] < end
-
-
-def test_what_is_no_secret_lies_in_a_private_file_and_secrets_in_none(desk: Sandbox) -> None:
-    token = "IQoJb3JpZ2luX2Vj" + "s3cr3t/+" * 40
-    login(desk, "dev", "--region", "eu-west-2", SessionToken=token, Expiration=rfc3339(time.time() + 3600))
-    file = desk.data / "identities.json"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert json.loads(file.read_text())["identities"]["dev"]["region"] == "eu-west-2"
-    assert desk.secrets_found([ALICE.secret, token]) == []
-    assert desk.run(*LINE, "-i", "dev").returncode == 0
-    assert desk.secrets_found([ALICE.secret]) == []
-
-
 @pytest.mark.parametrize(
     ("given", "error"),
     [
@@ -140,18 +109,18 @@ def test_login_asks_aws_whose_keys_they_are(desk: Sandbox, moto: RecordingProxy)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "code"),
     [
-        pytest.param(lambda key: key._replace(id="AKIAUNKNOWNUNKNOWN00"), id="an unknown id"),
-        pytest.param(lambda key: key._replace(secret="x" * 40), id="another secret"),
+        pytest.param({"id": "AKIAUNKNOWNUNKNOWN00"}, "InvalidClientTokenId", id="an unknown id"),
+        pytest.param({"secret": "x" * 40}, "SignatureDoesNotMatch", id="another secret"),
     ],
 )
 def test_keys_that_aws_refuses_are_not_stored(
-    wrong: Any, desk: Sandbox, moto: RecordingProxy, keyring_daemon: KeyringDaemon
+    wrong: dict[str, str], code: str, desk: Sandbox, moto: RecordingProxy, keyring_daemon: KeyringDaemon
 ) -> None:
-    key = wrong(moto.create_user("alice"))
+    key = moto.create_user("alice")._replace(**wrong)
     done = desk.run("login", "dev", "--stdin", stdin=process_output(key), env=moto.environment)
-    assert_fails(done, "AWS refused GetCallerIdentity")
+    assert_fails(done, f"AWS refused GetCallerIdentity: {code}")
     assert key.secret not in done.stderr
     assert keyring_daemon.items() == []
     assert not (desk.data / "identities.json").exists()
@@ -163,76 +132,7 @@ def test_without_aws_nothing_is_stored(desk: Sandbox, keyring_daemon: KeyringDae
     assert keyring_daemon.items() == []
 
 
-@pytest.mark.parametrize("name", ["-x", "[x]", " x", "a\nb", "a" * 129], ids=ascii)
-def test_a_name_that_no_config_file_could_hold_is_refused(name: str, desk: Sandbox) -> None:
-    done = desk.run("login", "--stdin", "--no-verify", "--", name, stdin=process_output())
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) <= 2
-
-
-def test_a_second_login_replaces_the_keys_and_what_was_cached(desk: Sandbox, keys: Keys) -> None:
-    bob = AccessKey("AKIABOBBOBBOBBOBBOBB", "secret-of-bob", f"arn:aws:iam::{ACCOUNT}:user/bob")
-    keys.learn(*bob)
-    login(desk)
-    age(desk)
-    assert signed_by(desk.run(*LINE), keys).arn == ALICE.arn
-    assert list((desk.cache / "tokens").rglob("%answer"))
-    login(desk, key=bob)
-    assert not list((desk.cache / "tokens").rglob("%answer"))
-    age(desk)
-    assert signed_by(desk.run(*LINE), keys).arn == bob.arn
-
-
-def age(home: Sandbox) -> None:
-    """Nothing is cached against a file that has just changed."""
-    os.utime(home.data / "identities.json", (time.time() - 10,) * 2)
-
-
-TYPED = ["login", "dev", "--new-keys", "--no-verify"]
-ID_PROMPT, SECRET_PROMPT = "access key ID", "secret access key"
-
-
-def test_a_person_types_the_keys_and_the_secret_is_unseen(desk: Sandbox, keys: Keys) -> None:
-    done = desk.run_pty(*TYPED, steps=[(ID_PROMPT, f"{ALICE.id}\n"), (SECRET_PROMPT, f"{ALICE.secret}\n")])
-    assert done.returncode == 0
-    assert ALICE.id in done.stderr
-    assert ALICE.secret not in done.stderr
-    assert signed_by(desk.run(*LINE), keys).arn == ALICE.arn
-
-
-@pytest.mark.parametrize(
-    ("steps", "status", "error"),
-    [
-        pytest.param([(ID_PROMPT, "\x04")], 1, "input ended", id="end of input"),
-        pytest.param([(ID_PROMPT, "x\n"), (SECRET_PROMPT, "\x04")], 1, "input ended", id="end of input, secret"),
-        pytest.param([(ID_PROMPT, "\x03")], 130, "interrupted", id="Ctrl-C"),
-        pytest.param([(ID_PROMPT, "x\n"), (SECRET_PROMPT, "\x03")], 130, "interrupted", id="Ctrl-C, secret"),
-        pytest.param([(ID_PROMPT, "x\n"), (SECRET_PROMPT, "\n")], 1, "needed", id="an empty secret"),
-    ],
-)
-def test_a_person_who_gives_up_stores_nothing(
-    steps: list[tuple[str, str]], status: int, error: str, desk: Sandbox, keyring_daemon: KeyringDaemon
-) -> None:
-    done = desk.run_pty(*TYPED, steps=steps)
-    assert (done.returncode, done.stdout) == (status, "")
-    *_, line = done.stderr.splitlines()
-    assert "eks-token: error: " in line
-    assert error in line
-    assert "Traceback" not in done.stderr
-    assert keyring_daemon.items() == []
-
-
-# --- logout, and the two places of an identity --------------------------------------------------------------
-
-
-def test_logout_forgets_one_identity(desk: Sandbox, keyring_daemon: KeyringDaemon, keys: Keys) -> None:
-    login(desk, "dev", "--default")
-    login(desk, "ops")
-    assert desk.run("logout", "dev").returncode == 0
-    assert [item["username"] for item in keyring_daemon.items()] == ["identity:ops"]
-    assert_fails(desk.run(*LINE, "-i", "dev"), "there is no identity or AWS profile named 'dev'")
-    assert signed_by(desk.run(*LINE), keys).arn == ALICE.arn  # ops is the only one now
-    assert_fails(desk.run("logout", "dev"), "'dev'", "ops")
+# --- the two places of an identity --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,17 +153,6 @@ def test_logout_forgets_one_identity(desk: Sandbox, keyring_daemon: KeyringDaemo
 def test_a_damaged_identities_file_is_one_line(content: str, place: Sandbox) -> None:
     path = place.write(f"{place.data.relative_to(place.home)}/identities.json", content)
     assert_fails(place.run(*LINE, "-i", "dev"), f"{path} is damaged", "eks-token login")
-
-
-def test_an_identity_that_the_file_lacks_is_entered_again(desk: Sandbox, keys: Keys) -> None:
-    login(desk)
-    (desk.data / "identities.json").unlink()
-    done = desk.run(*LINE, "-i", "dev")
-    assert signed_by(done, keys).arn == ALICE.arn
-    assert "eks-token: warning: dev was missing" in done.stderr
-    assert "dev" in json.loads((desk.data / "identities.json").read_text())["identities"]
-    again = desk.run(*LINE, "-i", "dev")
-    assert (again.returncode, again.stderr) == (0, "")
 
 
 def test_an_identity_that_the_keyring_lacks_is_an_error_that_names_login(
@@ -577,14 +466,6 @@ def test_no_keyring_is_asked_where_none_is_needed(
     assert bus.calls > 0
 
 
-def test_login_without_a_keyring_is_one_line(place: Sandbox) -> None:
-    for address in (place.env["DBUS_SESSION_BUS_ADDRESS"], None):
-        env = {"DBUS_SESSION_BUS_ADDRESS": address}
-        done = place.run("login", "dev", "--stdin", "--no-verify", stdin=process_output(), env=env)
-        assert_fails(done, "keyring", "PYTHON_KEYRING_BACKEND")
-    assert not (place.data / "identities.json").exists()
-
-
 def test_a_keyring_that_went_away_or_is_locked_is_one_line(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
     login(desk)
     assert_fails(desk.run(*LINE, "-i", "dev", env={"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere"}), "keyring")
@@ -596,14 +477,13 @@ def test_a_keyring_that_went_away_or_is_locked_is_one_line(desk: Sandbox, keyrin
 # --- what nobody may see ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("debug", [{"EKS_TOKEN_DEBUG": "1"}, {}], ids=["debug", "plain"])
-def test_no_message_shows_a_secret(debug: Mapping[str, str], desk: Sandbox, moto: RecordingProxy) -> None:
+def test_no_message_shows_a_secret(desk: Sandbox, moto: RecordingProxy) -> None:
     alice = moto.create_user("alice")
     role = moto.create_role("admin", trusted=[alice.arn])
     token = "IQoJb3JpZ2luX2Vj" + "s3cr3t/+" * 20
     session = {**alice.environment, "AWS_SESSION_TOKEN": token}
     process_profile(desk, process_output(alice, SessionToken=token))
-    env = {**moto.environment, **debug}
+    env = {**moto.environment, "EKS_TOKEN_DEBUG": "1"}
     shown = [
         desk.run("login", "dev", "--stdin", stdin=process_output(alice), env=env),
         desk.run("login", "bad", "--stdin", stdin=process_output(alice, SessionToken=token), env=env),
@@ -620,6 +500,6 @@ def test_no_message_shows_a_secret(debug: Mapping[str, str], desk: Sandbox, moto
     shown.append(desk.run(*LINE, "--role-arn", role, env=env | session))
     assert "you sent [secret] and [secret]" in shown[-1].stderr
     text = "".join(done.stderr for done in shown)
-    assert ("debug:" in text) == bool(debug)
+    assert "debug:" in text
     for secret in (alice.secret, token, *(key.secret for key in moto.keys.values())):
         assert secret not in text
