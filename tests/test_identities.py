@@ -5,6 +5,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from conftest import Completed, KeyringDaemon, Sandbox
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy
 from verifier import Identity, decoded_url, verify
 
-from eks_token import Choice, Request, Stored, Vault, choose_identity, lay_over, plain_errors
+from eks_token import Choice, Request, Stored, Vault, choose_identity, lay_over, plain_errors, rfc3339
 
 ALICE = AccessKey(
     "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", f"arn:aws:iam::{ACCOUNT}:user/alice"
