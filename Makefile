@@ -1,6 +1,7 @@
 # build    build dist/eks-token, the executable
 # run      build, then print a token for a made-up cluster, with the example keys from the AWS documentation
 # test     build, then run all tests; as root on a system with apt, this first installs what they need
+# test-windows run the tests of Windows under Wine, with what is in PLATFORMS=DIR
 # coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
 # lint     run ruff, mypy and shellcheck; make actionlint checks .github/workflows and needs Go
 # bench    build, then measure how long answers take; BEFORE=FILE compares with another build
@@ -24,7 +25,7 @@ FLAGS := --quiet --disable-pip-version-check
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
 	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck strace:strace
 
-.PHONY: build run test coverage lint actionlint bench release reproduce publish install clean system
+.PHONY: build run test test-windows coverage lint actionlint bench release reproduce publish install clean system
 .DELETE_ON_ERROR:
 
 build: dist/eks-token
@@ -43,6 +44,10 @@ run: build
 
 test: build .venv/dev.done system
 	$(BIN)/pytest $(PYTEST)
+
+# PLATFORMS is a directory with `windows-python`, which starts a Python file, or kubectl.exe, on Windows (under Wine).
+test-windows: build .venv/dev.done
+	PLATFORMS="$(abspath $(PLATFORMS))" $(BIN)/pytest -rP tests/windows.py
 
 # coverage's own start-up file measures pytest and its workers, tests/measured.py the executable. A measured Python is
 # slower, so a test that allows little time may fail; the figure is printed anyway. A full disk leaves an empty file.

@@ -28,6 +28,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from io import TextIOWrapper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -234,6 +235,21 @@ def make_directories(path: str) -> None:
         os.makedirs(path, 0o700, exist_ok=True)
 
 
+def replace_file(source: str, target: str) -> None:
+    """Like os.replace, but patient: on Windows it fails for a moment while a virus scanner has the target open."""
+    for _ in range(REPLACE_ATTEMPTS):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(0.02)
+    os.replace(source, target)
+
+
+REPLACE_ATTEMPTS = 25  # half a second
+
+
 def write_file(path: str, content: str | bytes, modified: int | None = None) -> None:
     """Write a private file in one step: all of it, flushed to disk, or nothing. `modified` is in nanoseconds."""
     beside = f"{path}.{os.getpid()}"
@@ -250,7 +266,7 @@ def write_file(path: str, content: str | bytes, modified: int | None = None) -> 
                 os.fsync(stream.fileno())
         if modified is not None:
             os.utime(beside, ns=(modified, modified))
-        os.replace(beside, path)
+        replace_file(beside, path)
     except BaseException:
         try:
             os.unlink(beside)
@@ -2101,7 +2117,11 @@ def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool)
     refuse_unsafe(name, name)
     if not name or name in SECRET_SERVICE_NAMES:
         return secret_service_backend()(environ, interactive)
-    return load_backend(name, search_path)
+    backend = load_backend(name, search_path)
+    if name == NATIVE_BACKENDS["win32"] and "KEYRING_PROPERTY_PERSIST" not in environ:
+        # keyring's own choice would send the keys to every machine that a user of a domain signs in to.
+        backend.persist = "local machine"  # type: ignore[attr-defined]
+    return backend
 
 
 def keyring_config(environ: Mapping[str, str], platform: str) -> str | None:
@@ -5200,13 +5220,21 @@ def summary(entries: Sequence[Entry], wanted: Provision, command: Sequence[str])
 def exec_command(invocation: Invocation, named: str = "") -> list[str]:
     """How kubectl starts this program: as named, or else by its name if PATH leads from there to this file, and by its
     whole path if not. kubectl cannot start a shell script on Windows, so there it starts Python with the file."""
+    windows = invocation.platform == "win32"
+
+    def whole(path: str) -> str:
+        # kubectl takes one with backslashes for relative to the kubeconfig, and rewrites it.
+        return path.replace("\\", "/") if windows else path
+
     if named:
         path = os.path.abspath(os.path.expanduser(named))
-        return [path if os.path.basename(named) != named else named]  # a path would be relative to the kubeconfig
-    if invocation.platform == "win32" and invocation.build:
-        return [sys.executable, "-I", "-S", invocation.file]
+        return [
+            whole(path) if os.path.basename(named) != named else named
+        ]  # a path would be relative to the kubeconfig
+    if windows and invocation.build and not invocation.file.lower().endswith(".exe"):
+        return [whole(sys.executable), "-I", "-S", whole(invocation.file)]
     first = on_path(PROGRAM, invocation)
-    return [PROGRAM if first and os.path.samefile(first, invocation.file) else invocation.file]
+    return [PROGRAM if first and os.path.samefile(first, invocation.file) else whole(invocation.file)]
 
 
 def our_arguments(user: KubeUser) -> Sequence[str] | None:
@@ -7047,8 +7075,12 @@ def check_cache(invocation: Invocation) -> Check:
 
     directory = cache_home(invocation.environ, invocation.platform)
     if directory is None:
+        if invocation.platform == "win32":
+            return Check("cache", "fail", "there is none: LOCALAPPDATA is not set", "set LOCALAPPDATA")
         return Check("cache", "fail", "there is none: HOME is not an absolute path", "set HOME")
-    repair = f"every call signs a new token; make {directory} a directory that you own, with mode 0700"
+    windows = invocation.platform == "win32"
+    what = "can write to" if windows else "own, with mode 0700"
+    repair = f"every call signs a new token; make {directory} a directory that you {what}"
     try:
         make_trusted(directory, invocation.environ)
         probe = os.path.join(directory, "doctor")
@@ -7061,13 +7093,18 @@ def check_cache(invocation: Invocation) -> Check:
         return Check("cache", "fail", f"{directory}: {error.strerror or type(error).__name__}", repair)
     if invocation.cache is None:
         return Check("cache", "fail", f"{directory} is not used: it was not usable when this started", repair)
-    found = f"{directory}, yours, mode {mode:04o}, {room / 1e6:,.0f} MB free"
+    found = f"{directory}, {'' if windows else f'yours, mode {mode:04o}, '}{room / 1e6:,.0f} MB free"
     return Check("cache", "warn" if room < LITTLE_ROOM else "ok", found, "free up space" if room < LITTLE_ROOM else "")
+
+
+def other_cache_home() -> str:
+    variable = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
+    return f"set {variable} to a directory on a local disk"
 
 
 def check_locks(cache: Cache) -> Check:
     """Whether a lock keeps out a second holder, and is free again afterwards."""
-    hint = f"{cache.root} may be on a network; set XDG_CACHE_HOME to a directory on a local disk"
+    hint = f"{cache.root} may be on a network; {other_cache_home()}"
     try:
         with cache.lock("doctor"):
             try:
@@ -7082,7 +7119,7 @@ def check_locks(cache: Cache) -> Check:
 
 
 def check_file_times(cache: Cache) -> Check:
-    hint = "set the clock of the file server, or set XDG_CACHE_HOME to a directory on a local disk"
+    hint = f"set the clock of the file server, or {other_cache_home()}"
     try:
         agrees = cache.clock_agrees(time.time())
     except OSError as error:
@@ -7922,6 +7959,16 @@ def version_details(invocation: Invocation) -> list[str]:
     return [f"build {invocation.build or 'none: an installed package'}", f"Python {running_python()}", *packages]
 
 
+def set_encodings() -> None:
+    """UTF-8 in Windows' pipes, which would be in the code page of old programs; escapes for what a locale lacks."""
+    if sys.platform == "win32":
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper) and not stream.isatty():
+                stream.reconfigure(encoding="utf-8")
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def clear_empty_variables() -> None:
     """Treat empty variables as unset. botocore reads the environment itself and would take an empty one as a value."""
     for name in [name for name, value in os.environ.items() if not value and name.startswith("AWS_")]:
@@ -7947,6 +7994,7 @@ def main(argv: Sequence[str] | None = None, started: Started | None = None) -> i
     global _debugging
     gc.disable()  # the process is short-lived, and collecting garbage during imports costs a new token 5 ms
     arguments = tuple(sys.argv[1:] if argv is None else argv)
+    set_encodings()
     clear_empty_variables()
     os.umask(0o077)
     _debugging = "--debug" in arguments or bool(os.environ.get("EKS_TOKEN_DEBUG"))

@@ -1062,7 +1062,7 @@ class CredentialError(Exception):
 class CredentialManager:
     """CredRead, CredWrite and CredDelete as keyring calls them: names without case, at most 2560 bytes."""
 
-    CRED_TYPE_GENERIC, CRED_PERSIST_ENTERPRISE = 1, 3
+    CRED_TYPE_GENERIC, CRED_PERSIST_LOCAL_MACHINE, CRED_PERSIST_ENTERPRISE = 1, 2, 3
 
     def __init__(self) -> None:
         self.credentials: dict[str, Credential] = {}
@@ -1093,7 +1093,7 @@ def stand_in(name: str, contents: Mapping[str, object]) -> types.ModuleType:
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[CredentialManager]:
     manager = CredentialManager()
-    names = ("CredRead", "CredWrite", "CredDelete", "CRED_TYPE_GENERIC", "CRED_PERSIST_ENTERPRISE")
+    names = [name for name in dir(manager) if name.startswith("C")]
     win32cred = stand_in(WIN32CRED, {name: getattr(manager, name) for name in names})
     pywintypes = stand_in("win32ctypes.pywin32.pywintypes", {"error": CredentialError})
     pywin32 = stand_in("win32ctypes.pywin32", {"win32cred": win32cred, "pywintypes": pywintypes})
@@ -1103,6 +1103,22 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[CredentialManager]:
     monkeypatch.delitem(sys.modules, "keyring.backends.Windows", raising=False)
     yield manager
     sys.modules.pop("keyring.backends.Windows", None)
+
+
+@pytest.mark.parametrize(
+    ("environ", "where"),
+    [
+        pytest.param({}, 2, id="on this machine"),
+        pytest.param({"KEYRING_PROPERTY_PERSIST": "enterprise"}, 3, id="as set"),
+    ],
+)
+def test_what_is_stored_on_windows_does_not_roam(
+    windows: CredentialManager, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], where: int
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    Vault(environ, platform="win32").set("identity:dev", "TOPSECRET")
+    assert {credential["Persist"] for credential in windows.credentials.values()} == {where}
 
 
 @pytest.mark.parametrize(("value", "items"), LENGTHS)

@@ -934,9 +934,11 @@ def test_an_unknown_cluster_is_aws_own_words(laptop: Sandbox, moto: RecordingPro
     assert done.stderr.startswith("eks-token: error: dev: AWS refused DescribeCluster: ResourceNotFoundException: ")
 
 
-def test_on_windows_kubectl_starts_python() -> None:
-    command = eks_token.exec_command(invocation(platform="win32", file="/tools/eks-token", build="x"))
-    assert command == [sys.executable, "-I", "-S", "/tools/eks-token"]
+def test_on_windows_kubectl_starts_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a command with slashes, because kubectl takes one with backslashes for relative to the file."""
+    monkeypatch.setattr(sys, "executable", r"C:\Python 3\python.exe")
+    command = eks_token.exec_command(invocation(platform="win32", file=r"C:\Tools\eks-token", build="x"))
+    assert command == ["C:/Python 3/python.exe", "-I", "-S", "C:/Tools/eks-token"]
     assert eks_token.exec_command(invocation(platform="win32", environ={})) == ["/usr/bin/eks-token"]
 
 

@@ -1,9 +1,11 @@
 """What holds for the module as a whole: the order of its sections, and its one way to stdout."""
 
 import ast
+import io
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,33 @@ def test_a_full_stdout_is_one_error_line_and_no_bug(profiles: Sandbox, arguments
         "eks-token: error: cannot write to stdout: No space left on device\n",
     )
     assert manifest.exists()  # nothing is unpacked again for it
+
+
+def test_what_a_locale_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="iso-8859-1")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    eks_token.set_encodings()
+    eks_token.show("köln-→")
+    assert stdout.buffer.getvalue() == "köln-\\u2192\n".encode("iso-8859-1")
+
+
+@pytest.mark.parametrize(("system", "attempts"), [("nt", 3), ("posix", 1)])
+def test_a_file_that_a_scanner_holds_is_replaced_when_it_lets_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str, attempts: int
+) -> None:
+    calls = []
+
+    def replace(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) < 3:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "name", system)
+    monkeypatch.setattr(os, "replace", replace)
+    try:
+        eks_token.replace_file("new", "old")
+    except PermissionError:
+        assert system == "posix"
+    finally:
+        monkeypatch.undo()
+    assert len(calls) == attempts
