@@ -1085,6 +1085,7 @@ REQUEST_VARIABLES = {
     "AWS_ENDPOINT_URL_SSO_OIDC": "plain",
     "AWS_ENDPOINT_URL_STS": "plain",
     "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "plain",
+    "AWS_LOGIN_CACHE_DIRECTORY": "path",
     "AWS_PROFILE": "plain",
     "AWS_REGION": "region",
     "AWS_ROLE_ARN": "plain",
@@ -2962,7 +2963,9 @@ def go_source(keys: Mapping[str, Any]) -> dict[str, Any]:
         if keys.get(kind):
             return {kind: keys[kind]}
     sso = {key: value for key, value in keys.items() if key.startswith("sso_")}
-    return sso or {key: keys[key] for key in ("credential_process",) if keys.get(key)}
+    # aws-iam-authenticator 0.7 does not know login_session yet
+    others = (key for key in ("credential_process", "login_session") if keys.get(key))
+    return sso or {key: keys[key] for key in list(others)[:1]}
 
 
 def kept_settings(profile: Mapping[str, Any]) -> dict[str, Any]:
@@ -4083,11 +4086,7 @@ def credential_problem(error: Exception, name: str) -> Problem:
         details = error.response.get("Error", {})
         code, words = details.get("Code", "Unknown"), first_line(details.get("Message", ""))
         return Problem(f"{whose}AWS refused {error.operation_name}: {code}: {words}")
-    if isinstance(error, exceptions.MissingDependencyException):
-        return Problem(
-            f"{whose}login_session (aws login) cannot be read here: it needs a compiled library",
-            "set credential_process = aws configure export-credentials --profile PROFILE in a profile of its own",
-        )
+
     if isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)):
         return sign_in_problem(name or "NAME", f"the SSO session has ended or was never started ({first_line(error)})")
     if isinstance(error, RuntimeError) and "still expired" in str(error):
@@ -4230,6 +4229,7 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
         ContainerProvider,
         EnvProvider,
         InstanceMetadataProvider,
+        LoginProvider,
         ProcessProvider,
         ProfileProviderBuilder,
         SharedCredentialProvider,
@@ -4248,6 +4248,8 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
             providers = list(super().providers(profile_name, disable_env_vars))
             ours = process_provider(store, profile_name, keys, in_shell=session.reads_as_go)
             providers = [ours if isinstance(each, ProcessProvider) else each for each in providers]
+            login = login_provider(resolver, profile_name, keys)
+            providers = [login if isinstance(each, LoginProvider) else each for each in providers]
             is_ours = store.is_ours(profile_name)
             if is_ours or session.reads_as_go:
                 files = (SharedCredentialProvider, ConfigProvider)
@@ -4342,6 +4344,72 @@ def as_botocore_has_them(keys: Credentials, method: str) -> Any:
     same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
     same["expiry_time"] = rfc3339(keys.expires)
     return RefreshableCredentials.create_from_metadata(same, lambda: same, method)
+
+
+def login_provider(resolver: Resolver, profile: str, settings: Mapping[str, Any]) -> Any:
+    """botocore's provider for login_session (`aws login`), whose own one needs a compiled library even to read it."""
+    from botocore.credentials import CredentialProvider
+    from botocore.utils import generate_login_cache_key, get_login_token_cache_directory
+
+    store, sessions = resolver.store, resolver.sessions
+
+    class OurLoginProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
+        METHOD = "login"
+
+        def load(self) -> Any:
+            session = settings.get("login_session")
+            if session is None:
+                return None
+            file = os.path.join(get_login_token_cache_directory(), f"{generate_login_cache_key(session)}.json")
+            store.watched += look_at([file])
+            keys = read_login_session(file)
+            if keys_left(keys) < RENEW_SECONDS and sessions.hold(f"login {session}"):
+                keys = read_login_session(file)
+            if keys is None or keys_left(keys) < RENEW_SECONDS:
+                keys = self.renewed(keys)
+            return as_botocore_has_them(keys, self.METHOD)
+
+        def renewed(self, keys: Credentials | None) -> Credentials:
+            """Renewing takes a compiled library, which the AWS CLI has. Raises Problem if the session has ended."""
+            import shutil
+
+            command = shutil.which("aws", path=store.environ.get("PATH", os.defpath))
+            reason = "and no AWS CLI is on PATH to renew it"
+            if command:
+                try:
+                    question = ["configure", "export-credentials", "--profile", profile, "--format", "process"]
+                    return process_keys(ask_program([command, *question], store.environ)[0], f"what {command} printed")
+                except Problem as problem:
+                    reason = f"and the AWS CLI cannot renew it: {problem.message}"
+            if keys and keys_left(keys) > 0:
+                debug(f"{profile}: its session of `aws login` is used until it expires, {reason}")
+                return keys
+            raise SignInNeeded(
+                f"{profile}: the session of `aws login` has expired, {reason}",
+                f"sign in with `aws login --profile {profile}`",
+            )
+
+    return OurLoginProvider()
+
+
+def keys_left(keys: Credentials | None) -> float:
+    """The seconds until temporary keys expire, or 0 if there are none."""
+    return keys.expires - time.time() if keys and keys.expires is not None else 0
+
+
+def read_login_session(file: str) -> Credentials | None:
+    """The credentials in a file of `aws login`; None if there are none."""
+    import json
+
+    try:
+        with open(file, encoding="utf-8") as stream:
+            token = json.load(stream)["accessToken"]
+        key, secret, session = (token[name] for name in ("accessKeyId", "secretAccessKey", "sessionToken"))
+        if all(isinstance(value, str) for value in (key, secret, session)):
+            return Credentials(key, secret, session, parse_time(token["expiresAt"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        debug(f"{file} has no session of `aws login`")
+    return None
 
 
 def is_loopback(url: str) -> bool:

@@ -531,12 +531,3 @@ def accepted(world: World, access_key_id: str) -> bool:
     """Whether STS would know these credentials, and they have not ended."""
     key = world.keys.get(access_key_id)
     return key is not None and (key.expires is None or key.expires > time.time())
-
-
-def test_a_session_of_aws_login_is_refused_with_the_way_out(world: World) -> None:
-    world.home.config("[profile p]\nlogin_session = arn:aws:iam::123456789012:user/alice\n")
-    done = world.home.run("whoami", "-i", "p", env=world.moto.environment)
-    assert (done.returncode, done.stdout) == (1, "")
-    error, hint = done.stderr.splitlines()
-    assert error.startswith("eks-token: error: p: login_session (aws login)")
-    assert "credential_process" in hint

@@ -6,7 +6,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -200,6 +201,75 @@ def test_a_token_ends_when_the_tool_that_wrote_the_keys_says_they_end(mark: str,
     assert place.run(*LINE, "-i", "dev").returncode == 0
 
 
+@pytest.fixture
+def aws_login(place: Sandbox, keys: Keys) -> Callable[..., AccessKey]:
+    """Writes what `aws login` leaves behind for the profile `dev`; returns the keys."""
+
+    def write(seconds: float, directory: str = ".aws/login/cache", **changes: Any) -> AccessKey:
+        arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/me"
+        place.config(f"[profile dev]\nlogin_session = {arn}\n")
+        key_id, key = keys.mint(arn, 3600)
+        token = {"accessKeyId": key_id, "secretAccessKey": key.secret, "sessionToken": key.session_token}
+        token |= {"accountId": ACCOUNT, "expiresAt": rfc3339(time.time() + seconds), **changes}
+        name = f"{directory}/{sha256(arn.encode()).hexdigest()}.json"
+        place.write(name, json.dumps({"accessToken": token, "refreshToken": "r", "dpopKey": "k", "clientId": "c"}))
+        return AccessKey(key_id, key.secret, arn)
+
+    return write
+
+
+@pytest.mark.parametrize("grammar", ["ours", "aws", "token"])
+def test_a_session_of_aws_login_signs_while_it_lasts(
+    grammar: str, aws_login: Callable[..., AccessKey], place: Sandbox, keys: Keys
+) -> None:
+    key = aws_login(300)
+    aws_login(200, "elsewhere")
+    lines = {
+        "ours": [*LINE, "-i", "dev"],
+        "aws": ["eks", "get-token", "--cluster-name", "demo", "--profile", "dev"],
+        "token": ["token", "-i", "demo"],
+    }
+    env = {"AWS_PROFILE": "dev"} if grammar == "token" else {}
+    done = place.run(*lines[grammar], env=env)
+    assert signed_by(done, keys).arn == key.arn
+    first = json.loads(done.stdout)["status"]["expirationTimestamp"]
+    # the variable is part of the request
+    elsewhere = place.run(*lines[grammar], env={**env, "AWS_LOGIN_CACHE_DIRECTORY": str(place.home / "elsewhere")})
+    assert json.loads(elsewhere.stdout)["status"]["expirationTimestamp"] < first
+
+
+RENEWING_AWS = """#!/bin/sh
+[ "$*" = "configure export-credentials --profile dev --format process" ] && cat "$HOME/renewed.json"
+"""
+
+
+@pytest.mark.parametrize("seconds", [60, -60], ids=["soon over", "over"])
+def test_an_aws_cli_renews_a_session_of_aws_login(
+    seconds: float, aws_login: Callable[..., AccessKey], place: Sandbox, keys: Keys
+) -> None:
+    aws_login(seconds)
+    key_id, key = keys.mint(f"arn:aws:sts::{ACCOUNT}:assumed-role/renewed/me", 900)
+    more = {"SessionToken": key.session_token, "Expiration": rfc3339(time.time() + 900)}
+    place.write("renewed.json", process_output(AccessKey(key_id, key.secret, key.arn), **more))
+    place.write("bin/aws", RENEWING_AWS).chmod(0o755)
+    path = {"PATH": f"{place.home}/bin:{place.env['PATH']}"}
+    assert signed_by(place.run(*LINE, "-i", "dev", env=path), keys).arn == key.arn
+    # without one it is used to its end, and then it is one line
+    done = place.run(*LINE, "-i", "dev", "--refresh", env={"PATH": "/nowhere"})
+    if seconds > 0:
+        assert "assumed-role/admin/me" in signed_by(done, keys).arn
+    else:
+        assert_fails(done, "no AWS CLI is on PATH to renew it", "aws login --profile dev")
+
+
+@pytest.mark.parametrize("changes", [{"expiresAt": "soon"}, {"accessKeyId": 5}, {"sessionToken": None}], ids=str)
+def test_a_damaged_session_of_aws_login_is_one_line(
+    changes: dict[str, Any], aws_login: Callable[..., AccessKey], place: Sandbox
+) -> None:
+    aws_login(300, **changes)
+    assert_fails(place.run(*LINE, "-i", "dev", env={"PATH": "/nowhere"}), "aws login", "aws login --profile dev")
+
+
 def test_files_of_boto_2_are_not_read(place: Sandbox) -> None:
     keys = f"aws_access_key_id = {ALICE.id}\naws_secret_access_key = {ALICE.secret}\n"
     boto = place.write(".boto", f"[Credentials]\n{keys}")
@@ -381,8 +451,8 @@ def test_a_web_identity_becomes_its_role(place: Sandbox, moto: RecordingProxy, k
         pytest.param(
             "[profile a]\nlogin_session = arn:aws:sts::123456789012:assumed-role/x/me\n",
             "a",
-            "login_session",
-            "credential_process",
+            "the session of `aws login` has expired, and",
+            "sign in with `aws login --profile a`",
             id="aws login",
         ),
         pytest.param("[profile a\n", "a", ".aws/config", "", id="a config file that cannot be parsed"),
