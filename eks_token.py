@@ -1926,6 +1926,18 @@ class Vault:
 
         return self._ask("list its entries", listed)
 
+    def check(self) -> str:
+        """The keyring's name, if what is stored can be read. A Secret Service is not asked for a secret."""
+
+        def name(backend: KeyringBackend) -> str:
+            check = getattr(backend, "check", None)
+            if check is not None:
+                return str(check(self.service))
+            backend.get_password(self.service, "doctor")
+            return f"{type(backend).__module__}.{type(backend).__qualname__}"
+
+        return self._ask("answer", name)
+
     def get_json(self, user: str) -> dict[str, Any] | None:
         import json
 
@@ -6705,7 +6717,7 @@ def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
         raise usage(
             f"{portal.start_url!r} is not a start URL", "a start URL looks like https://example.awsapps.com/start"
         )
-    resolver.store.vault.get(sso_user(portal))  # fails now, not after the browser, if the keyring cannot be used
+    resolver.store.vault.check()  # fails now, not after the browser, if the keyring cannot be used
     token = authorize_device(session, portal, wanted.no_browser)
     account, role = wanted.sso_account_id, wanted.sso_role_name
     if not account or not role:
@@ -7017,8 +7029,8 @@ def credentials_command(invocation: Invocation, options: Namespace) -> int:
 
 # -- 11. doctor -------------------------------------------------------------------------------------------------------
 #
-# Checks everything that can be wrong on a laptop, one thing at a time. It never asks a person, and reads no secrets:
-# from the keyring only a name that does not exist, and from a token only when it ends.
+# Checks everything that can be wrong on a laptop, one thing at a time. It waits for no person, and reads no secrets: of
+# the keyring only whether it opens, and of a token only when it ends.
 
 CLOCK_WARN, CLOCK_FAIL = 60, 300  # seconds; AWS rejects 5 minutes or more ("Signing AWS requests", IAM User Guide)
 LITTLE_ROOM = 50_000_000  # bytes; the unpacked program takes 7 MB, and a new build is stored next to the old one
@@ -7274,16 +7286,17 @@ def why_not_launcher(environ: Mapping[str, str]) -> str:
 
 
 def check_keyring(vault: Vault, stored: Stored) -> Check:
-    """Whether the keyring answers without asking anybody. It reads a name that does not exist."""
+    """Whether the keyring lets us read what is stored, if nobody answers its dialogs."""
     began = time.perf_counter()
     try:
-        vault.get("doctor")
+        name = vault.check()
     except Problem as problem:
         status = "fail" if stored.identities else "warn"
         return Check("keyring", status, problem.message, problem.hint)
-    kind = type(vault._backend)
-    name = "the Secret Service" if kind.__module__ == __name__ else f"{kind.__module__}.{kind.__qualname__}"
-    return Check("keyring", "ok", f"{name} is unlocked and answers in {milliseconds(time.perf_counter() - began)}")
+    found = f"{name} is unlocked and answers in {milliseconds(time.perf_counter() - began)}"
+    if name == "KeePassXC":
+        found += "; what logout removes stays in its recycle bin"
+    return Check("keyring", "ok", found)
 
 
 def check_identities(resolver: Resolver) -> Check:
