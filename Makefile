@@ -1,4 +1,4 @@
-# build    build dist/eks-token, the executable
+# build    build dist/eks-token, the executable, and dist/eks-token.exe, which is the same for Windows
 # run      build, then print a token for a made-up cluster, with the example keys from the AWS documentation
 # test     build, then run all tests; as root on a system with apt, this first installs what they need
 # test-windows run the tests of Windows under Wine, with what is in PLATFORMS=DIR
@@ -28,10 +28,13 @@ SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:db
 .PHONY: build run test test-windows coverage lint actionlint bench release reproduce publish install clean system
 .DELETE_ON_ERROR:
 
-build: dist/eks-token
+build: dist/eks-token dist/eks-token.exe
 
 dist/eks-token: $(SOURCES) .venv/build.done
 	$(BIN)/python build/package.py $@
+
+dist/eks-token.exe: dist/eks-token build/wrapper.py .venv/build.done
+	$(BIN)/python build/wrapper.py
 
 # The environment is cleared, because many variables change what AWS libraries do. The secret key belongs to nobody.
 run: build

@@ -179,7 +179,7 @@ def gather_licences(packages: Path) -> bytes:
 
     names_by_text: dict[str, list[str]] = {}
     for name, paths in sorted(owners.items()):
-        texts = [path.read_text(encoding="utf-8").strip("\n") for path in paths if LICENCE.fullmatch(path.name)]
+        texts = licence_texts(paths)
         if not texts:
             raise BuildError(f"{name} has no licence file")
         for text in texts:
@@ -189,29 +189,24 @@ def gather_licences(packages: Path) -> bytes:
     return "\n".join(chapters).encode()
 
 
+def licence_texts(paths: Iterable[Path]) -> list[str]:
+    return [path.read_text(encoding="utf-8").strip("\n") for path in paths if LICENCE.fullmatch(path.name)]
+
+
 def bill_of_materials(packages: Path) -> bytes:
     """The SBOM in CycloneDX 1.6: the packages, with the hashes of their wheels, and the VENDORED files in them.
 
     It has neither a serial number nor a time, which the specification allows, so that one commit has one SBOM.
     """
-    pins = "".join((HERE / name).read_text(encoding="utf-8") for name in ("tools.txt", "requirements.txt"))
-    hashes = dict(PIN.findall(pins))
+    hashes = pinned_hashes()
     bundled = [metadata.distribution("shiv"), *metadata.distributions(path=[str(packages)])]
-
-    def package(found: metadata.Distribution) -> dict[str, Any]:
-        purl = f"pkg:pypi/{re.sub('[-_.]+', '-', found.name).lower()}@{found.version}"
-        about = {"type": "library", "bom-ref": purl, "name": found.name, "version": found.version, "purl": purl}
-        return about | sha256(hashes[f"{found.name}=={found.version}"]) | licences_of(found)
 
     def vendored(name: str, licence: str) -> dict[str, Any]:
         digest = hashlib.sha256((packages / name).read_bytes()).hexdigest()
         return {"type": "file", "bom-ref": name, "name": name, "licenses": [{"expression": licence}]} | sha256(digest)
 
-    def sha256(digest: str) -> dict[str, Any]:
-        return {"hashes": [{"alg": "SHA-256", "content": digest}]}
-
     program = {"type": "application", "bom-ref": "eks-token", "name": "eks-token", "version": value_of("__version__")}
-    components = sorted(map(package, bundled), key=lambda found: str(found["purl"]))
+    components = sorted((component(found, hashes) for found in bundled), key=lambda found: str(found["purl"]))
     for name, licence in VENDORED.items():
         owner = next(found for found in components if found["name"] == name.partition("/")[0])
         owner.setdefault("components", []).append(vendored(name, licence))
@@ -224,6 +219,23 @@ def bill_of_materials(packages: Path) -> bytes:
         "components": components,
     }
     return (json.dumps(bill, indent=1) + "\n").encode()
+
+
+def component(package: metadata.Distribution, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """A package as the SBOM names it."""
+    purl = f"pkg:pypi/{re.sub('[-_.]+', '-', package.name).lower()}@{package.version}"
+    about = {"type": "library", "bom-ref": purl, "name": package.name, "version": package.version, "purl": purl}
+    return about | sha256(hashes[f"{package.name}=={package.version}"]) | licences_of(package)
+
+
+def sha256(digest: str) -> dict[str, Any]:
+    return {"hashes": [{"alg": "SHA-256", "content": digest}]}
+
+
+def pinned_hashes() -> dict[str, str]:
+    """The hashes of the wheels that are built with and bundled, by NAME==VERSION."""
+    pins = "".join((HERE / name).read_text(encoding="utf-8") for name in ("tools.txt", "requirements.txt"))
+    return dict(PIN.findall(pins))
 
 
 def licences_of(package: metadata.Distribution) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import pytest
 import release
 import reproduce
 import shiv
+import wrapper
 from conftest import Sandbox
 
 import eks_token
@@ -138,13 +139,30 @@ def test_the_file_carries_the_licence_of_everything_in_it(members: dict[str, byt
     assert re.search(r"CA Root Certificates\n=+\n+.*\n.*\nMozilla Public License, v\. 2\.0", text)
 
 
+def test_the_file_for_windows_is_the_same_program(executable: Path, members: dict[str, bytes], tmp_path: Path) -> None:
+    """A wrapper in front of it, which finds its line of Python by the offsets that the archive says."""
+    shutil.copy(executable, tmp_path / "eks-token")
+    assert wrapper.main([str(tmp_path / "eks-token")]) == 0
+    file = tmp_path / "eks-token.exe"
+    with zipfile.ZipFile(file) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    differ = {name for name in found.keys() | members.keys() if found.get(name) != members.get(name)}
+    assert differ == {"LICENSES", "eks-token.cdx.json"}
+    assert b"distlib 0" in found["LICENSES"] and b"pkg:pypi/distlib@" in found["eks-token.cdx.json"]
+    head, line, _ = file.read_bytes().partition(wrapper.PYTHON)
+    assert head.startswith(b"MZ") and line
+    command = [sys.executable, "-I", "-S", str(file), "--version"]
+    done = subprocess.run(command, env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"eks-token {eks_token.__version__}\n", "")
+
+
 def test_the_bill_of_materials_names_every_package_by_its_hash(members: dict[str, bytes]) -> None:
     bill = json.loads(members["eks-token.cdx.json"])
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     assert bill["metadata"]["component"]["version"] == eks_token.__version__
     found = {f"{one['name']}=={one['version']} sha256:{one['hashes'][0]['content']}" for one in bill["components"]}
     wanted = {re.sub(r" +--hash=", " ", pin) for pin in pins("requirements.txt") + pins("tools.txt")}
-    assert found == {pin for pin in wanted if not pin.startswith(("click=", "setuptools="))}
+    assert found == {pin for pin in wanted if not pin.startswith(("click=", "distlib=", "setuptools="))}
     assert all(
         one["licenses"][0].get("expression") or one["licenses"][0]["license"]["name"] for one in bill["components"]
     )

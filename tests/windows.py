@@ -4,15 +4,19 @@ DIR has `windows-python`, which starts a Python file, or kubectl.exe, with the e
 second and more for each start, so these are a few scenes of one user of one Windows.
 """
 
+import importlib.resources
+import io
 import json
 import os
 import re
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wrapper
 from conftest import Completed
 from servers import ApiServer, Keys, RecordingProxy
 
@@ -122,7 +126,25 @@ def test_text_in_a_pipe_is_utf_8(windows: Windows) -> None:
     assert "köln" in windows.ok("identities")
 
 
-def test_kubectl_starts_it(windows: Windows, moto: RecordingProxy, keys: Keys, api_server: ApiServer) -> None:
+@pytest.fixture
+def installed(windows: Windows, executable: Path) -> str:
+    """eks-token.exe in a directory on PATH, and a stand-in for the launcher of python.org's installer."""
+    launcher = io.BytesIO()
+    with zipfile.ZipFile(launcher, "w") as file:
+        file.writestr(
+            "__main__.py", "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[2:]]))"
+        )
+    start = importlib.resources.files("distlib").joinpath("t64.exe").read_bytes() + f"#!{windows.python}\r\n".encode()
+    (windows.drive / "windows/py.exe").write_bytes(start + launcher.getvalue())
+    windows.file.with_name("eks-token.exe").write_bytes(wrapper.wrapped(executable))
+    windows.variables["PATH"] = r"C:\windows\system32;C:\windows;C:\Tools"
+    return r"C:\Tools\eks-token.exe"
+
+
+@pytest.mark.parametrize("through", ["python.exe", "eks-token.exe"])
+def test_kubectl_starts_it(
+    windows: Windows, installed: str, moto: RecordingProxy, keys: Keys, api_server: ApiServer, through: str
+) -> None:
     windows.variables |= moto.environment
     alice = moto.create_user("alice")
     keys.learn(alice.id, alice.secret, alice.arn)
@@ -134,16 +156,23 @@ def test_kubectl_starts_it(windows: Windows, moto: RecordingProxy, keys: Keys, a
         "command": "aws",
         "args": ["eks", "get-token", "--cluster-name", "demo", "--region", "eu-west-1", "--profile", "dev"],
     }
-    (windows.profile / ".kube").mkdir()
+    (windows.profile / ".kube").mkdir(exist_ok=True)
     (windows.profile / ".kube/config").write_text(api_server.kubeconfig(exec_entry))
-    windows.ok("adopt", "--all")
+    if through == "eks-token.exe":
+        done = windows.call("--exe", installed, "adopt", "--all")
+        assert done.returncode == 0, done.stderr
+    else:
+        windows.ok("adopt", "--all")
     config = json.loads((windows.profile / ".kube/config").read_text())
     entry = config["users"][0]["user"]["exec"]
-    assert re.fullmatch(r"[A-Z]:/[^\\]+/python\.exe", entry["command"])
-    assert entry["args"][:3] == ["-I", "-S", "C:/Tools/eks-token"]
+    if through == "eks-token.exe":
+        assert (entry["command"], entry["args"]) == ("eks-token", exec_entry["args"])
+    else:
+        assert re.fullmatch(r"[A-Z]:/[^\\]+/python\.exe", entry["command"])
+        assert entry["args"] == ["-I", "-S", "C:/Tools/eks-token", *exec_entry["args"]]
 
     began = time.monotonic()
     done = windows.call("--exe", "kubectl.exe", "get", "namespaces")
     assert "kube-system" in done.stdout, done.stderr
     assert set(api_server.principals) == {alice.arn}
-    print(f"kubectl.exe get namespaces took {time.monotonic() - began:.1f} s")
+    print(f"kubectl.exe get namespaces, through {through}, took {time.monotonic() - began:.1f} s")
