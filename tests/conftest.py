@@ -128,10 +128,11 @@ def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Program(NamedTuple):
-    """The executable after a first run: what it has unpacked itself to, compiled, and a Python that starts faster."""
+    """The executable after a first run."""
 
-    app: Path
-    python: str
+    app: Path  # what it has unpacked itself to, compiled
+    python: str  # what EKS_TOKEN_PYTHON is to name
+    preloaded: str  # a Python that has imported the program and botocore, whether or not runs are measured
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +144,9 @@ def program(executable: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     python = home.env["EKS_TOKEN_PYTHON"]
     with PreloadedPython(os.path.realpath(sys.executable), unpacked / "site-packages") as preloaded:
         # what is measured must run in a Python that measures
-        yield Program(home.cache / "app", python if "COVERAGE_FILE" in os.environ else preloaded.script)
+        yield Program(
+            home.cache / "app", python if "COVERAGE_FILE" in os.environ else preloaded.script, preloaded.script
+        )
 
 
 class Interpreter(NamedTuple):

@@ -6,6 +6,9 @@ launcher starts what EKS_TOKEN_PYTHON names, which is a script that hands its ar
 and descriptors to that process, waits, and ends as the run ended. The fork runs the file that Python was to run, so
 start.py and the rest run as always. How the program starts, what it imports and what signals do to it is tested with
 Pythons of its own.
+
+What a module computes from the environment when it is imported (botocore's directories of SSO tokens, which eks-token
+does not use) sees an empty directory as HOME.
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ class PreloadedPython:
             [python, "-I", "-S", __file__, str(packages), address],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": self._directory.name},
         )
 
     def __enter__(self) -> PreloadedPython:
@@ -105,15 +108,18 @@ def main() -> None:
 
 def accept(listener: socket.socket) -> socket.socket | None:
     """Forks for each connection, which this returns there; in the first process it returns None at the end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that none stays behind as a zombie
+    children = 0
     while True:
         ready, _, _ = select.select([listener.fileno(), 0], [], [])
+        # their times are counted as this process's once it has waited for them
+        while children and os.waitpid(-1, 0 if 0 in ready else os.WNOHANG)[0]:
+            children -= 1
         if 0 in ready:
             return None
         connection, _ = listener.accept()
         if not os.fork():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return connection
+        children += 1
         connection.close()
 
 

@@ -4,7 +4,6 @@ refused by both. There is no keyring here: what AWS config holds needs none.
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from hashlib import sha1
@@ -14,14 +13,18 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import test_login
-from conftest import Completed, Sandbox
+from conftest import Completed, Program, Sandbox
 from servers import ACCOUNT, HttpServer, Incoming, Keys, RecordingProxy, Reply, SsoOidcServer, mfa_serial
 from test_login import CODE, REGION, SSO_REGION, utc
 from verifier import decoded_url, identity, verify
 
 OTHER_ACCOUNT = "210987654321"
 PEER = """
-import sys, botocore.session
+import os, sys, botocore.credentials, botocore.session, botocore.tokens, botocore.utils
+botocore.utils.ContainerMetadataFetcher.SLEEP_TIME = 0
+# these were computed before this HOME was set
+for provider in (botocore.credentials.SSOProvider, botocore.tokens.SSOTokenProvider):
+    provider._SSO_TOKEN_CACHE_DIR = os.path.expanduser("~/.aws/sso/cache")
 session = botocore.session.Session(profile=sys.argv[1] or None)
 credentials = session.get_credentials()
 print(credentials.get_frozen_credentials().access_key if credentials else sys.exit("no credentials"))
@@ -462,7 +465,7 @@ def run(home: Sandbox, command: list[str | Path], env: Mapping[str, str | None],
 
 
 @pytest.mark.parametrize("shape", [pytest.param(shape, id=name) for name, shape in SHAPES.items()])
-def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, world: World) -> None:
+def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, world: World, program: Program) -> None:
     home = world.home
     if shape.config:
         home.config(world.fill(shape.config))
@@ -475,7 +478,7 @@ def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, wor
         line = ["--region", REGION, "eks", "get-token", "--cluster-name", "demo"]
         line += ["--profile", shape.profile] if shape.profile else []
         ours = run(home, [home.executable, *line], env, "MFA code for " if shape.code else "")
-        peer: list[str | Path] = [sys.executable, "-c", PEER, shape.profile]
+        peer: list[str | Path] = [program.preloaded, "-I", "-S", home.write("peer.py", PEER), shape.profile]
         # only botocore minds a client without a region
         theirs = run(home, peer, {**env, "AWS_DEFAULT_REGION": REGION}, "MFA code for " if shape.code else "")
     if shape.expected is None:
