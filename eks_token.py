@@ -7568,6 +7568,7 @@ complete --command eks-token --no-files --arguments '(__eks_token_complete)'
 SCRIPTS = {"bash": BASH_SCRIPT, "zsh": ZSH_SCRIPT, "fish": FISH_SCRIPT}
 FILES = ":files"  # tells a script that its shell should complete file names
 COMPLETION_ANSWERS = 200  # how many cached answers to search for cluster names
+LARGE_KUBECONFIG = 60_000  # characters; ruamel.yaml takes a second for 1,000,000
 
 # What the values of a field in a grammar, or of an argument of a command, can be.
 COMPLETED = {
@@ -7791,18 +7792,44 @@ def known_clusters(invocation: Invocation) -> dict[str, str]:
         if name := cluster_of(words):
             found[name] = ""
     try:
-        configs = kubeconfigs(invocation)
+        if texts := large_kubeconfigs(invocation):
+            arns = [arn for text in texts for arn in scanned_names(text, "clusters")]
+        else:
+            configs = kubeconfigs(invocation)
+            arns = [arn for config in configs for arn in config.clusters]
+            users = [user for config in configs for user in config.users.values()]
+            found |= {cluster_of(our_arguments(user) or user.arguments): "" for user in users}
     except Problem:
         return found
-    for config in configs:
-        for user in config.users.values():
-            if name := cluster_of(our_arguments(user) or user.arguments):
-                found[name] = ""
-        for arn in config.clusters:
-            parts = arn.split(":", 5)
-            if len(parts) == 6 and parts[2] == "eks" and parts[5].startswith("cluster/"):
-                found[parts[5].removeprefix("cluster/")] = f"in {parts[3]}"
+    for arn in arns:
+        parts = arn.split(":", 5)
+        if len(parts) == 6 and parts[2] == "eks" and parts[5].startswith("cluster/"):
+            found[parts[5].removeprefix("cluster/")] = f"in {parts[3]}"
     return found
+
+
+def large_kubeconfigs(invocation: Invocation) -> list[str]:
+    """The texts of the kubeconfigs, if they are so large that a person would wait for a YAML library."""
+    paths = kubeconfig_paths(invocation, "", atmos_kubeconfig(invocation))
+    texts = [(read_bytes(path) or b"").decode(errors="replace") for path in paths]
+    return texts if sum(map(len, texts)) > LARGE_KUBECONFIG else []
+
+
+def scanned_names(text: str, kind: str) -> list[str]:
+    """The names of the contexts or clusters in a kubeconfig that is JSON, or YAML as programs write it."""
+    import json
+    import re
+
+    if text.startswith("{"):
+        return [str(item["name"]) for item in json.loads(text)[kind]]
+    text = text.replace("\r\n", "\n")
+    block = re.search(rf"^{kind}:.*\n((?:(?:[ #-].*)?\n)*)", text, re.MULTILINE)
+    margin = re.match(r"( *)-( +)", block[1]) if block else None
+    if block is None or margin is None:
+        return []
+    names = re.findall(rf"^{margin[1]}[ -]{margin[2]}name: +(.+?)(?: +#.*)?$", block[1], re.MULTILINE)
+    names = [name[1:-1].replace("''", "'") if name[0] == "'" else name for name in names]
+    return [str(json.loads(name)) if name[0] == '"' else name for name in names]
 
 
 def cluster_of(words: Sequence[str]) -> str:
@@ -7823,6 +7850,8 @@ def cached_requests(invocation: Invocation) -> Iterable[list[str]]:
 
 
 def known_contexts(invocation: Invocation) -> dict[str, str]:
+    if texts := large_kubeconfigs(invocation):
+        return {name: "" for text in texts for name in scanned_names(text, "contexts")}
     return {context: f"uses {user.entry.plugin()}" for user in exec_users(invocation) for context in user.contexts}
 
 

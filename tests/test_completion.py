@@ -7,11 +7,13 @@ the line is complete: so it is seen what the shell makes of the quotes.
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Sandbox, kubectls, missing, need
+from conftest import Sandbox, invocation, need
 
 import eks_token
 
@@ -125,8 +127,6 @@ OFFERED: dict[str, Callable[[Sandbox, str], list[str]]] = {
     ],
 )
 def test_what_may_come_next(shell: str, line: str, among: list[str], not_among: list[str], place: Sandbox) -> None:
-    if any(word in line for word in ("cluster", "name", "context")):  # they come from the kubeconfig
-        _ = kubectls() or missing("kubectl")
     offered = OFFERED[shell](place, f"eks-token {line}")
     assert set(among) <= set(offered)
     assert not set(not_among) & set(offered)
@@ -148,6 +148,23 @@ def test_clusters_of_cached_answers(home: Sandbox) -> None:
     assert home.run("eks", "get-token", "--cluster-name", "gamma", "--region", "eu-west-1", env=key).returncode == 0
     asked = ["completion", "fish", "", "--cluster-name", ""]
     assert home.run(*asked).stdout == "gamma\n"
+
+
+@pytest.mark.parametrize("form", ["as the AWS CLI", "indented", "JSON", "Windows"])
+def test_names_in_a_large_kubeconfig_are_read_without_a_yaml_library(form: str, tmp_path: Path) -> None:
+    names = [ARN, 'a "name"', "b: c", "it's", "d#e"]
+    clusters: list[Any] = [{"cluster": {"name": "not this"}, "name": name} for name in names * 500]
+    config: dict[str, Any] = {"kind": "Config", "clusters": clusters, "contexts": clusters, "users": []}
+    text = json.dumps(config) if form == "JSON" else "\n".join([*eks_token.lines_of(config), ""])
+    if form == "indented":
+        text = re.sub("(?m)^([ -])", r"    \1", text)
+    path = tmp_path / "config"
+    path.write_bytes(text.replace("\n", "\r\n" if form == "Windows" else "\n").encode())
+    here = invocation(environ={"KUBECONFIG": str(path), "HOME": str(tmp_path)})
+    yaml = [name for name in sys.modules if name.startswith("ruamel")]
+    assert set(eks_token.known_contexts(here)) == set(names)
+    assert eks_token.known_clusters(here) == {"orders": "in us-east-2"}
+    assert [name for name in sys.modules if name.startswith("ruamel")] == yaml
 
 
 # --- what the shell makes of it -----------------------------------------------------------------------------
@@ -215,8 +232,6 @@ COMPLETED: dict[str, Callable[[Sandbox, str], list[str]]] = {
     ],
 )
 def test_a_completed_line_means_the_name(shell: str, typed: str, arguments: list[str], place: Sandbox) -> None:
-    if "context" in typed:
-        _ = kubectls() or missing("kubectl")
     assert COMPLETED[shell](place, f"eks-token {typed}") == arguments
 
 
