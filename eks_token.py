@@ -3316,12 +3316,19 @@ class Store:
         self.watched = list(look_at(deciding_files(invocation.environ, invocation.platform)))
         self.stored = read_identities(self.path)
         self.foreign: dict[str, AtmosEntry] = {}
+        self.trouble: Problem | None = None  # why sessions cannot be read
         # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
         self.new_keys: dict[str, Credentials] = {}
         self.new_tokens: dict[Portal, tuple[Mapping[str, Any], str]] = {}
         self.changing = (
             ""  # a source of this run's credentials that may give others the next time, for no visible reason
         )
+
+    def note_trouble(self, problem: Problem) -> None:
+        """A session cannot be read. If that is the keyring's fault, it is the reason why a person has to sign in."""
+        debug(f"the keyring cannot be read: {problem.message}")
+        if isinstance(problem, KeyringUnavailable):
+            self.trouble = problem
 
     def take_up(self, name: str, record: Mapping[str, str], keys: Credentials | None) -> None:
         """Continue as if this identity were stored."""
@@ -3536,6 +3543,7 @@ class Sessions:
         self.needed = RENEW_AHEAD_SECONDS if is_ahead(store.environ) else RENEW_SECONDS
         self.last_resort = False  # use sessions that cannot be renewed until they expire
         self.ending: set[str] = set()
+        self.typed = False  # a person had to type an MFA code
         self.hold_back = False  # store nothing until `keep_held_back` is called
         self._held_back: dict[str, tuple[Mapping[str, Any], Sequence[str]]] = {}
         self._renewed: set[str] = set()
@@ -3551,9 +3559,9 @@ class Sessions:
         if own and self.renew and user not in self._renewed:
             self.hold(user)
             return None
-        entry = read_session(self.store.vault, user)
+        entry = read_session(self.store, user)
         if left(entry) < self.needed and self.hold(user):
-            entry = read_session(self.store.vault, user)
+            entry = read_session(self.store, user)
         if left(entry) >= self.needed:
             debug("found a session in the keyring")
             self.let_go(user)
@@ -3582,7 +3590,10 @@ class Sessions:
                 note_session(self.store, user, SessionNote(tuple(names), seconds))  # first, so that logout finds it
                 self.store.vault.set_json(user, entry)
         except Problem as problem:  # this run can use it all the same
-            debug(f"the session is not stored: {problem.message}")
+            if self.typed:
+                warn(f"the session is not stored, so every call asks again: {problem.message}")
+            else:
+                debug(f"the session is not stored: {problem.message}")
         finally:
             self.let_go(user)
 
@@ -3613,10 +3624,10 @@ class Sessions:
                 self._held.pop(held).__exit__()
 
 
-def read_session(vault: Vault, user: str) -> dict[str, Any] | None:
+def read_session(store: Store, user: str) -> dict[str, Any] | None:
     """A session from the vault, in the form of botocore's cache. None if there is none, or if it cannot be read."""
     try:
-        entry = vault.get_json(user)
+        entry = store.vault.get_json(user)
         if entry is None:
             return None
         for name in ("SecretAccessKey", "SessionToken"):
@@ -3626,7 +3637,7 @@ def read_session(vault: Vault, user: str) -> dict[str, Any] | None:
         debug(f"the stored session {user} is damaged")
         return None
     except Problem as problem:
-        debug(f"sessions cannot be read: {problem.message}")
+        store.note_trouble(problem)
         return None
     return entry
 
@@ -3724,20 +3735,20 @@ class SsoTokens:
             return None
         if portal in store.new_tokens:
             return dict(store.new_tokens[portal][0])
-        found = best_token(store.vault, portal)
+        found = best_token(store, portal)
         due = found and found.left() < SSO_REFRESH_SECONDS and found.refreshable()
         if due and self.sessions.hold(sso_user(portal)):
-            found = best_token(store.vault, portal)  # again, now under its lock
+            found = best_token(store, portal)  # again, now under its lock
         if found is None:
             return None
         self.found[key] = found
         return dict(found.token)
 
 
-def best_token(vault: Vault, portal: Portal) -> FoundToken | None:
+def best_token(store: Store, portal: Portal) -> FoundToken | None:
     """The token to use at a portal: ours, unless only the AWS CLI has one that is still good."""
     file = aws_cli_file(portal)
-    candidates = {"": read_sso_token(vault, portal), file: left_by_aws_cli(file, portal)}
+    candidates = {"": read_sso_token(store, portal), file: left_by_aws_cli(file, portal)}
     found = [FoundToken(where, token) for where, token in candidates.items() if token]
     return max(found, key=FoundToken.rank, default=None)
 
@@ -3811,15 +3822,15 @@ def plain_token(token: Mapping[str, Any]) -> dict[str, str]:
     )
 
 
-def read_sso_token(vault: Vault, portal: Portal) -> dict[str, str] | None:
+def read_sso_token(store: Store, portal: Portal) -> dict[str, str] | None:
     """The SSO token in the vault; None if there is none that can be used."""
     try:
-        content = vault.get_json(sso_user(portal))
+        content = store.vault.get_json(sso_user(portal))
         return None if content is None else parse_sso_token(content)
     except ValueError:
         debug("the stored SSO token is damaged")
     except Problem as problem:
-        debug(f"SSO tokens cannot be read: {problem.message}")
+        store.note_trouble(problem)
     return None
 
 
@@ -3832,7 +3843,7 @@ def keep_sso_token(
     """
     user, plain = sso_user(portal), plain_token(token)
     with store.lock():
-        if former is not None and read_sso_token(store.vault, portal) != former:
+        if former is not None and read_sso_token(store, portal) != former:
             return debug("the refreshed SSO token is not stored: somebody signed out or in again meanwhile")
         ends = parse_time(plain["expiresAt"])
         forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
@@ -3869,6 +3880,8 @@ class Resolver:
         try:
             return self.resolve(choice, request)
         except Problem as problem:
+            if isinstance(problem, SignInNeeded) and (trouble := self.store.trouble):
+                raise Problem(f"{problem.message}, and {trouble.message}", trouble.hint) from problem
             if self.sessions.ending and not self.sessions.renew:
                 debug(f"{self.name}: its session cannot be renewed, so it is used until it expires")
                 self.sessions.last_resort = True
@@ -4064,6 +4077,7 @@ class Resolver:
             raise sign_in_problem(self.name, "an MFA code is needed, but nobody is there to type it")
         else:
             code = "".join(ask(prompt, secret=True).split())
+            self.sessions.typed = True
         keep_secret(code)
         return code
 
@@ -6907,7 +6921,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
 
 def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
     """Revoke an SSO token if the service answers, and remove it in any case. Returns False if there was none."""
-    token = read_sso_token(resolver.store.vault, portal)
+    token = read_sso_token(resolver.store, portal)
     if token is not None:
         try:
             with plain_errors():

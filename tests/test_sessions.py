@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from conftest import Completed, invocation
 from servers import ACCOUNT, RecordingProxy, mfa_serial
 from test_keyring import LimitedBackend
 from test_login import (
+    ASK_CODE,
     CODE,
     DEAD_BUS,
     NOBODY,
@@ -223,6 +224,34 @@ def test_without_a_keyring_what_needs_none_mints_and_its_session_is_not_kept(
         assert done.stderr == ""
     assert asked(scene) == {call: 2}
     assert scene.kept() == []
+
+
+@pytest.mark.parametrize("ring", ["locked", "missing"])
+@pytest.mark.parametrize("person", [True, False], ids=["a person there", "nobody there"])
+def test_a_keyring_that_cannot_be_used_is_said_before_a_browser_is_opened(
+    ring: str, person: bool, scene: Scene
+) -> None:
+    name, _ = sso_profile_of_aws_config(scene)
+    forget(scene)
+    env = {**({} if person else NOBODY), **(DEAD_BUS if ring == "missing" else {})}
+    with scene.ring.locked() if ring == "locked" else nullcontext():
+        shown = scene.refused(*words("demo", "-i", name), env=env, steps=[] if person else None)
+    assert "the SSO session has ended or was never started" in shown
+    assert ("the keyring is locked" if ring == "locked" else "no keyring") in shown
+    assert "Confirm the code" not in shown
+    assert scene.sso.calls == []
+
+
+def test_a_role_with_mfa_under_a_keyring_that_cannot_be_used_says_why_it_asks(scene: Scene) -> None:
+    role = scene.moto.create_role("admin", mfa=True)
+    scene.home.credentials(scene.moto.create_user("alice", mfa_code=CODE).profile("work"))
+    serial = f"mfa_serial = {mfa_serial('alice')}"
+    scene.home.config(f"[profile admin]\nrole_arn = {role}\nsource_profile = work\n{serial}\n")
+    done = scene.token("admin", steps=[(ASK_CODE, f"{CODE}\n")], env=DEAD_BUS)
+    assert scene.whose(done).canonical_arn == role
+    assert "the session is not stored, so every call asks again: no keyring" in done.stderr
+    shown = scene.refused(*words("demo", "-i", "admin", "--refresh"), env={**NOBODY, **DEAD_BUS})
+    assert "an MFA code is needed, but nobody is there to type it, and no keyring" in shown
 
 
 # --- a change while another process mints -------------------------------------------------------------------
