@@ -1809,7 +1809,16 @@ UNREACHABLE_HINT = (
 UNKEPT_HINT = "look at it with the keyring's own program; PYTHON_KEYRING_BACKEND selects another one"
 LOCKED_HINT = "unlock it in the desktop session; environment keys and AWS profiles work without a keyring"
 WINDOWS_NO_LOGON = 1312  # ERROR_NO_SUCH_LOGON_SESSION: there is no credential store over ssh or in a service
-MACOS_NO_DIALOG = "-25308"  # errSecInteractionNotAllowed: it is locked, and ssh cannot show a dialog
+# OSStatus values of the Security framework (SecBase.h, MacErrors.h): what they mean for us, in words.
+KEYCHAIN_STATUSES = {
+    -25300: ("", "there is no such entry"),  # errSecItemNotFound
+    -25308: ("locked", "it cannot show its dialog here"),  # errSecInteractionNotAllowed
+    -25293: ("locked", "the password was wrong, or macOS does not let this Python read it"),  # errSecAuthFailed
+    -128: ("locked", "the dialog was cancelled"),  # userCanceledErr
+    -25307: ("missing", "there is no default keychain"),  # errSecNoDefaultKeychain
+    -25294: ("missing", "the keychain does not exist"),  # errSecNoSuchKeychain
+    -25291: ("missing", "macOS offers no keychain here"),  # errSecNotAvailable
+}
 DBUS = "org.freedesktop.DBus"
 SECRETS_BUS = "org.freedesktop.secrets"
 SECRETS_ROOT = "/org/freedesktop/secrets"
@@ -1866,12 +1875,14 @@ class Vault:
         interactive: bool = True,
         service: str = VAULT_SERVICE,
         backend: KeyringBackend | None = None,
+        entries: str | None = None,
     ) -> None:
         self.service = service
         self._environ = environ
         self._platform = platform
         self._interactive = interactive
         self._backend = backend
+        self._entries = entries  # the file with our own list of users, for keyrings that cannot list them
         self._unavailable: KeyringUnavailable | None = None
         self._limit = WINDOWS_LIMIT if platform == "win32" else None
 
@@ -1887,6 +1898,7 @@ class Vault:
 
     def set(self, user: str, value: str) -> None:
         """Store `value`. `get` returns the old value until the new one is stored completely."""
+        self._list(user, True)  # first, so that `everyone` includes what a failed sign-in leaves behind
         if self._limit is None:
             self._write(user, value)
             return
@@ -1915,6 +1927,7 @@ class Vault:
         if self._limit is not None:
             for generation in PARTS_GENERATIONS:
                 self._drop_parts(user, generation)
+        self._list(user, False)
         return found
 
     def users(self) -> list[str] | None:
@@ -1925,6 +1938,11 @@ class Vault:
             return None if users is None else sorted(users(self.service))
 
         return self._ask("list its entries", listed)
+
+    def everyone(self) -> list[str]:
+        """All users that may have a value, from our own list if the keyring cannot list them."""
+        listed = self.users()
+        return read_entries(self._entries) if listed is None else listed
 
     def check(self) -> str:
         """The keyring's name, if what is stored can be read. A Secret Service is not asked for a secret."""
@@ -1970,6 +1988,22 @@ class Vault:
             except UnicodeDecodeError:
                 pass
         return text
+
+    def _list(self, user: str, stored: bool) -> None:
+        """Enter a user into our own list or remove it, if the keyring cannot list its users."""
+        import json
+
+        if self._entries is None or self._ask("list its entries", lambda backend: hasattr(backend, "users")):
+            return
+        before = set(read_entries(self._entries))
+        after = before | {user} if stored else before - {user}
+        if after == before:
+            return
+        try:
+            os.makedirs(os.path.dirname(self._entries), 0o700, exist_ok=True)
+            write_file(self._entries, json.dumps(sorted(after), indent=2) + "\n")
+        except OSError as error:
+            raise Problem(f"{self._entries} cannot be written: {error.strerror}") from error
 
     def _joined(self, user: str, head: str) -> str | None:
         """The value whose head item is `head`, or None if some of its parts are missing."""
@@ -2052,6 +2086,17 @@ class Vault:
             raise problem from error
 
 
+def read_entries(path: str | None) -> list[str]:
+    """The users in our own list. A damaged list counts as empty, because every identity is listed elsewhere too."""
+    import json
+
+    try:
+        with open(path or os.devnull, encoding="utf-8") as file:
+            return [user for user in list(json.load(file)) if isinstance(user, str)]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return []
+
+
 def part_of(user: str, generation: str, number: int) -> str:
     return f"part:{generation}{number}:{user}"
 
@@ -2110,7 +2155,12 @@ def keyring_problem(error: Exception, doing: str, backend: KeyringBackend | None
     known = type(backend).__module__ in (__name__, "keyring.backends.macOS", "keyring.backends.Windows")
     words = str(error) if isinstance(error, KeyringError) else getattr(error, "strerror", None)
     reason = " ".join(str(words).split()) if known and words else type(error).__name__
-    if isinstance(error, KeyringLocked) or MACOS_NO_DIALOG in reason:
+    if type(error.__cause__).__module__ == "keyring.backends.macOS.api":
+        status = error.__cause__.args[0] if error.__cause__ and error.__cause__.args else 0
+        make, reason = KEYCHAIN_STATUSES.get(status, ("", f"the Keychain's status {status}"))
+        if make:
+            return locked_keyring(reason) if make == "locked" else no_keyring(reason)
+    if isinstance(error, KeyringLocked):
         return locked_keyring(reason)
     if isinstance(error, (InitError, NoKeyringError)) or getattr(error, "winerror", 0) == WINDOWS_NO_LOGON:
         return no_keyring(reason)
@@ -2131,6 +2181,8 @@ def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool)
     if not name or name in SECRET_SERVICE_NAMES:
         return secret_service_backend()(environ, interactive)
     backend = load_backend(name, search_path)
+    if name == NATIVE_BACKENDS["darwin"]:
+        return keychain_backend(load_backend(name, ""), interactive)
     if name == NATIVE_BACKENDS["win32"] and "KEYRING_PROPERTY_PERSIST" not in environ:
         # keyring's own choice would send the keys to every machine that a user of a domain signs in to.
         backend.persist = "local machine"  # type: ignore[attr-defined]
@@ -2195,6 +2247,49 @@ def load_backend(name: str, search_path: str) -> KeyringBackend:
         reason = " ".join(str(error).split()) or type(error).__name__
         message = f"the keyring backend {name} cannot be loaded: {reason}"
         raise KeyringUnavailable(message, UNREACHABLE_HINT) from error
+    return backend
+
+
+def keychain_backend(keychain: KeyringBackend, interactive: bool) -> KeyringBackend:
+    """keyring's macOS backend, but a write that fails keeps the old value, and no dialog is shown if nobody is there.
+
+    keyring deletes the old item before it adds the new one. SecItemUpdate does it in one step.
+    """
+    import ctypes
+
+    from keyring.backends import macOS
+    from keyring.errors import KeyringLocked, PasswordSetError
+
+    api: Any = macOS.api  # which has no types
+    update, new_data = api._sec.SecItemUpdate, api._found.CFDataCreate
+    update.restype, update.argtypes = api.OS_status, (ctypes.c_void_p, ctypes.c_void_p)
+    new_data.restype, new_data.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_long)
+
+    class Keychain(type(keychain)):  # type: ignore[misc]
+        keychain = None  # KEYCHAIN_PATH: keyring ignores it, and writes a warning to stderr
+
+        def set_password(self, service: str, username: str, password: str) -> None:
+            secret = password.encode()
+            value = {"kSecValueData": ctypes.c_void_p(new_data(None, secret, len(secret)))}
+            names = {"kSecAttrService": service, "kSecAttrAccount": username}
+            item = {"kSecClass": api.k_("kSecClassGenericPassword"), **names}
+            try:
+                status = update(api.create_query(**item), api.create_query(**value))
+                if status == api.error.item_not_found:
+                    status = api.SecItemAdd(api.create_query(**item, **value), None)
+                api.Error.raise_for_status(status)
+            except api.KeychainDenied as error:
+                raise KeyringLocked("the write was denied") from error
+            except api.Error as error:
+                raise PasswordSetError("the write failed") from error
+
+        def check(self, service: str) -> str:
+            self.get_password(service, "doctor")
+            return "the macOS Keychain"
+
+    if not interactive:
+        api._sec.SecKeychainSetUserInteractionAllowed(ctypes.c_ubyte(0))
+    backend: KeyringBackend = Keychain()
     return backend
 
 
@@ -3309,8 +3404,9 @@ class Store:
         self.environ = invocation.environ
         self.platform = invocation.platform
         self.cache = cache
-        self.vault = Vault(invocation.environ, invocation.platform, interactive)
         self.path = identities_path(invocation.environ, invocation.platform)
+        entries = self.path and os.path.join(os.path.dirname(self.path), "entries.json")
+        self.vault = Vault(invocation.environ, invocation.platform, interactive, entries=entries)
         self.generation = cache.generation() if cache else ""
         # The files that decide an answer, as they were before we read any of them. More may be added.
         self.watched = list(look_at(deciding_files(invocation.environ, invocation.platform)))
@@ -6897,7 +6993,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
             resolver.store.vault.delete(user)
             note_session(resolver.store, user, None)
         if options.all:
-            for user in resolver.store.vault.users() or ():
+            for user in resolver.store.vault.everyone():
                 resolver.store.vault.delete(user)
         if not known:
             raise Problem(

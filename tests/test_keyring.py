@@ -1308,41 +1308,102 @@ def test_the_words_of_a_third_party_are_not_repeated(configuration: Path, third_
     assert "TOPSECRET" not in caught.value.message + caught.value.hint
 
 
+class KeychainError(Exception):
+    """keyring.backends.macOS.api.Error, which can be imported on macOS only."""
+
+    __module__ = "keyring.backends.macOS.api"
+
+
 @pytest.mark.parametrize(
-    ("error", "kind", "message"),
+    ("status", "kind", "message"),
     [
-        pytest.param(
-            keyring.errors.KeyringLocked("Can't get password from keychain: (-128, 'Keychain Access Denied')"),
-            eks_token.KeyringUnavailable,
-            "the keyring is locked: Can't get password from keychain: .-128",
-            id="denied",
-        ),
-        pytest.param(
-            keyring.errors.KeyringError("Can't get password from keychain: (-25308, 'Unknown Error')"),
-            eks_token.KeyringUnavailable,
-            "the keyring is locked: .*-25308",
-            id="locked, over ssh",
-        ),
-        pytest.param(
-            keyring.errors.KeyringError("Can't get password from keychain: (-25293, 'Security Auth Failure')"),
-            eks_token.Problem,
-            "could not read identity:dev: .*-25293",
-            id="another failure",
-        ),
+        (-25300, eks_token.Problem, "could not read identity:dev: there is no such entry"),
+        (-25308, eks_token.KeyringUnavailable, "the keyring is locked: it cannot show its dialog here"),
+        (-25293, eks_token.KeyringUnavailable, "the keyring is locked: the password was wrong"),
+        (-128, eks_token.KeyringUnavailable, "the keyring is locked: the dialog was cancelled"),
+        (-25307, eks_token.KeyringUnavailable, "no keyring: there is no default keychain"),
+        (-25294, eks_token.KeyringUnavailable, "no keyring: the keychain does not exist"),
+        (-25291, eks_token.KeyringUnavailable, "no keyring: macOS offers no keychain here"),
+        (-34018, eks_token.Problem, "could not read identity:dev: the Keychain's status -34018"),
     ],
 )
-def test_an_error_of_the_macos_keychain_is_one_line(
-    error: Exception, kind: type[eks_token.Problem], message: str
-) -> None:
+def test_an_error_of_the_macos_keychain_is_one_line(status: int, kind: type[eks_token.Problem], message: str) -> None:
     class Keychain(LimitedBackend):
         __module__ = "keyring.backends.macOS"
 
         def get_password(self, service: str, username: str) -> str | None:
-            raise error
+            raise keyring.errors.KeyringError("Can't get password") from KeychainError(status, "Unknown Error")
 
     with pytest.raises(eks_token.Problem, match=message) as caught:
         Vault({}, platform="darwin", backend=Keychain()).get("identity:dev")
     assert type(caught.value) is kind
+
+
+def test_a_keyring_that_cannot_list_its_entries_gets_a_list_of_ours(tmp_path: Path) -> None:
+    backend, path = LimitedBackend(), tmp_path / "data" / "entries.json"
+
+    def vault() -> Vault:
+        return Vault({}, platform="darwin", backend=backend, entries=str(path))
+
+    vault().set("identity:dev", "TOPSECRET")
+    backend.changes, backend.fail_at = 0, 1
+    with pytest.raises(eks_token.Problem):
+        vault().set("identity:new", "TOPSECRET")
+    assert vault().users() is None
+    assert vault().everyone() == ["identity:dev", "identity:new"]
+    assert "TOPSECRET" not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    vault().delete("identity:dev")
+    assert vault().everyone() == ["identity:new"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "1", '{"a": 1}', "[1, null]"])
+def test_a_damaged_list_of_entries_is_started_again(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "entries.json"
+    path.write_text(content)
+    vault = Vault({}, platform="darwin", backend=LimitedBackend(), entries=str(path))
+    vault.set("identity:dev", "x")
+    assert "identity:dev" in vault.everyone()
+
+
+class ForgetfulBackend(LimitedBackend):
+    """It accepts changes and does not make them, as a closed KWallet, so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forgets(self) -> bool:
+        self.times -= 1
+        return self.times >= 0
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        if not self.forgets():
+            super().set_password(service, username, password)
+
+    def delete_password(self, service: str, username: str) -> None:
+        if not self.forgets():
+            super().delete_password(service, username)
+
+
+def test_a_keyring_that_keeps_nothing_is_an_error() -> None:
+    with pytest.raises(eks_token.Problem, match="the keyring did not keep identity:dev"):
+        Vault({}, backend=ForgetfulBackend(9)).set("identity:dev", "TOPSECRET")
+    backend = ForgetfulBackend(1)
+    Vault({}, backend=backend).set("identity:dev", "x")
+    assert Vault({}, backend=backend).get("identity:dev") == "x"
+
+
+def test_a_keyring_that_removes_nothing_is_an_error() -> None:
+    backend = ForgetfulBackend(0)
+    Vault({}, backend=backend).set("identity:dev", "x")
+    backend.times = 1
+    assert Vault({}, backend=backend).delete("identity:dev") is True
+    assert backend.items == {}
+    Vault({}, backend=backend).set("identity:dev", "x")
+    backend.times = 9
+    with pytest.raises(eks_token.Problem, match="the keyring did not remove identity:dev"):
+        Vault({}, backend=backend).delete("identity:dev")
 
 
 def test_properties_from_the_environment_are_keyrings_business(
