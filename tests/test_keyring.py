@@ -1212,7 +1212,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 def backend_name(environ: Mapping[str, str], platform: str = "linux") -> str:
-    return type(eks_token.choose_backend(environ, platform, False)).__name__
+    return type(eks_token.choose_backend({**os.environ, **environ}, platform, False)).__name__
 
 
 @pytest.mark.parametrize("platform", ["linux", "freebsd14", "openbsd7"])
@@ -1246,7 +1246,7 @@ def test_a_third_party_is_loaded_through_keyring_path(configuration: Path, third
     configured = name if where == "file" else "keyring.backends.null.Keyring"
     configuration.write_text(f"[backend]\ndefault-keyring = {configured}\nkeyring-path = {third_party}\n")
     environ = {"PYTHON_KEYRING_BACKEND": name} if where == "environment" else {}
-    assert Vault(environ).get("identity:dev") == "third party"
+    assert Vault({**os.environ, **environ}).get("identity:dev") == "third party"
     assert sys.path[-1] == str(third_party)
 
 
@@ -1255,7 +1255,7 @@ def test_a_tilde_in_keyring_path_is_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(third_party.parent))
     configuration.write_text("[backend]\ndefault-keyring=third_party_backend.Fine\nkeyring-path=~/third party\n")
-    assert Vault({}).get("identity:dev") == "third party"
+    assert Vault(os.environ).get("identity:dev") == "third party"
 
 
 @pytest.mark.parametrize(
@@ -1270,7 +1270,7 @@ def test_a_configuration_that_names_no_backend_changes_nothing(configuration: Pa
 def test_a_broken_configuration_is_one_line(configuration: Path, content: bytes) -> None:
     configuration.write_bytes(content)
     with refused("keyringrc.cfg is not a configuration file"):
-        Vault({}).get("identity:dev")
+        Vault(os.environ).get("identity:dev")
 
 
 @pytest.mark.parametrize(
@@ -1298,13 +1298,13 @@ def test_a_backend_that_is_unsafe_or_absent_is_refused(
 ) -> None:
     configuration.write_text(f"[backend]\nkeyring-path={third_party}\n")
     with refused(f"the keyring backend {name} .*{message}"):
-        Vault({"PYTHON_KEYRING_BACKEND": name}).get("identity:dev")
+        Vault({**os.environ, "PYTHON_KEYRING_BACKEND": name}).get("identity:dev")
 
 
 def test_the_words_of_a_third_party_are_not_repeated(configuration: Path, third_party: Path) -> None:
     configuration.write_text(f"[backend]\ndefault-keyring=third_party_backend.Fine\nkeyring-path={third_party}\n")
     with pytest.raises(eks_token.Problem, match="could not store identity:dev: RuntimeError") as caught:
-        Vault({}).set("identity:dev", "TOPSECRET")
+        Vault(os.environ).set("identity:dev", "TOPSECRET")
     assert "TOPSECRET" not in caught.value.message + caught.value.hint
 
 
