@@ -5050,19 +5050,11 @@ ADOPTED = {
 # Others that print tokens for EKS clusters; kubectl may start them, and those above, through another program.
 OTHER_PLUGINS = ("aws-cli", "kubergrunt")  # the AWS CLI's image, and Gruntwork's `kubergrunt eks token`
 WRAPPER_SHELLS = ("sh", "bash", "dash", "ksh", "zsh")
+SHELL_SYNTAX = "\n;&|<>()$`*?[]{}~#!\\"  # a line without these is one command
 
-# How else a kubeconfig's user can authenticate, and which of it are files ("kubectl config set-credentials --help").
-OTHER_WAYS = {
-    "auth-provider": "",
-    "client-certificate": "file",
-    "client-certificate-data": "",
-    "client-key": "file",
-    "client-key-data": "",
-    "password": "",
-    "token": "",
-    "tokenFile": "file",
-    "username": "",
-}
+# How else a kubeconfig's user can authenticate ("kubectl config set-credentials --help").
+KEY_FILES = ("client-certificate", "client-key", "tokenFile")
+OTHER_WAYS = ("auth-provider", "client-certificate-data", "client-key-data", "password", "token", "username")
 
 
 class Provision(NamedTuple):
@@ -5471,17 +5463,9 @@ def unwrapped(words: Sequence[str]) -> tuple[str, Sequence[str] | None]:
     import shlex
 
     name, rest = program_name(words[0]), list(words[1:])
-    if (
-        name in WRAPPER_SHELLS
-        and rest[:1] == ["-c"]
-        and len(rest) == 2
-        and not set(rest[1]) & set("\n;&|<>()$`*?[]{}~#!\\")
-    ):
+    if name in WRAPPER_SHELLS and len(rest) == 2 and rest[0] == "-c" and not set(rest[1]) & set(SHELL_SYNTAX):
         try:
-            name, rest = (
-                "env",
-                shlex.split(rest[1].strip().removeprefix("exec ")),
-            )  # variables may come first, as for env
+            name, rest = "env", shlex.split(rest[1].strip().removeprefix("exec "))  # a line may start as env's words do
         except ValueError:
             return "", None
     if name == "env":
@@ -5773,7 +5757,7 @@ def kube_user(given: Mapping[str, Node]) -> KubeUser:
         {string(pair, "name"): string(pair, "value") for pair in variables},
         string(entry, "apiVersion"),
         string(entry, "interactiveMode"),
-        {key: string(given, key) if kind else "" for key, kind in OTHER_WAYS.items() if key in given},
+        {key: string(given, key) if key in KEY_FILES else "" for key in (*KEY_FILES, *OTHER_WAYS) if key in given},
     )
 
 
@@ -6053,7 +6037,9 @@ def edit(
                 for file, new in changed:
                     old = file.content or b""
                     if backup:
-                        undo.callback(os.unlink, backup(file.path, old, new))
+                        undo.callback(discard, backup(file.path, old, new))
+                    if file.content is None:
+                        undo.callback(discard, file.path)
                     write_in_place(file.path, old, new)
                     undo.callback(write_in_place, file.path, new, old)
                 undo.pop_all()
@@ -6117,33 +6103,52 @@ def overwrite(file: int, content: bytes) -> None:
 
 class KubectlLock:
     """The lock that kubectl takes to change a kubeconfig: a file next to it, which exists while the lock is held
-    (kubernetes/client-go, tools/clientcmd/loader.go). kubectl itself does not wait for it, but we do."""
+    (kubernetes/client-go, tools/clientcmd/loader.go). kubectl itself does not wait for it, but we do. If the file is
+    reached by a link, programs that use its real name are kept out too, where a lock can be made there."""
 
     def __init__(self, path: str) -> None:
-        self.path = f"{path}.lock"
+        directory, name = os.path.split(path)
+        lock, real = os.path.join(os.path.realpath(directory), f"{name}.lock"), os.path.realpath(path)
+        also = os.path.isfile(real) and os.access(os.path.dirname(real), os.W_OK)
+        self._locks = sorted({lock, f"{real}.lock"} if also else {lock})
+        self._held: list[str] = []
 
     def __enter__(self) -> None:
         deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
+        for lock in self._locks:
+            try:
+                self._take(lock, deadline)
+            except BaseException:
+                self.__exit__()
+                raise
+
+    def _take(self, lock: str, deadline: float) -> None:
         while True:
             try:
-                os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                os.makedirs(os.path.dirname(lock), 0o700, exist_ok=True)
+                os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                self._held.append(lock)
                 return
             except FileExistsError:
                 if time.monotonic() > deadline:
                     raise Problem(
-                        f"another program has held the lock {self.path} for {KUBECTL_LOCK_SECONDS} s",
+                        f"another program has held the lock {lock} for {KUBECTL_LOCK_SECONDS} s",
                         "remove that file if no kubectl is running",
                     ) from None
                 time.sleep(0.05)
             except OSError as error:
-                raise Problem(f"{self.path} cannot be created: {error.strerror}") from error
+                raise Problem(f"{lock} cannot be created: {error.strerror}") from error
 
     def __exit__(self, *exception: object) -> None:
-        try:
-            os.unlink(self.path)
-        except OSError:
-            pass
+        for lock in self._held:
+            discard(lock)
+
+
+def discard(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 # logout
@@ -6329,9 +6334,12 @@ def offer(one: tuple[str, str, KubeUser], command: Sequence[str], invocation: In
         if plugin.wrapper and not unwrap:
             raise Problem(f"it starts {plugin.name} through {plugin.wrapper}; --unwrap replaces both")
         request = understood(plugin, entry, invocation.environ, version)
-        if plugin.wrapper:
+        if plugin.profile:
             new = new._replace(arguments=(*command[1:], *direct_arguments(plugin, entry, request)))
-            principal = principal_of(invocation, request._replace(grammar=PROGRAM, identity=plugin.profile or ""))
+            identity = request.identity or plugin.profile
+            principal = principal_of(invocation, request._replace(grammar=PROGRAM, identity=identity))
+        elif plugin.wrapper:
+            new = new._replace(arguments=(*command[1:], *plugin.arguments))
     except Problem as problem:
         return Found(path, name, entry, new, problem.message, "")
     return Found(path, name, entry, new, "", principal)

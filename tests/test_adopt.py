@@ -568,6 +568,11 @@ def test_a_wrapper_is_replaced_on_request(laptop: Sandbox, api_server: ApiServer
     assert path.read_text() == text
 
 
+def test_a_shell_that_chooses_nothing_is_replaced_by_what_it_runs() -> None:
+    found = offered(user("sh", "-c", GET_TOKEN), unwrap=True)
+    assert (found.refusal, found.principal, found.new.arguments) == ("", "", tuple(GET_TOKEN.split()[1:]))
+
+
 def laptop_key(home: Sandbox) -> str:
     return (home.home / ".aws/credentials").read_text().split("aws_access_key_id = ")[1].split()[0]
 

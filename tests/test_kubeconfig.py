@@ -530,7 +530,10 @@ def test_a_link_stays_a_link_and_the_mode_stays(laptop: Sandbox) -> None:
     real.chmod(0o640)
     config_path(laptop).parent.mkdir()
     config_path(laptop).symlink_to(real)
+    with eks_token.KubectlLock(str(config_path(laptop))):
+        assert config_path(laptop).with_name("config.lock").exists() and real.with_name("kube.lock").exists()
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
+    assert sorted(path.name for path in real.parent.iterdir()) == ["kube"]
     assert config_path(laptop).is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o640
     assert USER in by_name(view(laptop, real), "users")
 
@@ -596,6 +599,37 @@ def test_a_file_that_does_not_fit_stays_as_it_was(tmp_path: Path, monkeypatch: p
     with pytest.raises(eks_token.Problem, match="No space left on device; it was not changed"):
         eks_token.write_in_place(str(path), b"old content", b"new content, and longer")
     assert path.read_bytes() == b"old content"
+
+
+def test_several_files_are_written_all_or_none_and_a_linked_directory_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    paths = [str(tmp_path / "link" / name) for name in "abc"]
+    Path(paths[0]).write_text("a: b\n")
+    home = {"KUBECONFIG": ":".join([*paths, str(tmp_path / "real/a")]), "HOME": "/"}
+    assert eks_token.kubeconfig_paths(invocation(environ=home), "") == paths
+    files = eks_token.read_kubeconfigs(paths)
+
+    def change(configs: Any) -> None:
+        for config in configs.values():
+            config["x"] = "y"
+
+    write, written = eks_token.write_in_place, []
+
+    def third_fails(path: str, old: bytes, new: bytes) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise eks_token.Problem("no")
+        write(path, old, new)
+
+    monkeypatch.setattr(eks_token, "write_in_place", third_fails)
+    with pytest.raises(eks_token.Problem, match="no"):
+        eks_token.edit(files, change, lambda path, *_: eks_token.keep_copy(f"{path}.backup", b"x"))
+    assert [path.read_text() for path in (tmp_path / "real").iterdir()] == ["a: b\n"]
+    assert eks_token.edit(files, change) == paths
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["a", "b", "c"]
 
 
 # --- secrets ------------------------------------------------------------------------------------------------
