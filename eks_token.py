@@ -7191,8 +7191,9 @@ def doctor_command(invocation: Invocation, options: Namespace) -> int:
 def diagnoses(invocation: Invocation, online: bool, kubeconfig: str) -> Iterable[Check]:
     yield check_python(invocation)
     yield check_executable(invocation)
-    yield check_cache(invocation)
-    if cache := open_cache(invocation):
+    usable = check_cache(invocation)
+    yield usable
+    if usable.status != "fail" and (cache := open_cache(invocation)):
         yield check_locks(cache)
         yield check_file_times(cache)
         yield from check_launcher(invocation, cache)
@@ -7288,7 +7289,8 @@ def check_cache(invocation: Invocation) -> Check:
     except Refused as refused:
         return Check("cache", "fail", f"not used: {refused}", repair)
     except OSError as error:
-        return Check("cache", "fail", f"{directory}: {error.strerror or type(error).__name__}", repair)
+        hint = f"every call signs a new token; {other_cache_home()}"
+        return Check("cache", "fail", f"{directory}: {error.strerror or type(error).__name__}", hint)
     if invocation.cache is None:
         return Check("cache", "fail", f"{directory} is not used: it was not usable when this started", repair)
     found = f"{directory}, {'' if windows else f'yours, mode {mode:04o}, '}{room / 1e6:,.0f} MB free"

@@ -294,6 +294,8 @@ def unpacked(archive: str, apps: str) -> str:
         try:
             write_program(archive, fresh)
             put_in_place(fresh, app)
+            if not is_whole(app):  # a file system that loses what was renamed, as some overlays do
+                raise OSError(f"{app} is not there")
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         remove_unused(apps)

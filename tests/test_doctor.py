@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import KeyringDaemon, Sandbox, invocation, kubectls, missing, need
+from conftest import KeyringDaemon, Sandbox, as_root, invocation, kubectls, missing, need
 
 import eks_token
 from eks_token import Cache
@@ -128,6 +129,21 @@ def test_no_secret_and_no_token_is_shown(laptop: Sandbox) -> None:
 def test_nothing_is_left_of_the_launchers_answer(laptop: Sandbox) -> None:
     assert doctor(laptop).status == 0
     assert not [path for path in laptop.cache.rglob("%answer") if "doctor" in str(path)]
+
+
+@as_root
+def test_a_read_only_home_is_named_as_that_and_nothing_else(laptop: Sandbox) -> None:
+    mount = ["mount", "--bind", str(laptop.cache), str(laptop.cache)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        missing("mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(laptop.cache)], check=True)
+        report = doctor(laptop)
+    finally:
+        subprocess.run(["umount", str(laptop.cache)], check=True)
+    assert report.checks["cache"].found == f"{laptop.cache}: Read-only file system"
+    assert report.checks["cache"].hint.endswith("; set XDG_CACHE_HOME to a directory on a local disk")
+    assert report.but_ok().keys() == {"cache"}
 
 
 # --- the program --------------------------------------------------------------------------------------------

@@ -263,6 +263,16 @@ def test_ctrl_c_at_any_moment_is_no_traceback(home: Sandbox, app: Path) -> None:
     assert True in stopped
 
 
+def test_a_file_system_that_loses_a_renamed_directory_is_no_place(
+    executable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error here means a temporary directory, as with a full disk."""
+    monkeypatch.setattr(os, "rename", lambda old, new: None)
+    with pytest.raises(OSError):
+        start.unpacked(str(executable), str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
 # Repair
 
 
