@@ -184,12 +184,12 @@ def parse_time(text: str, zone_required: bool = False) -> float:
 def sha256(text: str) -> str:
     """As hexadecimal digits. hashlib would load OpenSSL, and take 2.4 of a cached answer's 16 ms in Python."""
     try:
-        from _sha2 import sha256
-    except ImportError:
-        try:
-            from _sha256 import sha256  # until Python 3.11
-        except ImportError:  # Fedora builds Python without them
-            from hashlib import sha256
+        if sys.version_info >= (3, 12):
+            from _sha2 import sha256
+        else:
+            from _sha256 import sha256
+    except ImportError:  # Fedora builds Python without it
+        from hashlib import sha256
 
     return str(sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
 
