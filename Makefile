@@ -1,6 +1,8 @@
 # build    build dist/eks-token, the executable, and dist/eks-token.exe, which is the same for Windows
 # run      build, then print a token for a made-up cluster, with the example keys from the AWS documentation
 # test     build, then run all tests; as root on a system with apt, this first installs what they need
+# system-keyrings run the tests of KWallet and KeePassXC; as root on Debian, this first installs both
+# test-macos run the tests of the macOS Keychain's stand-in, with what is in PLATFORMS=DIR
 # test-windows run the tests of Windows under Wine, with what is in PLATFORMS=DIR
 # coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
 # lint     run ruff, mypy and shellcheck; make actionlint checks .github/workflows and needs Go
@@ -25,7 +27,11 @@ FLAGS := --quiet --disable-pip-version-check
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
 	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck strace:strace
 
-.PHONY: build run test test-windows coverage lint actionlint bench release reproduce publish install clean system
+# The keyrings of other desktops. They bring in about 100 packages, so only their own target installs them.
+KEYRINGS := libkf5wallet-bin:kwalletd5 keepassxc:keepassxc xvfb:Xvfb libsecret-tools:secret-tool dbus:dbus-daemon
+
+.PHONY: build run test system-keyrings test-macos test-windows coverage lint actionlint bench release \
+	reproduce publish install clean system
 .DELETE_ON_ERROR:
 
 build: dist/eks-token dist/eks-token.exe
@@ -47,6 +53,14 @@ run: build
 
 test: build .venv/dev.done system
 	$(BIN)/pytest $(PYTEST)
+
+system-keyrings: SYSTEM := $(KEYRINGS)
+system-keyrings: build .venv/dev.done system
+	EKS_TOKEN_SYSTEM_KEYRINGS=1 $(BIN)/pytest -n 2 tests/test_system_keyrings.py
+
+# PLATFORMS is a directory with `macos-python`, which runs a file as on macOS, and its Keychain.
+test-macos: build .venv/dev.done
+	PLATFORMS="$(abspath $(PLATFORMS))" $(BIN)/pytest -rP tests/macos.py
 
 # PLATFORMS is a directory with `windows-python`, which starts a Python file, or kubectl.exe, on Windows (under Wine).
 test-windows: build .venv/dev.done
