@@ -376,9 +376,12 @@ def process_profile(place: Sandbox, answer: str) -> Path:
 def test_a_credential_process_is_run_once_a_mint(place: Sandbox, keys: Keys) -> None:
     keys.learn(*ALICE)
     runs = process_profile(place, process_output())
-    for _ in range(2):
+    for expected in ("x", "xx"):
         assert signed_by(place.run(*LINE, "-i", "tool"), keys).arn == ALICE.arn
-    assert runs.read_text() == "x"
+        assert runs.read_text() == expected
+    for _ in range(2):
+        assert signed_by(place.run(*LINE, "-i", "tool", "--cache"), keys).arn == ALICE.arn
+        assert runs.read_text() == "xxx"
 
 
 BAD_ENDS: list[object] = ["", 5, [], "soon", "2099-01-01T00:00:00", "9999-99-99T00:00:00Z"]
