@@ -1236,7 +1236,10 @@ def test_macos_has_its_own_which_says_that_this_is_no_mac() -> None:
 def test_the_secret_service_by_name_is_ours(configuration: Path, name: str, where: str, platform: str) -> None:
     if where == "file":
         configuration.write_text(f"[backend]\ndefault-keyring={name}\n")
+        windows = configuration.parent.parent / "Python Keyring"
+        windows.symlink_to(configuration.parent)
     environ = {"PYTHON_KEYRING_BACKEND": name} if where == "environment" else {}
+    environ["LOCALAPPDATA"] = str(configuration.parent.parent)
     assert backend_name(environ, platform) == "SecretServiceKeyring"
 
 
