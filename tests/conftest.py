@@ -242,6 +242,19 @@ def authenticator() -> Path:
         missing(f"{AUTHENTICATOR} {AUTHENTICATOR_VERSION}: {error}")
 
 
+@pytest.fixture
+def kubectl() -> Path:
+    """The newest kubectl here."""
+    return kubectls()[-1] if kubectls() else missing("kubectl")
+
+
+@pytest.fixture
+def aws() -> str:
+    """The AWS CLI: the one beside the Python that runs the tests, else the one on PATH."""
+    found = shutil.which("aws", path=str(Path(sys.executable).parent)) or shutil.which("aws")
+    return found or missing("aws (the AWS CLI)")
+
+
 # --- an isolated home ---------------------------------------------------------------------------------------
 
 # makes the terminal on stdin the controlling one (getpass opens /dev/tty) and becomes the program; done here,
@@ -302,6 +315,12 @@ class Sandbox:
         return self._executable()
 
     @property
+    def python(self) -> str:
+        """The program's Python; a home without a program has its own."""
+        assert self.executable
+        return self._program.python if self._program else self.env["EKS_TOKEN_PYTHON"]
+
+    @property
     def cache(self) -> Path:
         caches = self.home / ("Library/Caches" if sys.platform == "darwin" else ".cache")
         return caches / "eks-token"
@@ -324,12 +343,16 @@ class Sandbox:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o600)
+        self.settle(path, age=age)
+        return path
+
+    def settle(self, path: Path, *, age: float = 10) -> None:
+        """Makes a file of the home, and the directories above, as old as that."""
         modified = time.time_ns() - int(age * 1e9)
         for changed in (path, *path.parents):
             os.utime(changed, ns=(modified, modified))
             if changed == self.home:
                 break
-        return path
 
     def environment(self, env: Mapping[str, str | None] | None = None, python: str | None = None) -> dict[str, str]:
         """This home's environment with `env` laid over it; None there unsets a variable."""

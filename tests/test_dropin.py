@@ -6,15 +6,13 @@ AWS_DEFAULT_PROFILE before AWS_PROFILE; v2, the contract, has it the other way r
 
 import json
 import re
-import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import Completed, KeyringDaemon, Sandbox, kubectls, missing
+from conftest import Completed, KeyringDaemon, Sandbox
 from servers import ACCOUNT, AccessKey, ApiServer, Keys, RecordingProxy
 from verifier import decoded_url, verify
 
@@ -34,18 +32,6 @@ def access_key(who: str) -> AccessKey:
 
 ENVIRONMENT = access_key("environment").environment
 PROFILES = ("default", "work", "other")
-
-
-@pytest.fixture
-def aws() -> str:
-    """The AWS CLI: the one beside the Python that runs the tests, else the one on PATH."""
-    found = shutil.which("aws", path=str(Path(sys.executable).parent)) or shutil.which("aws")
-    return found or missing("aws (the AWS CLI)")
-
-
-@pytest.fixture
-def kubectl() -> Path:
-    return kubectls()[-1] if kubectls() else missing("kubectl")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -238,13 +237,6 @@ def test_the_verifier_wants_the_session_token_of_the_key() -> None:
 # --- the AWS CLI, kubectl and the API server ----------------------------------------------------------------
 
 
-@pytest.fixture
-def aws() -> str:
-    """The AWS CLI: the one beside the Python that runs the tests, else the one on PATH."""
-    found = shutil.which("aws", path=str(Path(sys.executable).parent)) or shutil.which("aws")
-    return found or missing("aws (the AWS CLI)")
-
-
 @pytest.mark.parametrize("temporary", [False, True], ids=["user", "session"])
 def test_the_verifier_accepts_the_aws_clis_token(aws: str, home: Sandbox, keys: Keys, temporary: bool) -> None:
     keys.learn(KEY_ID, SECRET, ALICE)
@@ -288,9 +280,8 @@ def test_kubectl_is_let_in_with_the_aws_clis_token(
 
 
 def test_kubectl_is_turned_away_with_a_token_for_another_cluster(
-    aws: str, home: Sandbox, keys: Keys, api_server: ApiServer
+    aws: str, kubectl: Path, home: Sandbox, keys: Keys, api_server: ApiServer
 ) -> None:
-    kubectl = kubectls()[-1] if kubectls() else missing("kubectl")
     keys.learn(KEY_ID, SECRET, ALICE)
     home.credentials(AccessKey(KEY_ID, SECRET, ALICE).profile())
     home.write("kubeconfig", api_server.kubeconfig(get_token(aws, "other")))
@@ -300,8 +291,7 @@ def test_kubectl_is_turned_away_with_a_token_for_another_cluster(
     assert "signature" in str(api_server.verdicts[-1].reason)
 
 
-def test_the_api_server_takes_a_static_token(home: Sandbox, api_server: ApiServer) -> None:
-    kubectl = kubectls()[-1] if kubectls() else missing("kubectl")
+def test_the_api_server_takes_a_static_token(kubectl: Path, home: Sandbox, api_server: ApiServer) -> None:
     api_server.static_token = "for-benchmarks"
     home.write("kubeconfig", api_server.kubeconfig(token="for-benchmarks"))
     assert namespaces(kubectl, home).returncode == 0

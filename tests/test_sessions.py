@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
-import test_infrastructure
 import test_login
 from conftest import Completed, invocation
 from servers import ACCOUNT, RecordingProxy, mfa_serial
@@ -48,8 +47,6 @@ import eks_token
 
 scene = test_login.scene
 
-aws = test_infrastructure.aws
-
 ROLE_CALLS = ("AssumeRole", "GetRoleCredentials", "GetSessionToken", "CreateToken")
 
 
@@ -66,7 +63,9 @@ def forget(scene: Scene) -> None:
 
 def at_once(scene: Scene, name: str, clusters: Sequence[str]) -> list[str]:
     """Whom each of these clusters sees, asked for in processes that run at the same time, with nobody there."""
-    processes = [scene.home.start(*words(cluster, "-i", name), env=NOBODY) for cluster in clusters]
+    processes = [
+        scene.home.start(*words(cluster, "-i", name), env=NOBODY, python=scene.home.python) for cluster in clusters
+    ]
 
     def finish(process: "subprocess.Popen[str]", cluster: str) -> str:
         stdout, stderr = process.communicate(timeout=120)
@@ -135,7 +134,10 @@ def test_two_roles_at_once_refresh_their_sso_token_once(scene: Scene) -> None:
     shorten(scene, "s")
     forget(scene)
     with scene.sso.hold("CreateToken") as hold:
-        processes = [scene.home.start(*words("demo", "-i", name), env=NOBODY) for name in ("one", "two")]
+        processes = [
+            scene.home.start(*words("demo", "-i", name), env=NOBODY, python=scene.home.python)
+            for name in ("one", "two")
+        ]
         hold.wait()
     seen = []
     for process in processes:
@@ -262,7 +264,7 @@ def minting(scene: Scene, name: str, operation: str = "AssumeRole") -> Iterator[
     """A process is held up at AWS, with its session and its answer to come, while the block runs."""
     server = scene.moto if operation == "AssumeRole" else scene.sso
     with server.hold(operation) as hold:
-        process = scene.home.start(*words("demo", "-i", name), env=NOBODY)
+        process = scene.home.start(*words("demo", "-i", name), env=NOBODY, python=scene.home.python)
         hold.wait()
         yield process
     _, stderr = process.communicate(timeout=60)

@@ -3,12 +3,9 @@
 import functools
 import json
 import re
-import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,7 +13,7 @@ import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
-from conftest import Completed, KeyringDaemon, Sandbox, missing
+from conftest import Completed, KeyringDaemon, Sandbox
 from servers import AccessKey, Keys
 from verifier import decoded_url, verify
 
@@ -423,13 +420,6 @@ def test_a_token_is_for_one_cluster(place: Sandbox, keys: Keys) -> None:
 
 
 # --- --output, --query, --token-only ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def aws() -> str:
-    """The AWS CLI: the one beside the Python that runs the tests, else the one on PATH."""
-    found = shutil.which("aws", path=str(Path(sys.executable).parent)) or shutil.which("aws")
-    return found or missing("aws (the AWS CLI)")
 
 
 def masked(text: str) -> str:
