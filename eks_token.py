@@ -3016,7 +3016,7 @@ def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, At
 
 
 ROLE_KEYS = ("role_arn", "external_id", "role_session_name")
-ONE_OF_THESE = ("source_profile", "credential_source", "credential_process", "web_identity_token_file")
+SDK_FOR_GO_TAKES_ONE = ("source_profile", "credential_source", "web_identity_token_file", "credential_process")
 
 
 def as_go_reads(
@@ -3025,54 +3025,57 @@ def as_go_reads(
     """The profiles, changed so that botocore finds for `name` what the AWS SDK for Go would find.
 
     The SDK for Go (config/resolve_credentials.go and shared_config.go) has a fixed order for what a profile contains:
-    source_profile, keys, credential_source, web identity, SSO, process. A role is assumed on top of any of these. So
-    this leaves one of them in each profile that leads to the credentials, and moves it to a profile of its own if
+    source_profile, keys, credential_source, web identity, SSO, process. It assumes the profile's role on top of any of
+    these. So one of them is left in each profile that leads to the credentials. It gets a profile of its own if
     botocore would not assume the role on top. Raises Problem for what the SDK refuses.
     """
     found, trail = dict(profiles), [""]
     while name in profiles and name not in stored:
-        keys, base_name = profiles[name], f"{name}, without its role"
-        has_keys = bool(keys.get(SECRET_KEYS[0]) and keys.get(SECRET_KEYS[1]))
-        if any(key in keys for key in SECRET_KEYS[:2]) and not has_keys:
-            raise Problem(f"{name}: a profile needs both aws_access_key_id and aws_secret_access_key")
-        source = "" if has_keys and len(trail) > 1 else keys.get("source_profile", "")  # a source's own keys come first
-        several = [key for key in ONE_OF_THESE if keys.get(key)]
+        keys = profiles[name]
+        base = go_source(name, keys)
+        own_keys = len(trail) > 1 and SECRET_KEYS[0] in base  # a source's own keys come before its source_profile
+        several = [key for key in SDK_FOR_GO_TAKES_ONE if keys.get(key)]
         if "role_arn" not in keys and several and several != ["credential_process"]:
             raise Problem(f"{name}: {several[0]} requires role_arn")
-        if len(several) > 1 and (source or not has_keys or len(trail) == 1):
-            raise Problem(f"{name}: a profile may have only one of {' and '.join(several)}")
+        if len(several) > 1 and not own_keys:
+            raise Problem(f"{name}: a profile can have only one of {' and '.join(several)}")
         trail.append(name)
-        base = go_source(keys)
-        role = {**kept_settings(keys), **{key: keys[key] for key in ROLE_KEYS if key in keys}}
-        if source and source not in trail:
-            found[name] = {**role, "source_profile": source}
+        settings = {**kept_settings(keys), **{key: keys[key] for key in ROLE_KEYS if key in keys}}
+        source = "" if own_keys else keys.get("source_profile", "")
+        if source in trail[1:]:  # a loop: its role is assumed with what the source has besides a role
+            base = go_source(source, profiles[source])
+        if source and (source not in trail or not base):
+            found[name] = {**settings, "source_profile": source}
+            if source in trail:
+                return found
             name = source
             continue
-        if source and source != name:  # a loop: the role was assumed from this one's own credentials
-            found[name] = {**role, "source_profile": f"{source}, without its role"}
-            found[f"{source}, without its role"] = go_source(profiles[source])
-        elif "role_arn" not in keys or {"credential_source", "web_identity_token_file"} & base.keys():
-            found[name] = {**role, **base}
-        elif base:
-            found |= {name: {**role, "source_profile": base_name}, base_name: base}
-        else:
+        if not base and "role_arn" in keys:
             in_container = any(environ.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("FULL", "RELATIVE"))
-            found[name] = {**role, "credential_source": "EcsContainer" if in_container else "Ec2InstanceMetadata"}
-        break
+            base = {"credential_source": "EcsContainer" if in_container else "Ec2InstanceMetadata"}
+        if "role_arn" not in keys or {"credential_source", "web_identity_token_file"} & base.keys():
+            found[name] = {**settings, **base}
+        else:
+            without = f"{name}, without its role"
+            found |= {name: {**settings, "source_profile": without}, without: base}
+        return found
     return found
 
 
-def go_source(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """What the AWS SDK for Go gets credentials from, of all that a profile contains."""
-    if keys.get(SECRET_KEYS[0]) and keys.get(SECRET_KEYS[1]):
-        return {key: keys[key] for key in (*SECRET_KEYS, *EXPIRY_MARKS) if key in keys}
+def go_source(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What the AWS SDK for Go gets credentials from, of all that a profile contains but a source_profile."""
+    secrets = {key: keys[key] for key in SECRET_KEYS if keys.get(key)}
+    if set(SECRET_KEYS[:2]) <= secrets.keys():
+        return {**secrets, **{key: keys[key] for key in EXPIRY_MARKS if key in keys}}
+    if set(SECRET_KEYS[:2]) & secrets.keys():
+        raise Problem(f"{name}: a profile needs both aws_access_key_id and aws_secret_access_key")
     for kind in ("credential_source", "web_identity_token_file"):
         if keys.get(kind):
             return {kind: keys[kind]}
-    sso = {key: value for key, value in keys.items() if key.startswith("sso_")}
+    if sso := {key: value for key, value in keys.items() if key.startswith("sso_")}:
+        return sso
     # aws-iam-authenticator 0.7 does not know login_session yet
-    others = (key for key in ("credential_process", "login_session") if keys.get(key))
-    return sso or {key: keys[key] for key in list(others)[:1]}
+    return {key: keys[key] for key in ("credential_process", "login_session") if keys.get(key)}
 
 
 def kept_settings(profile: Mapping[str, Any]) -> dict[str, Any]:
