@@ -4030,7 +4030,12 @@ class Resolver:
             keys = frozen(found, self.name)
             profile = self.session.full_config["profiles"].get(choice.profile or "default", {})
             if keys.token and keys.token == profile.get("aws_session_token"):
-                return keys._replace(expires=marked_end(profile))
+                keys = keys._replace(expires=marked_end(profile))
+                if keys.expires is not None and keys.expires <= time.time():
+                    raise Problem(
+                        f"the credentials of {self.name} expired at {rfc3339(keys.expires)}",
+                        "renew them with the tool that wrote them to the AWS credentials file",
+                    )
             return keys
         finally:
             self.sessions.let_go()

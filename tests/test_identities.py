@@ -195,7 +195,8 @@ def test_a_token_ends_when_the_tool_that_wrote_the_keys_says_they_end(mark: str,
         done = place.run("token", "-i", "demo", "--refresh", env={"AWS_PROFILE": "dev"})
         assert json.loads(done.stdout)["status"]["expirationTimestamp"] == rfc3339(int(end) - 60)
     place.credentials(f"{section}aws_session_token = {key.session_token}\n{mark} = 2020-01-01T00:00:00Z\n")
-    assert_fails(place.run(*LINE, "-i", "dev"), "the credentials of dev expired at 2020-01-01T00:00:00Z")
+    done = place.run(*LINE, "-i", "dev")
+    assert_fails(done, "the credentials of dev expired at 2020-01-01T00:00:00Z", "renew them with the tool")
     # long-term keys do not end, whatever an old tool left there
     place.credentials(f"{ALICE.profile('dev')}{mark} = 2020-01-01T00:00:00Z\n")
     assert place.run(*LINE, "-i", "dev").returncode == 0
