@@ -99,7 +99,7 @@ def test_a_name_in_two_realms_is_an_error_that_names_the_variable(scene: Scene) 
         pytest.param("; atmos: expiration=%s", True, id="as its ini library writes it"),
         pytest.param("# atmos: expiration=%s", True, id="with a number sign"),
         pytest.param(";atmos: expiration=%s ", True, id="with other spaces"),
-        pytest.param("; atmos: expiration=soon", False, id="no time"),
+        pytest.param("; atmos: expiration=soon", False, id="not a time"),
         pytest.param("; atmos: expiration=", False, id="empty"),
         pytest.param("; another program: expiration=%s", False, id="another program's"),
         pytest.param(None, False, id="none"),
@@ -124,7 +124,7 @@ def test_the_end_of_a_session_bounds_the_token(scene: Scene) -> None:
     assert utc(300 - 75) <= about["session_ends"] <= utc(300)
 
 
-def test_a_file_that_atmos_wrote_anew_is_read_anew(scene: Scene) -> None:
+def test_a_file_that_atmos_wrote_again_is_read_again(scene: Scene) -> None:
     write(scene, session(scene, "dev", "before"))
     assert scene.principal("dev") == role("before")
     assert scene.answers()
@@ -139,7 +139,7 @@ def test_a_file_that_is_gone_is_not_answered_for(scene: Scene) -> None:
     assert "there is no identity or AWS profile named 'dev'" in scene.refused(*words("demo", "-i", "dev"))
 
 
-def test_a_file_that_is_no_credentials_file_is_a_warning(scene: Scene) -> None:
+def test_a_file_that_is_not_a_credentials_file_is_a_warning(scene: Scene) -> None:
     write(scene, "not a section\n", provider="broken")
     write(scene, session(scene, "dev", "dev"))
     done = scene.token("dev")
@@ -192,7 +192,7 @@ def test_a_realm_is_part_of_an_items_name(scene: Scene) -> None:
     scene.refused(*words("demo", "-i", "dev"))
 
 
-def test_an_sso_providers_entry_is_no_credentials(scene: Scene) -> None:
+def test_an_sso_providers_entry_is_not_credentials(scene: Scene) -> None:
     bearer = "aoaAAAAAG-a-bearer-token-of-the-sso-provider"
     put(scene, "corp", {"access_key_id": bearer, "region": "us-east-1", "expiration": utc(3600)})
     shown = scene.refused(*words("demo", "-i", "corp", "--debug"))
@@ -203,14 +203,14 @@ def test_an_sso_providers_entry_is_no_credentials(scene: Scene) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("hello", id="no JSON"),
-        pytest.param("[]", id="no object"),
+        pytest.param("hello", id="not JSON"),
+        pytest.param("[]", id="not an object"),
         pytest.param('{"type": "oidc", "data": {"token": "t"}}', id="another type"),
         pytest.param('{"type": "aws"}', id="no data"),
-        pytest.param('{"type": "aws", "data": {"expiration": "soon"}}', id="an end that is no time"),
-        pytest.param('{"type": "aws", "data": {"session_duration": "a day"}}', id="a duration that is none"),
-        pytest.param("go-keyring-base64:%%%", id="no base64"),
-        pytest.param("go-keyring-encoded:xyz", id="no hex"),
+        pytest.param('{"type": "aws", "data": {"expiration": "soon"}}', id="an end that is not a time"),
+        pytest.param('{"type": "aws", "data": {"session_duration": "a day"}}', id="not a duration"),
+        pytest.param("go-keyring-base64:%%%", id="not base64"),
+        pytest.param("go-keyring-encoded:xyz", id="not hex"),
     ],
 )
 def test_an_item_that_atmos_did_not_make_is_one_line(text: str, scene: Scene) -> None:

@@ -1,5 +1,5 @@
 """A table of AWS config shapes, each resolved by the program and by a plain botocore session to the same principal, or
-refused by both. There is no keyring here: what AWS config holds needs none.
+refused by both. There is no keyring here, because AWS config needs none.
 """
 
 import json
@@ -75,7 +75,7 @@ SHAPES = {
     "a profile that is not there": Shape(None, "", "[default]\nKEYS-alice\n", profile="p"),
     "a profile of settings alone": Shape(None, "[profile p]\nregion = eu-west-1\n", profile="p"),
     "nothing at all": Shape(None),
-    "a config file that is none": Shape(None, "role_arn\n[profile", WORK, profile="work"),
+    "a config file that cannot be parsed": Shape(None, "role_arn\n[profile", WORK, profile="work"),
     "files elsewhere": Shape(
         "alice",
         env={"AWS_SHARED_CREDENTIALS_FILE": "FILE-5b776f726b5d0a4b4559532d616c6963650a", "AWS_PROFILE": "work"},
@@ -98,7 +98,7 @@ SHAPES = {
     "keys in the config file with an id alone in the other": Shape(
         None, "[profile p]\nKEYS-alice\n", "[p]\naws_access_key_id = AKIAALONE\n", profile="p"
     ),
-    "mfa_serial beside keys, which does nothing": Shape("alice", "", "[p]\nKEYS-alice\nmfa_serial = SERIAL\n", "p"),
+    "mfa_serial next to keys, which does nothing": Shape("alice", "", "[p]\nKEYS-alice\nmfa_serial = SERIAL\n", "p"),
     # roles
     "a role": Shape("admin", ROLE, WORK, "p"),
     "a role by AWS_PROFILE": Shape("admin", ROLE, WORK, env={"AWS_PROFILE": "p"}),
@@ -129,7 +129,7 @@ SHAPES = {
     "a session name that is too short": Shape(None, f"{ROLE}role_session_name = a\n", WORK, "p"),
     "a duration": Shape("admin", f"{ROLE}duration_seconds = 1800\n", WORK, "p"),
     "a duration over the role's": Shape(None, f"{ROLE}duration_seconds = 43200\n", WORK, "p"),
-    "a duration that is no number, which counts as none": Shape("admin", f"{ROLE}duration_seconds = 1h\n", WORK, "p"),
+    "a duration that is not a number, which is ignored": Shape("admin", f"{ROLE}duration_seconds = 1h\n", WORK, "p"),
     "a region": Shape("admin", f"{ROLE}region = eu-west-1\n", WORK, "p"),
     "a device on the role": Shape(
         "mfa", f"{ROLE.replace('-admin', '-mfa')}mfa_serial = SERIAL\n", WORK, "p", code=True
@@ -153,7 +153,7 @@ SHAPES = {
         "admin", f"{ROLE}[profile work]\nrole_arn = ROLE-second\nsource_profile = p\n", WORK, "p"
     ),
     "a role without a source": Shape(None, f"[profile p]\n{ADMIN}", WORK, "p"),
-    "a role without a source, beside keys": Shape(None, f"[profile p]\n{ADMIN}KEYS-alice\n", "", "p"),
+    "a role without a source, next to keys": Shape(None, f"[profile p]\n{ADMIN}KEYS-alice\n", "", "p"),
     "itself as the source, with keys": Shape("admin", f"[profile p]\n{ADMIN}source_profile = p\nKEYS-alice\n", "", "p"),
     "itself as the source, with keys and a device": Shape(
         "mfa",
@@ -182,7 +182,7 @@ SHAPES = {
     "credential_source EcsContainer without one": Shape(
         None, f"[profile p]\n{ADMIN}credential_source = EcsContainer\n", WORK, "p"
     ),
-    "a credential_source that is none": Shape(
+    "an unknown credential_source": Shape(
         None, f"[profile p]\n{ADMIN}credential_source = Cloud\n", profile="p", env={"KEYS": "alice"}
     ),
     # elsewhere
@@ -210,7 +210,7 @@ SHAPES = {
     ),
     "a process that fails": Shape(None, "[profile p]\ncredential_process = false\n", profile="p"),
     "a process that is not there": Shape(None, "[profile p]\ncredential_process = /nowhere\n", profile="p"),
-    "a process that prints no JSON": Shape(None, "[profile p]\ncredential_process = echo hello\n", profile="p"),
+    "a process that does not print JSON": Shape(None, "[profile p]\ncredential_process = echo hello\n", profile="p"),
     "a process as a role's source": Shape("admin", f"{ROLE}[profile work]\n{process(**GIVEN)}\n", profile="p"),
     "keys before a process": Shape("bob", f"[profile p]\n{process(**GIVEN)}\nKEYS-alice\n", "[p]\nKEYS-bob\n", "p"),
     "a web identity": Shape("admin", WEB, profile="p"),

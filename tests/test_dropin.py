@@ -1,6 +1,6 @@
 """Kubeconfigs of other programs, with nothing but `command:` changed: they work, for the same principal.
 
-The AWS CLI runs beside the program as the judge of its own grammar. The one from PyPI is v1, which takes
+The AWS CLI runs as well, as the judge of its own grammar. The one from PyPI is v1, which takes
 AWS_DEFAULT_PROFILE before AWS_PROFILE; v2, the contract, has it the other way round.
 """
 

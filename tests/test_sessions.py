@@ -90,7 +90,7 @@ def test_ten_calls_within_a_session_cause_one_assume_role(flow: Flow, scene: Sce
         scene.login("dev", "--mfa-code-stdin", stdin=f"{CODE}\n")
     forget(scene)
     for number in range(10):
-        # the same cluster, another one, and one whose answer shall not be the cached one
+        # the same cluster, another one, and one whose answer must not come from the cache
         cluster = f"cluster-{number // 2}"
         done = scene.token(name, *(["--refresh"] if number % 3 == 2 else []), cluster=cluster, env=NOBODY)
         assert scene.whose(done, cluster).canonical_arn == expected
