@@ -10,211 +10,25 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from conftest import Completed, Sandbox, invocation, kubectls, missing, not_as_root
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kubeconfigs import WILD
+from kubeconfigs import ATMOS, AUTHENTICATOR, AWS_CLI, CERTIFICATE, EKSCTL, FLOW, SECRET, TERRAFORM, WILD, kubeconfig
 from servers import AccessKey, ApiServer, RecordingProxy
 from test_kubeconfig import by_name, config_path, is_let_in, ran, tree, view
 
 import eks_token
 
-HEAD = """\
-# written by another program
-apiVersion: v1
-kind: Config
-preferences: {{}}
-clusters:
-- name: "{cluster}"
-  cluster:
-    server: {server}
-    certificate-authority-data: {ca}
-contexts:
-- name: "{context}"
-  context: {{cluster: "{cluster}", user: "{user}"}}
-current-context: "{context}"
-users:
-"""
+FORMS = [AWS_CLI, AWS_CLI.replace("v1beta1", "v1alpha1"), FLOW, EKSCTL, AUTHENTICATOR, TERRAFORM, ATMOS]
 
 
-class Form(NamedTuple):
-    """How a program writes a user, and that user's name."""
-
-    user: str
-    text: str
-
-    def kubeconfig(self, server: ApiServer) -> str:
-        names = {"cluster": "c", "context": "c", "user": self.user}
-        return HEAD.format(server=server.url, ca=server.ca_data, **names) + self.text.lstrip("\n")
-
-
-ARN = "arn:aws:eks:us-east-1:123456789012:cluster/demo"
-FORMS = {
-    # awscli/customizations/eks/update_kubeconfig.py, with a profile; v2 writes the same
-    "the AWS CLI": Form(
-        ARN,
-        f"""
-- name: {ARN}
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1beta1
-      args:
-      - --region
-      - us-east-1
-      - eks
-      - get-token
-      - --cluster-name
-      - demo
-      - --output
-      - json
-      command: aws
-      env:
-      - name: AWS_PROFILE
-        value: dev
-""",
-    ),
-    # v1 before 1.20, in order of its keys
-    "an old AWS CLI": Form(
-        ARN,
-        f"""
-- name: {ARN}
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1alpha1
-      args: [--region, us-east-1, eks, get-token, --cluster-name, demo, --profile, dev]
-      command: aws
-""",
-    ),
-    "the AWS CLI by path": Form(
-        ARN,
-        f"""
-- name: {ARN}
-  user:
-    exec: {{apiVersion: client.authentication.k8s.io/v1, interactiveMode: IfAvailable, command: BIN/aws,
-      args: [--profile=dev, --region=us-east-1, --color, "off", eks, get-token, --cluster-name=demo],
-      env: [{{name: AWS_PROFILE, value: ""}}], provideClusterInfo: false, installHint: "see: the AWS CLI"}}
-""",
-    ),
-    # eksctl, pkg/utils/kubeconfig: user@cluster.region.eksctl.io
-    "eksctl with the AWS CLI": Form(
-        "alice@demo.us-east-1.eksctl.io",
-        """
-- name: alice@demo.us-east-1.eksctl.io
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1beta1
-      args:
-      - eks
-      - get-token
-      - --output
-      - json
-      - --cluster-name
-      - demo
-      - --region
-      - us-east-1
-      command: aws
-      env:
-      - name: AWS_STS_REGIONAL_ENDPOINTS
-        value: regional
-      - name: AWS_PROFILE
-        value: dev
-      interactiveMode: IfAvailable
-      provideClusterInfo: false
-""",
-    ),
-    "eksctl with aws-iam-authenticator": Form(
-        "alice@demo.us-east-1.eksctl.io",
-        """
-- name: alice@demo.us-east-1.eksctl.io
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1beta1
-      args: [token, -i, demo]
-      command: aws-iam-authenticator
-      env:
-      - {name: AWS_STS_REGIONAL_ENDPOINTS, value: regional}
-      - {name: AWS_DEFAULT_REGION, value: us-east-1}
-      - {name: AWS_PROFILE, value: dev}
-""",
-    ),
-    # aws-iam-authenticator's README, section 6 and "Specifying Credentials & Using AWS Profiles"
-    "aws-iam-authenticator's README": Form(
-        "kubernetes-admin",
-        """
-- name: kubernetes-admin
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1beta1
-      command: aws-iam-authenticator
-      env:
-      - name: "AWS_PROFILE"
-        value: "dev"
-      args:
-        - "token"
-        - "-i"
-        - "demo"
-  # no client certificate/key needed here!
-""",
-    ),
-    # terraform-aws-modules/terraform-aws-eks, templates/kubeconfig.tpl, up to version 17
-    "Terraform's EKS module": Form(
-        "eks_demo",
-        """
-- name: eks_demo
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1alpha1
-      command: aws-iam-authenticator
-      args:
-        - "token"
-        - "-i"
-        - "demo"
-      env:
-        - name: AWS_PROFILE
-          value: dev
-""",
-    ),
-    "Heptio's": Form(
-        "aws",
-        """
-- name: aws
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1alpha1
-      command: heptio-authenticator-aws
-      args: ["token", "-i", "demo"]
-      env: [{name: AWS_PROFILE, value: dev}]
-""",
-    ),
-    # cloudposse/atmos, pkg/auth/cloud/kube/config.go and aws/eks.go
-    "Atmos": Form(
-        "atmos-eks-demo-us-east-1",
-        """
-- name: atmos-eks-demo-us-east-1
-  user:
-    exec:
-      apiVersion: client.authentication.k8s.io/v1beta1
-      args:
-      - aws
-      - eks
-      - token
-      - --cluster-name
-      - demo
-      - --region
-      - us-east-1
-      - --identity=dev
-      command: atmos
-      env:
-      - name: ATMOS_IDENTITY
-        value: dev
-      interactiveMode: Never
-      provideClusterInfo: false
-""",
-    ),
-}
+def working(users: str, server: ApiServer, cluster: str = "c", user: str = "u") -> str:
+    """A kubeconfig with these users for the API server of the tests."""
+    text = kubeconfig(users, cluster, user).replace(f"https://{SECRET}.example.com", server.url)
+    return text.replace(CERTIFICATE, server.ca_data)
 
 
 @pytest.fixture
@@ -235,7 +49,7 @@ def laptop(home: Sandbox, kubectl: Path | None, moto: RecordingProxy) -> Sandbox
     for name in ("aws-iam-authenticator", "heptio-authenticator-aws", "atmos"):
         (bin_directory / name).write_text('#!/bin/sh\nexec eks-token "$@"\n')
         (bin_directory / name).chmod(0o755)
-    home.env |= moto.environment | {"PATH": f"{bin_directory}:{home.env['PATH']}"}
+    home.env |= moto.environment | {"PATH": f"{bin_directory}:{home.env['PATH']}", "AWS_PROFILE": "dev"}
     home.credentials(moto.create_user("alice").profile("dev"))
     return home
 
@@ -243,15 +57,10 @@ def laptop(home: Sandbox, kubectl: Path | None, moto: RecordingProxy) -> Sandbox
 @pytest.fixture
 def all_forms(laptop: Sandbox, api_server: ApiServer) -> Path:
     """One kubeconfig with a user of each form, and a context for each: its number."""
-    users = [form.text.lstrip("\n").replace(f"name: {form.user}", f"name: u{i}") for i, form in numbered()]
-    contexts = "".join(f'- name: "{i}"\n  context: {{cluster: c, user: u{i}}}\n' for i, _ in numbered())
-    text = HEAD.format(server=api_server.url, ca=api_server.ca_data, cluster="c", context="0", user="u0")
-    head, _, _ = text.partition("contexts:")
-    return laptop.write(".kube/config", f"{head}contexts:\n{contexts}users:\n{''.join(users)}")
-
-
-def numbered() -> list[tuple[int, Form]]:
-    return list(enumerate(FORMS.values()))
+    users = [re.sub("name: .*?([,\n])", rf"name: u{number}\1", form, count=1) for number, form in enumerate(FORMS)]
+    contexts = [f'- name: "{number}"\n  context: {{cluster: c, user: u{number}}}\n' for number in range(len(FORMS))]
+    text = working("".join(users), api_server).replace("contexts:\n", "contexts:\n" + "".join(contexts))
+    return laptop.write(".kube/config", text)
 
 
 def execs(home: Sandbox, path: Path | None = None) -> dict[str, Any]:
@@ -351,7 +160,7 @@ def test_each_form_works_before_and_after(laptop: Sandbox, all_forms: Path, api_
     done = adopt(laptop, "--all")
     assert done.stderr.count("  - ") == done.stderr.count("  + eks-token ") == len(FORMS)
     (laptop.root / "bin/aws").unlink()
-    for number, _ in numbered():
+    for number in range(len(FORMS)):
         assert is_let_in(laptop, "--context", str(number))
     assert len(set(api_server.principals)) == 1 and len(api_server.principals) > seen
     for name, entry in execs(laptop).items():
@@ -452,11 +261,11 @@ def test_a_backup_that_a_kill_cut_short_is_none(laptop: Sandbox, all_forms: Path
 
 
 def test_a_person_is_asked_for_each_entry(laptop: Sandbox, all_forms: Path) -> None:
-    steps = [("u0", ""), *[("adopt it? [y/N] ", "y\n" if i % 2 else "n\n") for i, _ in numbered()]]
+    steps = [("u0", ""), *[("adopt it? [y/N] ", "y\n" if i % 2 else "n\n") for i in range(len(FORMS))]]
     done = laptop.run_pty("adopt", steps=steps)
     assert done.returncode == 0, done.stderr
     adopted = {name for name, user in execs(laptop).items() if user["command"] == "eks-token"}
-    assert adopted == {f"u{i}" for i, _ in numbered() if i % 2}
+    assert adopted == {f"u{i}" for i in range(len(FORMS)) if i % 2}
 
 
 @pytest.mark.parametrize(
@@ -599,8 +408,7 @@ def test_an_alias_is_not_changed_behind_a_users_back(tmp_path: Path) -> None:
 
 
 def test_all_of_kubeconfigs_files_are_looked_through(laptop: Sandbox, api_server: ApiServer) -> None:
-    forms = list(FORMS.values())
-    one, two = (laptop.write(name, form.kubeconfig(api_server)) for name, form in zip("ab", forms, strict=False))
+    one, two = (laptop.write(name, working(form, api_server)) for name, form in (("a", AWS_CLI), ("b", EKSCTL)))
     first = one.read_bytes(), two.read_bytes()
     paths = {"KUBECONFIG": f"{one}:{laptop.home}/none:{two}"}
     adopt(laptop, "--all", env=paths)
@@ -612,7 +420,7 @@ def test_all_of_kubeconfigs_files_are_looked_through(laptop: Sandbox, api_server
 
 
 def test_atmos_own_file_is_looked_at_and_its_rewriting_told(laptop: Sandbox, api_server: ApiServer) -> None:
-    atmos = laptop.write(".config/atmos/kube/config", FORMS["Atmos"].kubeconfig(api_server))
+    atmos = laptop.write(".config/atmos/kube/config", working(ATMOS, api_server, "c", "atmos-eks-demo"))
     first = atmos.read_bytes()
     done = adopt(laptop, "--all")
     assert f"Atmos rewrites {atmos} with its own entries" in done.stderr and "auto_provision: false" in done.stderr
