@@ -199,12 +199,51 @@ def test_a_role_is_assumed_by_the_token_and_not_for_the_description(
     assert set(api_server.principals) == {f"arn:aws:sts::{ACCOUNT}:assumed-role/Admin,+=.@_x/EKSGetTokenAuth"}
 
 
-@pytest.mark.parametrize("name", ["a.b/c:d e", "users.x.exec.y", "ünïcode", "arn:aws:eks:x:1:cluster/y", "a,b", '"q"'])
-def test_aliases_may_be_odd(name: str, laptop: Sandbox) -> None:
-    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--alias", name, "--user-alias", name)
-    assert exec_of(laptop, name)["installHint"]
-    assert view(laptop)["current-context"] == name
-    assert is_let_in(laptop)
+def test_names_may_be_odd(laptop: Sandbox) -> None:
+    names = [
+        "a.b/c:d e",
+        "users.x.exec.y",
+        "ünïcode 蟲",
+        "arn:aws:eks:x:1:cluster/y",
+        "a,b",
+        '"q"',
+        "'",
+        "- x",
+        "yes",
+        "1e3",
+    ]
+    names += [
+        "null",
+        "~",
+        "#",
+        "a: b",
+        "a #b",
+        "[x",
+        "{x}",
+        "*x",
+        "&x",
+        "!x",
+        "|",
+        "%x",
+        "@x",
+        "`x",
+        "0x1f",
+        "1_000",
+        ".5",
+    ]
+    names += ["2024-01-01", "=", "<<", "?", "-", "--", "...", "a\\b", "\t", " x ", "a:"]
+    path = config_path(laptop)
+    files = eks_token.read_kubeconfigs([str(path)])
+    wanted = eks_token.Provision(eks_token.Request("eks-token", "demo", REGION, ""))
+
+    def change(configs: Any) -> None:
+        for name in names:
+            eks_token.write_entry(configs, str(path), ENTRY._replace(user=name, context=name), wanted, [name])
+
+    assert eks_token.edit(files, change) == [str(path)]
+    config = view(laptop)
+    assert {name: user["exec"]["command"] for name, user in by_name(config, "users").items()} == {n: n for n in names}
+    assert {name: context["user"] for name, context in by_name(config, "contexts").items()} == {n: n for n in names}
 
 
 def test_the_current_context_may_stay(laptop: Sandbox) -> None:
