@@ -10,7 +10,7 @@ in between, in the order of the sections below:
 5. sessions           temporary credentials and SSO tokens, stored in the vault for botocore
 6. credentials        a name becomes credentials, through botocore's providers
 7. token              credentials and a `Request` become a presigned URL, a bearer token, an ExecCredential
-8. kubeconfig         entries for clusters, written by `kubectl config`
+8. kubeconfig         entries for clusters: reads kubeconfigs, and changes only the lines of an entry
 9. adopt              switches other plugins' entries to this program, and back
 10. sign in and out   login, logout, identities and whoami
 11. doctor            finds what keeps kubectl from getting a token on this machine
