@@ -32,12 +32,6 @@ def working(users: str, server: ApiServer, cluster: str = "c", user: str = "u") 
 
 
 @pytest.fixture
-def kubectl() -> Path:
-    """The newest kubectl here."""
-    return kubectls()[-1] if kubectls() else missing("kubectl")
-
-
-@pytest.fixture
 def laptop(home: Sandbox, kubectl: Path | None, moto: RecordingProxy) -> Sandbox:
     """A home with this kubectl, eks-token and the AWS CLI on PATH, and stand-ins for the other plugins."""
     bin_directory = home.root / "bin"

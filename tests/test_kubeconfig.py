@@ -59,12 +59,6 @@ preferences: {colors: true}
 """
 
 
-@pytest.fixture
-def kubectl() -> Path:
-    """The newest kubectl here."""
-    return kubectls()[-1] if kubectls() else missing("kubectl")
-
-
 EACH_KUBECTL = pytest.mark.parametrize("kubectl", kubectls() or [None], ids=lambda path: path.name if path else "none")
 
 
@@ -823,9 +817,9 @@ def test_no_command_shows_a_value_or_leaves_a_copy(laptop: Sandbox, keyring_daem
 def test_a_kill_leaves_no_copy(laptop: Sandbox) -> None:
     path = laptop.write(".kube/config", str(WILD["60 clusters"]))
     before = path.read_bytes()
-    ran(laptop, "adopt", "--all", "--dry-run")  # unpacks the program
+    ran(laptop, "adopt", "--all", "--dry-run", python=sys.executable)  # unpacks the program
     for delay in (0.1, 0.2, 0.3, 0.4):
-        process = laptop.start("adopt", "--all")
+        process = laptop.start("adopt", "--all", python=sys.executable)
         time.sleep(delay)  # any moment will do
         process.kill()
         process.communicate()
@@ -879,7 +873,8 @@ def test_a_pipe_of_the_shells_and_a_name_with_a_colon_are_read(laptop: Sandbox) 
     path = laptop.write("a:b", OTHERS.replace("users:\n", "users:\n" + AWS_USER))
     assert "user aws" in ran(laptop, "adopt", "--all", "--dry-run", "--kubeconfig", path).stderr
     script = 'KUBECONFIG=<(cat "$1") "$2" adopt --all --dry-run'
-    done = ran(laptop, "-c", script, "bash", path, laptop.executable, command=["bash"])
+    # the preloaded Python does not get the pipe
+    done = ran(laptop, "-c", script, "bash", path, laptop.executable, command=["bash"], python=sys.executable)
     assert "user aws" in done.stderr
 
 
