@@ -7,7 +7,6 @@ the ways to sign in; test_secrets.py walks them again.
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -1398,6 +1397,7 @@ def test_identities_that_another_user_may_have_written_are_not_used(
     assert not ran.exists()
 
 
+@pytest.mark.first_run
 @pytest.mark.parametrize("line", [["login", "dev", "--stdin"], ["login", "work"], words("demo", "-i", "work")])
 def test_root_writes_nothing_in_another_users_home(line: list[str], scene: Scene) -> None:
     if os.geteuid() != 0:
@@ -1406,7 +1406,6 @@ def test_root_writes_nothing_in_another_users_home(line: list[str], scene: Scene
     scene.home.credentials(alice.profile("mine"))
     role = scene.moto.create_role("admin", trusted=[alice.arn])
     scene.home.config(f"[profile work]\nrole_arn = {role}\nsource_profile = mine\n")
-    shutil.rmtree(scene.home.home / ".cache")
     os.chown(scene.home.home, 12345, -1)
     before = sorted(scene.home.home.rglob("*"))
     done = scene.run(*line, stdin=as_json(alice))
