@@ -5417,10 +5417,8 @@ def exec_command(invocation: Invocation, named: str = "") -> list[str]:
         return path.replace("\\", "/") if windows else path
 
     if named:
-        path = os.path.abspath(os.path.expanduser(named))
-        return [
-            whole(path) if os.path.basename(named) != named else named
-        ]  # a path would be relative to the kubeconfig
+        is_name = os.path.basename(named) == named
+        return [named if is_name else whole(os.path.abspath(os.path.expanduser(named)))]  # else relative to the file
     if windows and invocation.build and not invocation.file.lower().endswith(".exe"):
         return [whole(sys.executable), "-I", "-S", whole(invocation.file)]
     first = on_path(PROGRAM, invocation)
@@ -5960,15 +5958,13 @@ class Edits:
                 return end
             end = start
 
-    def _scalar(self, value: str | Bare | None, style: str | None = None) -> str:
+    def _scalar(self, value: Yaml, style: str | None = None) -> str:
         return scalar_text(value, '"' if self._json else style)
 
     def _flow(self, value: Yaml, lead: str) -> str:
         """A value in brackets, on one line, or on several if it follows this line break."""
-        if not isinstance(value, (dict, list)):
+        if not isinstance(value, (dict, list)) or not value:
             return self._scalar(value)
-        if not value:
-            return "{}" if isinstance(value, dict) else "[]"
         inner = lead + "  " if lead and self._json else ""
         inside = (
             [f"{self._scalar(key)}: {self._flow(item, inner)}" for key, item in value.items()]
@@ -5989,34 +5985,32 @@ def lines_of(value: Yaml) -> list[str]:
     if isinstance(value, dict) and value:
         found = []
         for key, item in value.items():
-            block = isinstance(item, (dict, list)) and item
-            name = scalar_text(key, None)
-            margin = "  " if isinstance(item, dict) else ""
-            found += (
-                [f"{name}:", *(margin + line for line in lines_of(item))] if block else [f"{name}: {lines_of(item)[0]}"]
-            )
+            name, lines = scalar_text(key, None), lines_of(item)
+            if isinstance(item, (dict, list)) and item:
+                margin = "  " if isinstance(item, dict) else ""
+                found += [f"{name}:", *(margin + line for line in lines)]
+            else:
+                found.append(f"{name}: {lines[0]}")
         return found
     if isinstance(value, list) and value:
         blocks = [lines_of(item) for item in value]
         return [("  " if number else "- ") + line for block in blocks for number, line in enumerate(block)]
-    return [scalar_text(value, None) if not isinstance(value, (dict, list)) else "{}" if value == {} else "[]"]
+    return [scalar_text(value, None)]
 
 
-def scalar_text(value: str | Bare | None, style: str | None) -> str:
-    """A scalar as YAML, in these quotes if it can be, or without any if it does not need them."""
+def scalar_text(value: Yaml, style: str | None) -> str:
+    """A scalar as YAML, in these quotes if it can be, or without any if it does not need them; or an empty value."""
     import json
     import re
 
     if value is None or isinstance(value, Bare):
         return value.text if value else "null"
+    if not isinstance(value, str):
+        return "{}" if isinstance(value, dict) else "[]"
     if style == "'" and value.isprintable():
         return "'" + value.replace("'", "''") + "'"
-    if (
-        style != '"'
-        and re.fullmatch(NEEDS_NO_QUOTES, value)
-        and value not in NULLS
-        and not re.fullmatch(NOT_A_STRING, value)
-    ):
+    is_string = value not in NULLS and not re.fullmatch(NOT_A_STRING, value)
+    if style != '"' and is_string and re.fullmatch(NEEDS_NO_QUOTES, value):
         return value
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda char: f"\\u{ord(char[0]):04x}", text)
@@ -6289,7 +6283,7 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
         say("nothing was written: this is a dry run")
     else:
         changed = edit(files, lambda configs: swap_in(configs, chosen), lambda *file: keep_backup(directory, *file))
-        where = f" --kubeconfig {options.kubeconfig}" if options.kubeconfig else ""
+        where = f" --kubeconfig {shell_word(options.kubeconfig, invocation.platform)}" if options.kubeconfig else ""
         say(
             f"adopted {len(chosen)} in {', '.join(changed)}; to restore what was there: `{PROGRAM} adopt --undo{where}`"
         )
