@@ -28,7 +28,7 @@ SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:db
 	busybox:busybox zsh:zsh mksh:mksh yash:yash fish:fish shellcheck:shellcheck strace:strace
 
 # The keyrings of other desktops. They bring in about 100 packages, so only their own target installs them.
-KEYRINGS := libkf5wallet-bin:kwalletd5 keepassxc:keepassxc xvfb:Xvfb libsecret-tools:secret-tool dbus:dbus-daemon
+KEYRINGS := libkf5wallet-bin:kwalletd5 keepassxc:keepassxc xvfb:Xvfb xdotool:xdotool libsecret-tools:secret-tool dbus:dbus-daemon
 
 .PHONY: build run test system-keyrings test-macos test-windows coverage lint actionlint bench release \
 	reproduce publish install clean system

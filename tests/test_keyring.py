@@ -363,6 +363,30 @@ def test_deleting_what_is_not_there_says_so(desktop: Desktop) -> None:
     assert desktop.vault().delete("identity:dev") is False
 
 
+def test_an_item_of_another_collection_is_found_and_updated_there(desktop: Desktop) -> None:
+    session = "/org/freedesktop/secrets/collection/session"
+    attributes = {"service": "eks-token", "username": "identity:dev", "more": "kept"}
+    properties = {"org.freedesktop.Secret.Item.Attributes": ("a{ss}", attributes)}
+    secret = (desktop.open_session(), b"", b"old", "text/plain")
+    arguments = (properties, secret, False)
+    item = desktop.call("CreateItem", "a{sv}(oayays)b", *arguments, path=session, interface="Collection")
+    vault = desktop.vault()
+    assert (vault.get("identity:dev"), vault.users()) == ("old", ["identity:dev"])
+    vault.set("identity:dev", "new")
+    assert vault.get("identity:dev") == "new"
+    assert desktop.attributes(item) == attributes | {"application": "Python keyring library"}
+    assert desktop.items(service="eks-token") == []
+    assert vault.delete("identity:dev") is True
+    assert vault.users() == []
+
+
+def test_a_preferred_collection_that_does_not_exist_is_named(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYRING_PROPERTY_PREFERRED_COLLECTION", "nowhere")
+    with refused("no collection nowhere, which KEYRING_PROPERTY_PREFERRED_COLLECTION names") as caught:
+        desktop.vault().set("identity:dev", "x")
+    assert "Login" in caught.value.hint
+
+
 def test_an_absent_user_has_no_value(desktop: Desktop) -> None:
     assert desktop.vault().get("identity:dev") is None
 
@@ -687,9 +711,10 @@ def test_a_dismissed_dialog_is_shown_once(scripted: StartsService, shows_locked:
 
 def test_a_dialog_that_nobody_answers_is_given_up(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eks_token, "PROMPT_SECONDS", 0.2)
-    _, vault = scripted("nobody")
+    service, vault = scripted("nobody")
     with refused("the keyring is locked: nobody answered the request to unlock it"):
         vault.get("identity:dev")
+    assert service.methods[-1] == "Dismiss"
 
 
 def test_the_time_a_person_takes_is_not_the_services(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:

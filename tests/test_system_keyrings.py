@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
 
@@ -97,6 +98,21 @@ class Laptop:
 TOKEN = ("--cluster-name", "demo", "--region", "us-east-2", "-i", "dev", "--refresh")
 
 
+def dismissed(screen: Screen, vault: eks_token.Vault, title: str) -> str:
+    """The error of a read, while a person presses Escape in the dialog that has this title."""
+    (xdotool,) = need("xdotool")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(vault.get, "identity:dev")
+        while not reading.done():
+            search = [xdotool, "search", "--onlyvisible", "--name", title]
+            if subprocess.run(search, env=screen.environ, stdout=subprocess.DEVNULL, check=False).returncode == 0:
+                subprocess.run([xdotool, "key", "Escape"], env=screen.environ, check=True)
+            wait([reading], timeout=0.3)
+    problem = reading.exception()
+    assert isinstance(problem, eks_token.KeyringUnavailable)
+    return problem.message
+
+
 # --- KWallet ------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +188,16 @@ def test_a_wallet_that_nobody_opens_is_locked(
     kwallet.log_in()
     assert "k8s-aws-v1." in laptop.token()
     laptop.done("logout", "--all")
+
+
+def test_a_dialog_of_kwallet_can_be_dismissed(kwallet: KWallet) -> None:
+    kwallet.log_in()
+    kwallet.desktop.vault().set("identity:dev", "x")
+    kwallet.log_in(pam=False)
+    vault = kwallet.desktop.vault(DISPLAY=kwallet.environ["DISPLAY"])
+    assert "the keyring is locked: the request to unlock it was dismissed" in dismissed(kwallet, vault, "KDE Wallet")
+    kwallet.log_in()
+    assert kwallet.desktop.vault().delete("identity:dev") is True
 
 
 def test_a_wallet_that_restarts_is_spoken_to_again(kwallet: KWallet) -> None:
@@ -288,6 +314,15 @@ def test_keys_in_keepassxc_from_login_to_logout(keepassxc: KeePassXC, home: Sand
     laptop.done("logout", "dev")
     assert keepassxc.desktop.vault().users() == []
     wait_for(lambda: "Recycle Bin" in keepassxc.content(), "the database to be saved")
+
+
+def test_a_dialog_of_keepassxc_can_be_dismissed(keepassxc: KeePassXC) -> None:
+    keepassxc.desktop.vault().set("identity:dev", "x")
+    keepassxc.lock()
+    vault = keepassxc.desktop.vault(DISPLAY=keepassxc.environ["DISPLAY"])
+    assert "the keyring is locked: the request to unlock it was dismissed" in dismissed(
+        keepassxc, vault, "Unlock Database"
+    )
 
 
 def test_the_database_that_has_an_item_keeps_it(keepassxc: KeePassXC) -> None:
