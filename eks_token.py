@@ -2044,24 +2044,22 @@ class Vault:
 
         name = self._name(user)
 
-        def removed(backend: KeyringBackend) -> bool:
+        def removed(backend: KeyringBackend) -> tuple[bool, bool]:
+            """Whether there was one, and whether there is none now."""
             try:
                 backend.delete_password(self.service, name)
             except PasswordDeleteError:  # backends raise it if there is none, but also for any failure
                 if backend.get_password(self.service, name) is not None:
                     raise
-                return False
-            return True
+                return False, True
+            return True, backend.get_password(self.service, name) is None
 
-        def gone(backend: KeyringBackend) -> bool:
-            return backend.get_password(self.service, name) is None
-
-        found = self._ask(f"remove {user}", removed)
-        if found and not self._ask(f"remove {user}", gone):  # see _write
-            self._ask(f"remove {user}", removed)
-            if not self._ask(f"remove {user}", gone):
-                raise Problem(f"the keyring did not remove {user}, although it reported no error", UNKEPT_HINT)
-        return found
+        was_there, is_gone = self._ask(f"remove {user}", removed)
+        if not is_gone:  # see _write
+            _, is_gone = self._ask(f"remove {user}", removed)
+        if not is_gone:
+            raise Problem(f"the keyring did not remove {user}, although it reported no error", UNKEPT_HINT)
+        return was_there
 
     def _name(self, user: str) -> str:
         """The user as it is stored. Windows ignores the case of names, but `Dev` must not return the value of `dev`."""
