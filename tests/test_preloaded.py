@@ -1,12 +1,15 @@
 """The Python that most tests run the executable with has imported its modules before, and differs in nothing else."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Program, Sandbox
 from servers import wait_for
 
+OWN = os.path.realpath(sys.executable)  # not one that measures
 SCRIPT = """
 import atexit, os, sys
 print(sys.argv[1:], os.getcwd(), oct(os.umask(0o77)), dict(os.environ), sys.flags)
@@ -24,7 +27,7 @@ def test_a_file_runs_as_in_a_python_of_its_own(end: str, home: Sandbox, program:
     script = home.write("script.py", SCRIPT + end)
     env = home.environment({"ODD": "caf\udce9", "TZ": "Asia/Kolkata"})
     ends = []
-    for python in (env["EKS_TOKEN_PYTHON"], program.preloaded):
+    for python in (OWN, program.preloaded):
         done = home.run("-I", "-S", script, "a b", "", "\udce9", command=[python], stdin="typed\n", env=env)
         ends.append((done.returncode, done.stdout, done.stderr.partition("Traceback")[0], done.stderr[-20:]))
     assert ends[0] == ends[1]
@@ -48,5 +51,5 @@ def test_the_executable_answers_as_with_a_python_of_its_own(home: Sandbox, progr
         ["identities"],
         ["--cluster-name", "demo", "--region", "x y"],
     ):
-        ours, real = (home.run(*line, python=python) for python in (program.preloaded, home.env["EKS_TOKEN_PYTHON"]))
+        ours, real = (home.run(*line, python=python) for python in (program.preloaded, OWN))
         assert (ours.returncode, ours.stdout, ours.stderr) == (real.returncode, real.stdout, real.stderr)
