@@ -722,6 +722,8 @@ def api_server(keys: Keys) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="session")
 def _moto_server() -> Iterator[MotoServer]:
+    if sys.version_info >= (3, 15):
+        pytest.skip("only on Python 3.14 and older: moto does not install on 3.15")
     with MotoServer() as server:
         yield server
 
