@@ -422,12 +422,12 @@ def test_a_mistake_is_one_line_and_makes_the_next_start_unpack(
     manifest.parent.mkdir(parents=True)
     manifest.write_text("")
     monkeypatch.setattr(start, "cache", str(tmp_path))
-    monkeypatch.setattr(start, "from_directory", lambda *_: 1 // 0)
+    monkeypatch.setattr(start, "from_directory", lambda *_: int("x"))
     monkeypatch.setattr(sys, "argv", ["__main__.py", "eks-token"])
     with pytest.raises(SystemExit, match="1"):
         start.main()
     assert capsys.readouterr().err.splitlines() == [
-        "eks-token: error: ZeroDivisionError: integer division or modulo by zero",
+        "eks-token: error: ValueError: invalid literal for int() with base 10: 'x'",
         "hint: EKS_TOKEN_DEBUG=1 shows where",
     ]
     assert not manifest.exists()
