@@ -1944,6 +1944,10 @@ class Vault:
         listed = self.users()
         return read_entries(self._entries) if listed is None else listed
 
+    def reach(self) -> None:
+        """Raise KeyringUnavailable if there is no keyring. It may be locked, or have no collection yet."""
+        self._ask("answer", lambda backend: getattr(backend, "reach", bool)())
+
     def check(self) -> str:
         """The keyring's name, if what is stored can be read. A Secret Service is not asked for a secret."""
 
@@ -2748,6 +2752,9 @@ def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBacke
         def users(self, service: str) -> set[str]:
             key = self.schemes[self.scheme]["username"]
             return {found.get(key, "") for found in self.secrets.attributes_of(self._query(service))} - {""}
+
+        def reach(self) -> None:
+            self.secrets.perform(self.secrets.collections)
 
         def check(self, service: str) -> str:
             """The service's name, if what is stored can be read without asking a person."""
@@ -6897,6 +6904,7 @@ def keep(wanted: SignIn, resolver: Resolver, proposal: Proposal) -> None:
             if entry and known:
                 store.vault.set_json(user, {**entry, FORMER: former_entry(store.vault, name, now)})
             elif entry:
+                store.vault.reach()
                 write_identities(store.path, now._replace(pending=(*others, name)))
                 store.vault.set_json(user, entry)
             default = name if wanted.default else now.default
