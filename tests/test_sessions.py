@@ -61,11 +61,10 @@ def forget(scene: Scene) -> None:
     scene.sso.forget()
 
 
-def at_once(scene: Scene, name: str, clusters: Sequence[str]) -> list[str]:
+def at_once(scene: Scene, name: str, clusters: Sequence[str], **env: str) -> list[str]:
     """Whom each of these clusters sees, asked for in processes that run at the same time, with nobody there."""
-    processes = [
-        scene.home.start(*words(cluster, "-i", name), env=NOBODY, python=scene.home.python) for cluster in clusters
-    ]
+    start, python = scene.home.start, scene.home.python
+    processes = [start(*words(cluster, "-i", name), env=NOBODY | env, python=python) for cluster in clusters]
 
     def finish(process: "subprocess.Popen[str]", cluster: str) -> str:
         stdout, stderr = process.communicate(timeout=120)
@@ -493,7 +492,7 @@ def test_the_aws_clis_session_is_refreshed_in_its_own_file(seconds: float, scene
     path = scene.left_by_aws_cli("corp", expiresAt=utc(seconds))
     before = json.loads(path.read_text())
     # one of five refreshes it, and the others find it refreshed; it takes no keyring
-    assert set(at_once(scene, name, [f"cluster-{number}" for number in range(5)])) == {expected}
+    assert set(at_once(scene, name, TWENTY[:5], **DEAD_BUS)) == {expected}
     after = json.loads(path.read_text())
     assert after.keys() == before.keys()
     changed = {key for key in after if after[key] != before[key]}
