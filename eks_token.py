@@ -7353,9 +7353,12 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
     environ = {name: value for name, value in invocation.environ.items() if name != "KUBERNETES_EXEC_INFO"}
     if key is None:
         return
-    # As for a real request: the shell must be able to compare the dates of these files.
-    watched = look_at(deciding_files(invocation.environ, invocation.platform))
-    watched = tuple(one for one in watched if not one.exists or one.modified / 1e9 < now - SETTLE_SECONDS)
+    # As for a real request: the shell must be able to compare the dates of these files, unless they have just changed.
+    watched = tuple(
+        one
+        for one in look_at(deciding_files(invocation.environ, invocation.platform))
+        if not one.exists or last_change(one.path, cache.home) < now - SETTLE_SECONDS
+    )
     cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), watched, cache.generation())
     try:
         stored = cache.lookup(key, time.time())
@@ -7379,6 +7382,15 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
         )
     else:
         yield Check("launcher", "warn", f"a cached answer goes through Python, in {milliseconds(took)}: {reason}")
+
+
+def last_change(path: str, home: str) -> float:
+    """The newest date (seconds) of a file and of the directories above it, up to HOME."""
+    newest = 0.0
+    while path != os.path.dirname(path):
+        newest = max(newest, os.stat(path).st_mtime)
+        path = os.path.dirname(path) if path != home else os.sep
+    return newest
 
 
 def answer_time(command: Sequence[str], answer: str, environ: Mapping[str, str]) -> float | None:
@@ -7718,6 +7730,7 @@ FIELD_HELP = {
     "debug": "show on stderr what is done, without any secrets",
     "external_id": "the external ID that the role's trust policy requires",
     "identity": "a stored identity or an AWS profile",
+    "cache": "cache the token even if its credentials may be others each time",
     "refresh": "always sign a new token",
     "region": "the cluster's AWS region",
     "role_arn": "also assume this role",
