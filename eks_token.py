@@ -5535,6 +5535,8 @@ if TYPE_CHECKING:
         index: int
         line: int  # from 0
         column: int
+        buffer: str  # the text
+        pointer: int  # where this is in the buffer
 
     class Node(Protocol):
         """What we use of ruamel.yaml's nodes."""
@@ -5674,14 +5676,22 @@ def compose(text: str) -> Node | None:
     return None if root is not None and parts(root) is None else root
 
 
-def parts(node: Node) -> dict[str, Node] | list[Node] | str | Bare | None:
-    """What a node consists of: other nodes, or a scalar. If a mapping has a key twice, the last one counts."""
+def properties(node: Node) -> str:
+    """The anchor and the tag before a node's value, with the spaces after them."""
     import re
 
+    mark = node.start_mark
+    found = re.match(r"([&!]\S*\s*)*", mark.buffer[mark.pointer : mark.pointer + node.end_mark.index - mark.index])
+    return found[0] if found else ""
+
+
+def parts(node: Node) -> dict[str, Node] | list[Node] | str | Bare | None:
+    """What a node consists of: other nodes, or a scalar. If a mapping has a key twice, the last one counts."""
     if isinstance(node.value, str):
-        if node.style is None and node.value in NULLS:
-            return None
-        return Bare(node.value) if node.style is None and re.fullmatch(NOT_A_STRING, node.value) else node.value
+        quoted = node.style is not None or is_string(node.value) or "!" in properties(node)  # a tag says as much
+        if quoted:
+            return node.value
+        return None if node.value in NULLS else Bare(node.value)
     if node.id == "sequence":
         return list(node.value)
     merged: dict[str, Node] = {}
@@ -5830,47 +5840,46 @@ class Edits:
             elif isinstance(wanted, list) and node.id == "sequence":
                 self._amend_sequence(node, wanted)
             elif node.id == "scalar" and not isinstance(wanted, (dict, list)):
-                import re
-
-                anchor = re.match(r"([&!]\S*\s+)*", self._text[node.start_mark.index : node.end_mark.index])
-                start = node.start_mark.index + (anchor.end() if anchor else 0)
+                start = node.start_mark.index + len(properties(node))
                 self._put(start, self._end(node), self._scalar(wanted, node.style))
 
     def _put(self, start: int, end: int, new: str) -> None:
         self._edits.append((start, end, new))
 
     def _amend_mapping(self, node: Node, wanted: Mapping[str, Yaml]) -> None:
+        """Change values, and append keys. A key that is merged from another mapping is appended too."""
         own = {key.value: (key, value) for key, value in node.value}
         now = plain_mapping(node)
-        new = {}
-        for name, value in wanted.items():
-            if name in now and now[name] == value:
-                continue
-            if name not in own:  # not even if it is merged from another mapping
-                new[name] = value
-                continue
-            key, old = own[name]
-            colon = self._text.find(":", key.end_mark.index) + 1
-            if parts(old):
-                if value == [] and not old.flow_style:
-                    self._put(colon, colon, " []")
-                self.amend(old, value)
-                continue
-            # null or empty
-            end = self._end(old) if old.start_mark.index < old.end_mark.index else colon
-            if node.flow_style or not isinstance(value, (dict, list)) or not value:
-                self._put(colon, end, " " + self._flow(value, self._lead(key.start_mark.index)))
-            else:
-                self._put(colon, end, "")
-                column = key.start_mark.column
-                self._insert_lines(end, lines_of(value), column if isinstance(value, list) else column + 2)
+        changed = {name: value for name, value in wanted.items() if name not in now or now[name] != value}
+        new = {name: value for name, value in changed.items() if name not in own}
+        for name, value in changed.items():
+            if name in own:
+                self._amend_value(*own[name], value, in_brackets=node.flow_style)
         if new and node.flow_style:
             lead = self._lead(node.value[0][0].start_mark.index) if node.value else ""
-            self._append_flow(node, [f"{self._scalar(name)}: {self._flow(new[name], lead)}" for name in new], lead)
+            items = [f"{self._scalar(name)}: {self._flow(value, lead)}" for name, value in new.items()]
+            self._replace_in_brackets(node, len(node.value), len(node.value), items)
         elif new:
             self._insert_lines(self._end(node), lines_of(new), node.value[0][0].start_mark.column)
 
+    def _amend_value(self, key: Node, old: Node, value: Yaml, in_brackets: bool) -> None:
+        """Change a mapping's value, which may be null or empty."""
+        colon = self._text.find(":", key.end_mark.index) + 1
+        if parts(old):
+            if value == [] and not old.flow_style:
+                self._put(colon, colon, " []")
+            self.amend(old, value)
+            return
+        end = self._end(old) if old.start_mark.index < old.end_mark.index else colon
+        if in_brackets or not isinstance(value, (dict, list)) or not value:
+            self._put(colon, end, " " + self._flow(value, self._lead(key.start_mark.index)))
+        else:
+            self._put(colon, end, "")
+            column = key.start_mark.column
+            self._insert_lines(end, lines_of(value), column if isinstance(value, list) else column + 2)
+
     def _amend_sequence(self, node: Node, wanted: Sequence[Yaml]) -> None:
+        """Change, delete and insert items. An item with a name is the same one if its name is."""
         import difflib
 
         now = [label(plain(item)) for item in node.value]
@@ -5880,46 +5889,37 @@ class Edits:
             kept = min(end - start, last - first) if tag == "equal" or words else 0
             for offset in range(kept):
                 self.amend(node.value[start + offset], wanted[first + offset])
-            self._delete(node, start + kept, end)
-            self._insert(node, end, wanted[first + kept : last])
+            if kept < max(end - start, last - first):
+                self._replace(node, start + kept, end, wanted[first + kept : last])
 
-    def _delete(self, node: Node, start: int, end: int) -> None:
-        """Delete items of a sequence."""
-        if not node.flow_style:
-            for item in node.value[start:end]:
-                self._put(self._dash(item)[0], self._line_end(self._end(item)), "")
-        elif start < end:
-            first, last = node.value[start], node.value[end - 1]
-            if start:
-                self._put(self._end(node.value[start - 1]), self._end(last), "")
-            elif end < len(node.value):
-                self._put(first.start_mark.index, node.value[end].start_mark.index, "")
-            else:
-                self._put(self._text.index("[", node.start_mark.index) + 1, node.end_mark.index - 1, "")
-
-    def _insert(self, node: Node, index: int, values: Sequence[Yaml]) -> None:
-        """Insert items into a sequence that is not empty."""
-        if not values:
-            return
-        following = node.value[index] if index < len(node.value) else None
+    def _replace(self, node: Node, start: int, end: int, values: Sequence[Yaml]) -> None:
+        """Replace items of a sequence that is not empty."""
         if node.flow_style:
             lead = self._lead(node.value[0].start_mark.index)
-            new = [self._flow(value, lead) for value in values]
-            if following is None:
-                self._append_flow(node, new, lead)
-            else:
-                at = following.start_mark.index
-                self._put(at, at, "".join(f"{item},{lead or ' '}" for item in new))
-        else:
-            line, column = self._dash(following or node.value[0])
-            self._insert_lines(self._end(node) if following is None else line - 1, lines_of(list(values)), column)
+            self._replace_in_brackets(node, start, end, [self._flow(value, lead) for value in values])
+            return
+        for item in node.value[start:end]:
+            self._put(self._dash(item)[0], self._line_end(self._end(item)), "")
+        if values:
+            line, column = self._dash(node.value[end] if end < len(node.value) else node.value[0])
+            at = line - 1 if end < len(node.value) else self._end(node)
+            self._insert_lines(at, lines_of(list(values)), column)
 
-    def _append_flow(self, node: Node, new: Sequence[str], lead: str) -> None:
-        end = len(self._text[: node.end_mark.index - 1].rstrip())
-        comma = "" if self._text[end - 1] in "[{" else lead or " "
-        if comma and self._text[end - 1] != ",":
-            comma = "," + comma
-        self._put(end, end, comma + f",{lead or ' '}".join(new))
+    def _replace_in_brackets(self, node: Node, start: int, end: int, new: Sequence[str]) -> None:
+        """Replace items of a mapping or a sequence. The new ones are separated as the first one is from its bracket."""
+        pairs = node.value if node.id == "mapping" else [(item, item) for item in node.value]
+        starts = [int(first.start_mark.index) for first, _ in pairs]
+        ends = [self._end(last) for _, last in pairs]
+        close = node.end_mark.index - 1
+        ends[-1:] = [len(self._text[:close].rstrip().removesuffix(","))]  # the last may be an alias
+        gap = (self._lead(starts[0]) if starts else "") or " "
+        if start:
+            self._put(ends[start - 1], ends[end - 1], "".join(f",{gap}{item}" for item in new))
+        elif end < len(starts):
+            self._put(starts[0], starts[end], "".join(f"{item},{gap}" for item in new))
+        else:
+            opening = self._text.index("{" if node.id == "mapping" else "[", node.start_mark.index)
+            self._put(opening + 1, close, f",{gap}".join(new))
 
     def _insert_lines(self, at: int, lines: Sequence[str], column: int) -> None:
         """Insert lines below the one with this index."""
@@ -6003,6 +6003,13 @@ def lines_of(value: Yaml) -> list[str]:
     return [scalar_text(value, None)]
 
 
+def is_string(value: str) -> bool:
+    """Whether a value without quotes is a string for kubectl, which reads YAML 1.1."""
+    import re
+
+    return value not in NULLS and not re.fullmatch(NOT_A_STRING, value)
+
+
 def scalar_text(value: Yaml, style: str | None) -> str:
     """A scalar as YAML, in these quotes if it can be, or without any if it does not need them; or an empty value."""
     import json
@@ -6014,8 +6021,7 @@ def scalar_text(value: Yaml, style: str | None) -> str:
         return "{}" if isinstance(value, dict) else "[]"
     if style == "'" and value.isprintable():
         return "'" + value.replace("'", "''") + "'"
-    is_string = value not in NULLS and not re.fullmatch(NOT_A_STRING, value)
-    if style != '"' and is_string and re.fullmatch(NEEDS_NO_QUOTES, value):
+    if style != '"' and is_string(value) and re.fullmatch(NEEDS_NO_QUOTES, value):
         return value
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda char: f"\\u{ord(char[0]):04x}", text)

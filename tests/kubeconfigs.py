@@ -243,6 +243,7 @@ WILD: dict[str, str | bytes] = {
     "odd quotes": kubeconfig(ODD_QUOTES),
     "block scalars": kubeconfig(BLOCK_SCALARS),
     "anchors": kubeconfig(ANCHORS),
+    "tags": kubeconfig(AWS_CLI.replace("command: ", "command: !!str ").replace("value: dev", "value: !!str 12")),
     "an anchor in an extension": EXTENSION
     + kubeconfig("- {name: u, user: {exec: *aws}}\n- name: v\n  user:\n    exec:\n      <<: *aws\n      env: []\n"),
     "indented lists": kubeconfig(DEEP_LIST),

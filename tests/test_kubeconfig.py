@@ -768,6 +768,7 @@ def test_what_kubectl_reads_is_read() -> None:
 - {<<: *a, name: 1:20}
 - {name: "1", user: }
 - {name: 2024-01-01, user: {exec: {command: first, command: last}}}
+- {name: !!str 2, user: &b {exec: {command: &c !!str yes}}}
 ...
 [
 """
@@ -778,6 +779,7 @@ def test_what_kubectl_reads_is_read() -> None:
             "1:20": "aws",
             "1": "",
             "2024-01-01": "last",
+            "2": "yes",
         }
 
 
