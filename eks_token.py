@@ -152,8 +152,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in redacted(text))
 
 
+LAST_SECOND = 253402300799  # of the year 9999, the last one that RFC 3339 can write
+
+
 def rfc3339(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(seconds, LAST_SECOND)))
 
 
 ISO_TIME = r"""
@@ -179,6 +182,14 @@ def parse_time(text: str, zone_required: bool = False) -> float:
     zone = timezone(-offset if sign == "-" else offset)
     moment = datetime(int(year), int(month), int(day), int(hour), int(minute), tzinfo=zone)
     return moment.timestamp() + int(second) + float(f"0.{fraction}")
+
+
+def is_moment(value: object) -> bool:
+    """Whether this is an ISO 8601 time with a time zone."""
+    try:
+        return isinstance(value, str) and bool(parse_time(value, zone_required=True))
+    except (ValueError, OverflowError):
+        return False
 
 
 def sha256(text: str) -> str:
@@ -3218,11 +3229,10 @@ def process_keys(text: str, where: str) -> Credentials:
         if value is not None and not isinstance(value, str):
             raise Problem(f"the {field} in {where} is not text")
     expires = None
-    if content.get("Expiration") is not None:
-        try:
-            expires = parse_time(content["Expiration"], zone_required=True)
-        except (ValueError, TypeError, OverflowError):
-            raise Problem(f"the Expiration in {where} is not an ISO 8601 time with a time zone") from None
+    if (moment := content.get("Expiration")) is not None:
+        if not is_moment(moment):
+            raise Problem(f"the Expiration in {where} is not an ISO 8601 time with a time zone")
+        expires = parse_time(moment)
         if expires <= time.time():
             raise Problem(f"the credentials in {where} expired at {rfc3339(expires)}")
     return Credentials(content["AccessKeyId"], content["SecretAccessKey"], content.get("SessionToken") or None, expires)
@@ -3348,14 +3358,15 @@ def atmos_keys(name: str, vault: Vault, environ: Mapping[str, str]) -> AtmosEntr
     try:
         envelope = json.loads(go_keyring_decoded(text))
         data = envelope["data"]
-        if envelope["type"] != "aws" or not isinstance(data, dict):
+        texts = ("access_key_id", "secret_access_key", "session_token", "region", "mfa_arn")
+        if envelope["type"] != "aws" or not all(isinstance(data.get(each) or "", str) for each in texts):
             raise ValueError
         expires = parse_time(data["expiration"]) if data.get("expiration") else None
         duration = go_seconds(data.get("session_duration") or "")
         keys = Credentials(
             data.get("access_key_id", ""), data.get("secret_access_key", ""), data.get("session_token") or None, expires
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Problem(f"the keyring entry {service} is not one that Atmos writes for AWS") from None
     if not keys.secret_key:  # an SSO provider's: its access_key_id is a bearer token
         keep_secret(keys.access_key)
@@ -3596,8 +3607,10 @@ def read_notes(identities: str | None) -> dict[str, SessionNote]:
             sign_in = entry.get("sign_in", "")
             note = SessionNote(tuple(entry["names"]), float(entry["expires"]), token_expires, portal, sign_in)
             texts = (*entry["names"], *(portal or ()), sign_in)
-            _ = rfc3339(note.expires), rfc3339(note.ends)  # raises if these are not times
-            if not isinstance(entry["names"], list) or not note.names or not all(isinstance(x, str) for x in texts):
+            times = all(0 <= seconds <= LAST_SECOND for seconds in (note.expires, note.ends))
+            if not (
+                times and isinstance(entry["names"], list) and note.names and all(isinstance(x, str) for x in texts)
+            ):
                 raise ValueError
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
             debug(f"the note of {user} in {path} is damaged")
@@ -3734,9 +3747,12 @@ def read_session(store: Store, user: str) -> dict[str, Any] | None:
         entry = store.vault.get_json(user)
         if entry is None:
             return None
+        keys = entry["Credentials"]
         for name in ("SecretAccessKey", "SessionToken"):
-            keep_secret(entry["Credentials"][name])
-        parse_time(entry["Credentials"]["Expiration"])
+            keep_secret(keys[name])
+        parse_time(keys["Expiration"])
+        if not all(isinstance(keys[name], str) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken")):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         debug(f"the stored session {user} is damaged")
         return None
@@ -4005,12 +4021,10 @@ class Resolver:
         except (BotoCoreError, ValueError, OSError):
             return None  # with a session, this is an error that says which file it is
         if in_environment and (profile or not choice.named):
-            from botocore.credentials import EnvProvider
-
             debug(f"{self.name}: keys from the environment")
             self.profile = profile or {}
             with plain_errors(self.name):
-                return frozen(EnvProvider(self.store.environ).load(), self.name)
+                return frozen(environment_provider(self.store.environ).load(), self.name)
         if in_environment or profile is None or RESOLVED_KEYS & profile.keys():
             return None
         debug(f"{self.name}: keys from the keyring")
@@ -4221,7 +4235,8 @@ def credential_problem(error: Exception, name: str) -> Problem:
         details = error.response.get("Error", {})
         code, words = details.get("Code", "Unknown"), first_line(details.get("Message", ""))
         return Problem(f"{whose}AWS refused {error.operation_name}: {code}: {words}")
-
+    if isinstance(error, exceptions.ConfigParseError):
+        return config_problem(error)
     if isinstance(error, (exceptions.SSOError, exceptions.TokenRetrievalError)):
         return sign_in_problem(name or "NAME", f"the SSO session has ended or was never started ({first_line(error)})")
     if isinstance(error, RuntimeError) and "still expired" in str(error):
@@ -4262,11 +4277,104 @@ def check_answer(service: str, answer: Mapping[str, Any], wanted: Mapping[str, S
             raise Problem(f"the {service} service's answer lacks {lacking[0]!r}")
 
 
+def service_name(model: Any) -> str:
+    service = str(model.service_model.service_name)
+    return "SSO" if service.startswith("sso") else service.upper()
+
+
 def check_botocores_answer(http_response: Any, parsed: Any, model: Any, **context: Any) -> None:
     """botocore's "after-call" hook, which runs before botocore looks for an error in the answer."""
-    service = str(model.service_model.service_name)
     if http_response.status_code < 300:
-        check_answer("SSO" if service.startswith("sso") else service.upper(), parsed, ANSWERS.get(model.name, {}))
+        check_answer(service_name(model), parsed, ANSWERS.get(model.name, {}))
+
+
+def check_raw_answer(operation_model: Any, response_dict: Mapping[str, Any], **context: Any) -> None:
+    """botocore's "before-parse" hook. Its parsers have no error of their own for an answer that is not AWS's.
+
+    Raises Problem for a redirect, a page of a proxy, or fields of other types than in botocore's model of the service.
+    Errors of a server (5xx) are botocore's: it tries again.
+    """
+    status, body = response_dict["status_code"], response_dict["body"]
+    answer = f"the {service_name(operation_model)} service's answer"
+    hint = "another server may have answered: check endpoint_url, AWS_ENDPOINT_URL and HTTPS_PROXY"
+    if 300 <= status < 400:
+        raise Problem(f"{answer} is a redirect (HTTP {status})", hint)
+    shape = operation_model.output_shape
+    if status >= 500 or not shape or not shape.members:
+        return
+    if operation_model.service_model.resolved_protocol == "query":
+        wrong = wrong_in_xml(body)
+    elif status >= 400 and not body:
+        return
+    else:
+        wrong = wrong_in_json(body, shape if status < 300 else None)
+    if wrong in ("XML", "JSON"):
+        raise Problem(f"{answer} is not {wrong} (HTTP {status})", hint)
+    if wrong:
+        raise Problem(f"{answer} has a wrong {wrong!r}", hint)
+
+
+def wrong_in_xml(body: bytes) -> str:
+    """What is wrong with an answer of STS: "XML", the name of a field, or ""."""
+    from xml.etree import ElementTree
+
+    try:
+        root = ElementTree.fromstring(body)
+    except (ElementTree.ParseError, ValueError):
+        return "XML"
+    for element in root.iter():
+        if element.tag.endswith("}Expiration") and not is_moment(element.text):
+            return "Expiration"
+    return "" if root.tag.endswith("Response") else "XML"
+
+
+def wrong_in_json(body: bytes, shape: Any) -> str:
+    """What is wrong with a JSON answer: "JSON", the name of a field, or ""."""
+    import json
+
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        content = None
+    return misfit(shape, content, "JSON") if isinstance(content, dict) else "JSON"
+
+
+JSON_TYPES = {"structure": dict, "map": dict, "list": list, "string": str, "integer": int, "long": int, "boolean": bool}
+
+
+def misfit(shape: Any, value: Any, name: str) -> str:
+    """The name of the first field in a JSON value that is not of the type in botocore's model, or ""."""
+    if shape is None or value is None:
+        return ""
+    wanted: Any = JSON_TYPES.get(shape.type_name, object)
+    if not isinstance(value, wanted) or (wanted is int and (isinstance(value, bool) or value > LAST_SECOND * 1000)):
+        return name
+    if shape.type_name == "structure":
+        parts = [(of, value.get(of.serialization.get("name", key)), key) for key, of in shape.members.items()]
+    elif shape.type_name == "list":
+        parts = [(shape.member, each, name) for each in value]
+    else:
+        parts = []
+    return next((found for part in parts if (found := misfit(*part))), "")
+
+
+def config_problem(error: Any) -> Problem:
+    """botocore's ConfigParseError, with the line and the reason. The line itself may contain a secret."""
+    import configparser
+
+    path, cause = error.kwargs["path"], error.kwargs["error"]
+    line, reason = getattr(cause, "lineno", None), "it is not in the format of AWS config files"
+    if isinstance(cause, configparser.MissingSectionHeaderError):
+        reason = "it is above the first [section]"
+    elif isinstance(cause, configparser.ParsingError):
+        line, reason = cause.errors[0][0], "it is not a [section] or KEY = VALUE"
+    elif isinstance(cause, configparser.DuplicateSectionError):
+        reason = f"[{cause.section}] appears a second time"
+    elif isinstance(cause, configparser.DuplicateOptionError):
+        reason = f"{cause.option} appears a second time in [{cause.section}]"
+    elif isinstance(cause, UnicodeDecodeError):
+        line, reason = cause.object.count(b"\n", 0, cause.start) + 1, "it is not UTF-8 text"
+    return Problem(f"{path} cannot be read: {f'line {line}: ' if line else ''}{reason}")
 
 
 def client_config(request: Request) -> Any:
@@ -4281,6 +4389,7 @@ def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
     from contextlib import nullcontext
 
     from botocore.credentials import CachedCredentialFetcher
+    from botocore.exceptions import ConfigParseError
     from botocore.session import Session
 
     # botocore renews a session with less than 15 minutes left, so it would need the network, or a person, long before
@@ -4290,13 +4399,14 @@ def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
     class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
         reads_as_go = as_go
         verify_tls = True
+        forgiving = False  # go on without the AWS files if they cannot be parsed
+        _written: Any = None
         _laid_over: Any = None
 
         @property
         def full_config(self) -> Any:
             if self._laid_over is None:
-                with last_of_its_name() if as_go else nullcontext():
-                    config = super().full_config
+                config = self.as_written()
                 if as_go:
                     ours = store.stored.identities
                     profiles = as_go_reads(config["profiles"], profile or "default", ours, store.environ)
@@ -4304,9 +4414,23 @@ def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
                 self._laid_over = lay_over(config, store.stored, store.foreign)
             return self._laid_over
 
+        def as_written(self) -> Any:
+            """The AWS files. Raises Problem if they cannot be parsed, unless this session is forgiving."""
+            if self._written is None:
+                try:
+                    with last_of_its_name() if as_go else nullcontext():
+                        self._written = super().full_config
+                except ConfigParseError as error:
+                    problem = config_problem(error)
+                    if not self.forgiving:
+                        raise problem from error
+                    warn(f"{problem.message}; AWS profiles are left out")
+                    self._written = {"profiles": {}}
+            return self._written
+
         def profile_as_written(self, name: str) -> dict[str, Any]:
             """The profile of this name in the AWS files."""
-            return dict(super().full_config["profiles"].get(name, {}))
+            return dict(self.as_written()["profiles"].get(name, {}))
 
         def lay_over_again(self) -> None:
             self._laid_over = self._profile_map = None
@@ -4323,6 +4447,7 @@ def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
 
     # We choose the profile by our own rule, so botocore reads no variable for it.
     session = IdentitySession(session_vars={"profile": (None, None, None, None)}, profile=profile)
+    session.register("before-parse", check_raw_answer)
     session.register("after-call", check_botocores_answer)
     return session
 
@@ -4362,7 +4487,6 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
         CanonicalNameCredentialSourcer,
         ConfigProvider,
         ContainerProvider,
-        EnvProvider,
         InstanceMetadataProvider,
         LoginProvider,
         ProcessProvider,
@@ -4400,11 +4524,14 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
             if is_loopback(full_url):
                 store.changing = "the local server in AWS_CONTAINER_CREDENTIALS_FULL_URI"
             check_answer("container's credential", answer if isinstance(answer, dict) else {}, CONTAINER_SESSION)
+            for field in CONTAINER_SESSION:
+                if not isinstance(answer[field], str) or (field == "Expiration" and not is_moment(answer[field])):
+                    raise Problem(f"the container's credential service's answer has a wrong {field!r}")
             return answer
 
     profile = choice.profile or "default"
     cache = resolver.session_cache(profile, choice.environment)
-    environment, container = EnvProvider(), ContainerProvider(fetcher=CheckedFetcher())
+    environment, container = environment_provider(store.environ), ContainerProvider(fetcher=CheckedFetcher())
     metadata = InstanceMetadataProvider(metadata_fetcher(store, session))
     builder = LaidOverProviders(
         session, cache=cache, sso_token_cache=SsoTokens(resolver.sessions, session.full_config["sso_sessions"])
@@ -4428,6 +4555,20 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
     if store.is_ours(profile):
         return first, []
     return [*first, container], [metadata]
+
+
+def environment_provider(environ: Mapping[str, str]) -> Any:
+    """botocore's provider for the keys in the environment."""
+    from botocore.credentials import EnvProvider
+
+    class CheckedEnvironment(EnvProvider):  # type: ignore[misc,unused-ignore]
+        def load(self) -> Any:
+            expires = environ.get("AWS_CREDENTIAL_EXPIRATION")
+            if expires and not is_moment(expires):
+                raise Problem("AWS_CREDENTIAL_EXPIRATION is not an ISO 8601 time with a time zone")
+            return super().load()
+
+    return CheckedEnvironment(environ)
 
 
 def metadata_fetcher(store: Store, session: Any) -> Any:
@@ -6994,6 +7135,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
         raise usage("pass the name of an identity, or --all")
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     session = no_profile(resolver)
+    session.forgiving = True
     sessions = read_notes(resolver.store.path)
     stored = resolver.store.stored
     names = sorted({*stored.identities, *stored.pending}) if options.all else [options.name]
@@ -7059,6 +7201,7 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
 
     resolver = Resolver(invocation, None, interactive=False)
     session = no_profile(resolver)
+    session.forgiving = True
     sessions = read_notes(resolver.store.path)
     rows = []
     for name, laid_over in sorted(session.full_config["profiles"].items()):

@@ -540,8 +540,8 @@ class Recorder:
         self._failures[operation] = Failure(code, message, status, times)
 
     def answer(self, operation: str, status: int, value: object) -> None:
-        """Answers `operation` with this JSON (what the REST services speak)."""
-        self._answers[operation] = Reply.json(status, value)
+        """Answers `operation` with this JSON (what the REST services speak), or with these bytes."""
+        self._answers[operation] = Reply(status, value) if isinstance(value, bytes) else Reply.json(status, value)
 
     def forget(self) -> None:
         """Drops what was recorded, and every failure, delay and answer."""

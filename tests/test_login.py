@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 from botocore.session import Session
-from conftest import Completed, KeyringDaemon, Sandbox
+from conftest import Completed, KeyringDaemon, Sandbox, invocation
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy, SsoOidcServer, mfa_serial, wait_for
+from test_keyring import LimitedBackend
 from verifier import Identity, verify
 
+import eks_token
 from eks_token import DEVICE_GRANT, Vault, poll_for_token
 
 REGION = "us-east-2"
@@ -1345,6 +1347,133 @@ def test_an_mfa_process_without_a_code_is_one_line(command: str, error: str, sce
     device = ["--mfa-serial", mfa_serial("alice"), "--mfa-process", command]
     assert error in scene.refused("login", "dev", "--stdin", *device, stdin=as_json(alice))
     assert (scene.records(), scene.kept()) == (None, [])
+
+
+# --- answers that are not AWS's -----------------------------------------------------------------------------
+
+
+def sts_session(expiration: str) -> bytes:
+    keys = "<AccessKeyId>A</AccessKeyId><SecretAccessKey>S</SecretAccessKey><SessionToken>T</SessionToken>"
+    result = f"<Credentials>{keys}<Expiration>{expiration}</Expiration></Credentials>"
+    response = f"<AssumeRoleResult>{result}</AssumeRoleResult>"
+    return f'<AssumeRoleResponse xmlns="https://sts.amazonaws.com/">{response}</AssumeRoleResponse>'.encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        pytest.param(200, b"<!DOCTYPE html><html><p>Welcome</html>", "is not XML (HTTP 200)", id="HTML"),
+        pytest.param(200, b"<html><p>Welcome</p></html>", "is not XML (HTTP 200)", id="XHTML"),
+        pytest.param(403, b"<html>blocked<br></html>", "is not XML (HTTP 403)", id="a proxy's refusal"),
+        pytest.param(200, b"it works", "is not XML (HTTP 200)", id="text"),
+        pytest.param(200, b"", "is not XML (HTTP 200)", id="nothing"),
+        pytest.param(302, b"", "is a redirect (HTTP 302)", id="a redirect"),
+        pytest.param(200, sts_session("soon"), "has a wrong 'Expiration'", id="an end that is not a time"),
+        pytest.param(200, sts_session("2099-01-01T00:00:00"), "has a wrong 'Expiration'", id="an end without zone"),
+        pytest.param(500, b"<html>", "AWS refused AssumeRole: 500", id="a server's own error"),
+    ],
+)
+def test_an_answer_that_is_not_from_sts_is_one_line(status: int, body: bytes, error: str, scene: Scene) -> None:
+    role = scene.moto.create_role("admin", trusted=[scene.alice().arn])
+    scene.moto.answer("AssumeRole", status, body)
+    options = ["--role-arn", role, "--source", "dev"]
+    shown = scene.refused("login", "admin", *options, env={"AWS_MAX_ATTEMPTS": "1"})
+    assert error in shown
+    assert "the STS service's answer" in shown or status == 500
+    assert "check endpoint_url" in shown or status == 500
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer", "error"),
+    [
+        pytest.param("RegisterClient", b"<html>", "is not JSON (HTTP 200)", id="HTML"),
+        pytest.param("RegisterClient", [], "is not JSON (HTTP 200)", id="a list"),
+        pytest.param("StartDeviceAuthorization", {"expiresIn": "ten"}, "has a wrong 'expiresIn'", id="not a number"),
+        pytest.param("CreateToken", {"accessToken": "x", "expiresIn": 10**15}, "wrong 'expiresIn'", id="a long life"),
+        pytest.param("CreateToken", {"accessToken": ["x"], "expiresIn": 5}, "wrong 'accessToken'", id="a token list"),
+        pytest.param("ListAccounts", {"accountList": {"a": 1}}, "has a wrong 'accountList'", id="accounts"),
+        pytest.param("ListAccounts", {"accountList": ["x"]}, "has a wrong 'accountList'", id="an account"),
+        pytest.param("GetRoleCredentials", {"roleCredentials": "x"}, "has a wrong 'roleCredentials'", id="credentials"),
+    ],
+)
+def test_an_answer_of_sso_with_a_wrong_field_is_one_line(
+    operation: str, answer: object, error: str, scene: Scene
+) -> None:
+    scene.sso.assign(ACCOUNT, "Admin")
+    scene.sso.answer(operation, 200, answer)
+    shown = scene.refused("login", "work", *scene.sso_options())
+    assert f"error: the SSO service's answer {error}" in shown or f"the SSO service's answer has a {error}" in shown
+    assert scene.kept() == []
+
+
+def test_environment_keys_with_an_end_that_is_not_a_moment_are_one_line(scene: Scene) -> None:
+    alice = scene.moto.create_user("alice")
+    for end in ("soon", "2099-01-01T00:00:00"):
+        env = {**alice.environment, "AWS_CREDENTIAL_EXPIRATION": end}
+        assert "AWS_CREDENTIAL_EXPIRATION is not an ISO 8601 time" in scene.refused(*words(), env=env)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        pytest.param("config", "region = x\n[default]\n", "line 1: it is above the first [section]", id="no section"),
+        pytest.param("credentials", "[a]\nhunter2\n", "line 2: it is not a [section] or KEY = VALUE", id="no value"),
+        pytest.param("config", "[a]\n[b]\n[a]\n", "line 3: [a] appears a second time", id="a section twice"),
+        pytest.param("config", "[a]\nx = 1\nx = 2\n", "line 3: x appears a second time in [a]", id="a key twice"),
+        pytest.param("credentials", "[a]\nx = 1\ny = \udcff\n", "line 3: it is not UTF-8 text", id="not UTF-8"),
+        pytest.param("config", "[a]\ns3 =\n  x\n", "it is not in the format of AWS config files", id="a subsection"),
+    ],
+)
+def test_an_aws_file_that_cannot_be_parsed_is_one_line(name: str, text: str, error: str, scene: Scene) -> None:
+    """And the commands that need no profile go on without it."""
+    scene.alice()
+    path = scene.home.home / ".aws" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    shown = scene.refused("whoami", "-i", "work")
+    assert f"error: {path} cannot be read: {error}\n" in shown.replace("~", str(scene.home.home))
+    done = scene.run("identities")
+    assert (done.returncode, "dev" in done.stdout, "warning" in done.stderr) == (0, True, True), done.stderr
+    doctor = scene.run("doctor", "-o", "json")
+    assert json.loads(doctor.stdout) and "is a bug" not in doctor.stderr
+    assert scene.run("logout", "dev").returncode == 0
+    assert scene.kept() == []
+    assert not [text for text in scene.outputs if "hunter2" in text]
+
+
+WRONG_TYPES: list[object] = [5, True, ["x"], {"x": "y"}]
+
+
+@pytest.mark.parametrize("value", WRONG_TYPES, ids=str)
+def test_a_field_of_a_wrong_type_in_the_keyring_damages_the_item_and_no_more(value: object, tmp_path: Path) -> None:
+    vault = eks_token.Vault({}, backend=LimitedBackend())
+    store = eks_token.Store(invocation(environ={"HOME": str(tmp_path)}), None, interactive=False)
+    store.vault = vault
+    keys = {"aws_access_key_id": "A", "aws_secret_access_key": "S", "aws_session_token": "T", "expiration": utc(900)}
+    for field in keys:
+        vault.set_json("identity:dev", {**keys, field: value})
+        with pytest.raises(eks_token.DamagedEntry, match="incomplete"):
+            eks_token.read_keys(vault, "dev")
+    session = {"AccessKeyId": "A", "SecretAccessKey": "S", "SessionToken": "T", "Expiration": utc(900)}
+    for entry in (value, *({**session, field: value} for field in session)):
+        vault.set_json("session:x", {"Credentials": entry})
+        assert eks_token.read_session(store, "session:x") is None
+    portal = eks_token.Portal("https://x.awsapps.com/start", SSO_REGION)
+    for field in ("accessToken", "expiresAt"):
+        token = {"accessToken": "A", "expiresAt": utc(900), field: value}
+        vault.set_json(eks_token.sso_user(portal), token)
+        assert eks_token.read_sso_token(store, portal) is None
+
+
+@pytest.mark.parametrize("value", WRONG_TYPES, ids=str)
+def test_a_field_of_a_wrong_type_in_atmoss_item_is_one_line(value: object) -> None:
+    backend = LimitedBackend()
+    data = {"access_key_id": "A", "secret_access_key": "S", "session_token": "T", "expiration": utc(900)}
+    data |= {"region": REGION, "mfa_arn": mfa_serial("alice"), "session_duration": "12h"}
+    for item in (value, {"type": "aws", "data": value}, *({"type": "aws", "data": {**data, of: value}} for of in data)):
+        backend.items["atmos_dev", "atmos-auth"] = json.dumps(item)
+        with pytest.raises(eks_token.Problem, match=r"is not one that Atmos writes|has no AWS keys"):
+            eks_token.atmos_keys("dev", eks_token.Vault({}, backend=backend), {})
 
 
 def test_whoami_of_an_unknown_name_is_one_line_with_the_nearest(scene: Scene) -> None:
