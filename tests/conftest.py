@@ -46,6 +46,12 @@ as_root = pytest.mark.skipif(not IS_ROOT, reason="only on POSIX, as root")
 not_as_root = pytest.mark.skipif(IS_ROOT, reason="not as root, who may write everything")
 
 
+if sys.platform == "win32":
+    # What asks for POSIX's files, signals, terminals and shells. The others skip what starts the executable.
+    FOR_POSIX = ("cache", "doctor", "infrastructure", "keyring", "launcher", "package", "start")
+    collect_ignore = [f"test_{name}.py" for name in FOR_POSIX]
+
+
 # --- skips --------------------------------------------------------------------------------------------------
 
 

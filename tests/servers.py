@@ -369,7 +369,9 @@ class MotoServer:
     """moto's server, a process of its own, since its state is one a process."""
 
     def __enter__(self) -> Self:
-        self._log = tempfile.NamedTemporaryFile("w+", prefix="moto-")
+        # not NamedTemporaryFile, because Windows does not open a file twice that goes when it is closed
+        self._directory = tempfile.TemporaryDirectory(prefix="moto-", ignore_cleanup_errors=True)
+        self._log = Path(self._directory.name, "log").open("w")
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
         # port 0 lets the kernel choose, so that no other worker can take the port in between
@@ -389,6 +391,7 @@ class MotoServer:
         self._process.terminate()
         self._process.wait(WAIT)
         self._log.close()
+        self._directory.cleanup()
 
     @property
     def url(self) -> str:

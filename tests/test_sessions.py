@@ -550,7 +550,7 @@ FUTURE = "2099-01-01T00:00:00"
 def test_the_aws_clis_file_is_read_as_botocore_reads_it(
     changes: dict[str, object], good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE" if os.name == "nt" else "HOME", str(tmp_path))
     portal = eks_token.Portal("https://x/start", "us-east-1", "corp")
     token = {"startUrl": portal.start_url, "accessToken": "access", "expiresAt": f"{FUTURE}Z", "refreshToken": "r"}
     content = {key: value for key, value in (token | changes).items() if value is not None}
