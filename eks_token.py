@@ -225,6 +225,15 @@ def shell_word(text: str, platform: str = sys.platform) -> str:
     return shlex.quote(text)
 
 
+def listed(names: Iterable[str], most: int = 300) -> str:
+    """As many of the names as fit in `most` characters, and how many more there are."""
+    names = list(names)
+    for count in range(1, len(names)):
+        if len(", ".join(names[: count + 1])) > most:
+            return f"{', '.join(names[:count])[:most]} and {len(names) - count} more"
+    return ", ".join(names)[:most]
+
+
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
 
@@ -2418,7 +2427,7 @@ class SecretService:
                 self.unlock([home])
                 unlocked, locked = self.search(attributes)
             elif hidden and self.service_name() == "KeePassXC":
-                names = ", ".join(self.label(path) for path in closed)
+                names = listed(self.label(path) for path in closed)
                 message = f"the keyring shows no such entry, but {names} is locked and may have it"
                 raise UnavailableNow(message, f"unlock {names} in KeePassXC, or close it")
         items = unlocked
@@ -2449,7 +2458,7 @@ class SecretService:
                 return path
         raise no_keyring(
             f"there is no collection {self.preferred}, which KEYRING_PROPERTY_PREFERRED_COLLECTION names",
-            f"there are: {', '.join(labels.values()) or 'none'}",
+            f"there are: {listed(labels.values()) or 'none'}",
         )
 
     def label(self, collection: str) -> str:
@@ -2971,7 +2980,7 @@ def choose_identity(request: Request, environ: Mapping[str, str], stored: Stored
 
 def no_choice(names: Sequence[str]) -> Problem:
     return Problem(
-        f"which identity? These are stored: {', '.join(names)}",
+        f"which identity? These are stored: {listed(names)}",
         f"pass one with --identity, or set a default: {PROGRAM} login NAME --default",
     )
 
@@ -3316,7 +3325,7 @@ def atmos_session(name: str, environ: Mapping[str, str], platform: str, watched:
             found.append((path, keys))
     if len(found) > 1:
         raise Problem(
-            f"{name} is in several of Atmos's realms: {', '.join(path for path, _ in found)}",
+            f"{name} is in several of Atmos's realms: {listed(path for path, _ in found)}",
             "set ATMOS_AUTH_REALM to the one you mean",
         )
     for path, keys in found:
@@ -5412,7 +5421,7 @@ def describe(invocation: Invocation, wanted: Provision) -> Described:
     if not names:
         raise unasked[regions[0]]
     if unasked:  # some regions are not enabled in an account, or forbidden
-        warn(f"{len(unasked)} regions did not answer: {', '.join(unasked)}")
+        warn(f"{len(unasked)} regions did not answer: {listed(unasked)}")
     found, skipped = ask_at_once([(at, name) for at in names for name in names[at]], entry, invocation, "clusters")
     for (_, name), problem in skipped.items():
         warn(f"skipped {name}: {problem.message}")
@@ -6645,7 +6654,7 @@ def undo(paths: Sequence[str], directory: str | None, dry_run: bool) -> int:
     """Restore what was in the files before the first `adopt`."""
     known = [path for path in paths if backups(path, directory)]
     if not known:
-        raise Problem("there is nothing to undo", f"there is no backup of {', '.join(paths)}")
+        raise Problem("there is nothing to undo", f"there is no backup of {listed(paths)}")
     for path in known:
         kept = backups(path, directory)
         if dry_run:
@@ -7122,7 +7131,7 @@ def pick(what: str, option: str, labels: Sequence[str], terminal: bool) -> int:
     if len(labels) == 1:
         return 0
     if not terminal:
-        raise Problem(f"{option} is missing; there are {len(labels)} to choose from: {', '.join(labels)}")
+        raise Problem(f"{option} is missing; there are {len(labels)} to choose from: {listed(labels)}")
     return choose(what, labels)
 
 
@@ -7162,7 +7171,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
         if not known:
             raise Problem(
                 f"no identity named {options.name!r} is stored",
-                f"stored identities: {', '.join(sorted(resolver.store.stored.identities))}"
+                f"stored identities: {listed(sorted(resolver.store.stored.identities))}"
                 if resolver.store.stored.identities
                 else "",
             )
@@ -7605,14 +7614,14 @@ def check_identities(resolver: Resolver) -> Check:
     lost = [name for name in keys if users is not None and f"identity:{name}" not in users]
     if lost:
         hint = f"store them again: {PROGRAM} login {lost[0]} --new-keys"
-        return Check("identities", "fail", f"{found}; the keyring has no keys for {', '.join(lost)}", hint)
+        return Check("identities", "fail", f"{found}; the keyring has no keys for {listed(lost)}", hint)
     # A role's session starts again when something needs it.
     by_a_person = {
         note.names[0] for note in ended if note.portal or "MFA" in kind_of(identities.get(note.names[0], {}))
     }
     if by_a_person:
         hint = f"`{PROGRAM} login NAME` starts a new one"
-        return Check("identities", "warn", f"{found}: {', '.join(sorted(by_a_person))}", hint)
+        return Check("identities", "warn", f"{found}: {listed(sorted(by_a_person))}", hint)
     return Check("identities", "ok", found)
 
 

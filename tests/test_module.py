@@ -153,3 +153,21 @@ def test_a_file_that_a_scanner_holds_is_replaced_when_it_lets_go(
     finally:
         monkeypatch.undo()
     assert len(calls) == attempts
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ([], ""),
+        (["a", "b"], "a, b"),
+        (
+            [f"team-{number:03}" for number in range(2000)],
+            f"{', '.join(f'team-{n:03}' for n in range(30))} and 1970 more",
+        ),
+        (["x" * 4000], "x" * 300),
+        (["x" * 4000, "y"], "x" * 300 + " and 1 more"),
+    ],
+    ids=["none", "two", "many", "a long one", "a long one of two"],
+)
+def test_names_in_an_error_are_cut_to_a_line(names: list[str], shown: str) -> None:
+    assert eks_token.listed(names) == shown
