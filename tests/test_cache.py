@@ -18,6 +18,7 @@ from typing import Any
 import package
 import platformdirs
 import pytest
+import test_login
 from conftest import ROOT, KeyringDaemon, Sandbox, as_root, invocation, posix
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,8 @@ from platformdirs import windows
 from platformdirs.macos import MacOS
 from platformdirs.unix import Unix
 from platformdirs.windows import Windows
-from servers import HttpServer, Incoming, Reply, wait_for
+from servers import ApiServer, HttpServer, Incoming, Reply, wait_for
+from test_login import Scene, role_over_keys_with_mfa, shorten, sso_with_one_role_only
 
 import eks_token
 from eks_token import Cache, Invocation, Key, Lock, LocksUnavailable, Minted, Problem
@@ -38,6 +40,7 @@ NOBODY = 65534
 LIFE = 840  # seconds that a token is good for
 
 pytestmark = pytest.mark.first_run
+scene = test_login.scene
 
 
 @pytest.fixture
@@ -1271,6 +1274,101 @@ def test_debug_tells_of_the_refresh(home: Sandbox) -> None:
     done = home.run(*TOKEN, "--debug", env={"EKS_TOKEN_REFRESH": None})
     assert "in the background" in done.stderr
     settle(home, refresh)
+
+
+MINUTE = 60
+
+
+def sessions_asked_for(scene: Scene) -> dict[str, int]:
+    counts = scene.moto.counts + scene.sso.counts
+    return {name: counts[name] for name in ("AssumeRole", "GetRoleCredentials", "GetSessionToken") if counts[name]}
+
+
+def shorten_role_sessions(scene: Scene, seconds: float) -> None:
+    """Lets sessions of an hour end in so many seconds. MFA sessions, of twelve hours, stay as they are."""
+    vault = eks_token.Vault(scene.home.env)
+    for user in scene.kept():
+        if user.startswith("session:"):
+            entry = vault.get_json(user) or {}
+            if eks_token.parse_time(entry["Credentials"]["Expiration"]) < time.time() + 2 * 60 * MINUTE:
+                shorten(scene, user, seconds)
+
+
+def left_behind(home: Sandbox) -> list[str]:
+    """The processes of this home that are still running."""
+    mine = f"HOME={home.home}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mine in (process / "environ").read_bytes().split(b"\0"):
+                found.append(process.name)
+        except OSError:  # it has ended, or is another user's
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux: it looks for processes in /proc")
+def test_after_the_first_call_nobody_waits_for_aws(scene: Scene, kubectl: Path, api_server: ApiServer) -> None:
+    """Two identities, one behind an MFA session and one of SSO, for three half lives of their answers.
+
+    AWS does not answer before all the calls have ended. A call that waited for it would print a new token.
+    """
+    home, served = scene.home, ["AssumeRole", "GetRoleCredentials"]
+    named = [role_over_keys_with_mfa(scene)[0], sso_with_one_role_only(scene)[0]]
+    (home.home / ".kube").mkdir()  # or kubectl makes it
+    home.settle(home.data / "identities.json")
+    requests = [test_login.words("demo", "-i", name) for name in named]
+    tokens = [refreshing(home, *request) for request in requests]
+    kubeconfigs = [
+        home.write(f"kubeconfig-{name}", api_server.kubeconfig({"command": str(home.executable), "args": request}))
+        for name, request in zip(named, requests, strict=True)
+    ]
+    for _ in range(3):
+        time.sleep(1.1)  # a token that is signed now has another date
+        shorten_role_sessions(scene, 12 * MINUTE)
+        scene.moto.forget()
+        scene.sso.forget()
+        due = list((home.cache / "tokens").rglob("%refresh"))
+        assert len(due) == 2
+        for refresh in due:
+            os.utime(refresh)
+        with scene.moto.hold(served[0]) as role, scene.sso.hold(served[1]) as sso_role:
+            for request, token in zip(requests, tokens, strict=True):
+                shown = all_at_once(home, 5, *request, EKS_TOKEN_REFRESH="")
+                assert {token_of(output) for output, _ in shown} == {token}
+            role.wait()
+            sso_role.wait()
+            for path in kubeconfigs:
+                done = home.run("get", "namespaces", "--kubeconfig", path, command=[kubectl])
+                assert (done.returncode, "kube-system" in done.stdout) == (0, True), done.stderr
+            assert {verdict.token for verdict in api_server.verdicts} == {*tokens}
+        for refresh in due:
+            settle(home, refresh)
+        wait_for(lambda: not left_behind(home), "the end of the refreshes")
+        assert sessions_asked_for(scene) == dict.fromkeys(served, 1)
+        former, tokens = tokens, [refreshing(home, *request) for request in requests]
+        assert not {*former} & {*tokens}
+        api_server.verdicts.clear()
+    assert left_behind(home) == []
+
+
+@posix
+@pytest.mark.parametrize(
+    ("minutes", "renewed"), [pytest.param(12, 1, id="ends before the next token"), pytest.param(20, 0, id="lasts")]
+)
+def test_a_refresh_renews_a_session_that_would_end_with_the_next_token(
+    scene: Scene, minutes: int, renewed: int
+) -> None:
+    name, _ = role_over_keys_with_mfa(scene)
+    scene.home.settle(scene.home.data / "identities.json")
+    request = test_login.words("demo", "-i", name)
+    refreshing(scene.home, *request)
+    shorten_role_sessions(scene, minutes * MINUTE)
+    scene.moto.forget()
+    refresh = let_half_its_life_pass(scene.home)
+    refreshing(scene.home, *request)
+    settle(scene.home, refresh)
+    assert scene.moto.count("AssumeRole") == renewed
 
 
 # --- sources that may give others each time ---------------------------------------------------------------
