@@ -1749,15 +1749,6 @@ class Cache:
         except (OSError, ValueError):
             return
 
-    def lines(self) -> Iterable[str]:
-        """The request lines of all answers, fresh or not."""
-        for directory, _, names in os.walk(os.path.join(self.root, "tokens")):
-            if "%answer" in names:
-                try:
-                    yield parse_answer(read_regular(os.path.join(directory, "%answer"))).line
-                except (OSError, ValueError):
-                    continue
-
     def empty(self) -> None:
         """Forget every answer, including those that are being signed now. Raises Problem if that fails."""
         tokens = os.path.join(self.root, "tokens")
@@ -5177,9 +5168,9 @@ def refresh_ahead(invocation: Invocation, cache: Cache | None, key: Key | None, 
 
 # -- 8. kubeconfig ----------------------------------------------------------------------------------------------------
 #
-# Reads and writes kubeconfig entries. ruamel.yaml says where in the text each value is. Only the lines that have to
-# change are written: comments, order, quotes and everything else in a file stay as they are, to the byte. The rules for
-# several files, and the lock, are kubectl's.
+# First what is written for a cluster: the commands, and what they know about exec entries and about kubectl's files.
+# Then how it gets into a file: ruamel.yaml says where in the text each value is, and only the lines that have to change
+# are written. Comments, order, quotes and everything else stay as they are, to the byte.
 
 EXEC_API_VERSION = CLIENT_AUTHENTICATION + "v1beta1"  # kubectl supports v1 only since 1.22
 INSTALL_HINT = "copy the executable eks-token to a directory on PATH"
@@ -5316,7 +5307,7 @@ def provision(invocation: Invocation, name: str, cluster: str, region: str) -> i
     return write_entries(invocation, Provision(Request(PROGRAM, cluster, region, name)))
 
 
-# What is written
+# What is written for a cluster
 
 
 class Entry(NamedTuple):
@@ -5378,16 +5369,30 @@ def gone_users(file: Kubeconfig, found: Described) -> Iterable[str]:
     """The users of the described identity's entries for clusters that are not there any more."""
     for context in file.contexts.values():
         user = file.users.get(context.user)
-        arn = context.cluster.split(":", 5)  # arn:PARTITION:eks:REGION:ACCOUNT:cluster/NAME
-        if user is None or len(arn) < 6 or arn[2] != "eks" or arn[3] not in found.names:
-            continue
-        ours = our_arguments(user) is not None and entry_identity(user) == found.identity
-        if ours and arn[5].removeprefix("cluster/") not in found.names[arn[3]]:
+        region, name = region_and_name(context.cluster)
+        gone = region in found.names and name not in found.names[region]
+        if gone and user and our_arguments(user) is not None and entry_identity(user) == found.identity:
             yield context.user
 
 
-def describe(invocation: Invocation, wanted: Provision) -> Described:
-    """The entries for the wanted clusters, from the EKS API. Raises Problem."""
+def region_and_name(arn: str) -> tuple[str, str]:
+    """The region and the name in the ARN of an EKS cluster, or "" twice if this is another name."""
+    import re
+
+    found = re.fullmatch("arn:[^:]*:eks:([^:]*):[^:]*:cluster/(.*)", arn)
+    return (found[1], found[2]) if found else ("", "")
+
+
+class Account(NamedTuple):
+    """Whom the EKS API answers, and where."""
+
+    name: str  # of the credentials, for messages
+    identity: str  # that an entry has to name, or ""
+    clients: Mapping[str, Any]  # botocore's, by region
+
+
+def open_account(invocation: Invocation, wanted: Provision) -> Account:
+    """Clients of the EKS API in the wanted region, or in every region of the partition. Raises Problem."""
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     every = wanted.request.region == EVERY_REGION
     request = wanted.request._replace(region="") if every else wanted.request
@@ -5405,29 +5410,36 @@ def describe(invocation: Invocation, wanted: Provision) -> Described:
         regions = session.get_available_regions("eks", session.get_partition_for_region(region)) if every else [region]
         url = wanted.endpoint_url or None
         eks = {name: client(session, "eks", credentials, region_name=name, endpoint_url=url) for name in regions}
+    return Account(resolver.name, identity, eks)
+
+
+def describe(invocation: Invocation, wanted: Provision) -> Described:
+    """The entries for the wanted clusters, from the EKS API. Raises Problem."""
+    name, identity, eks = open_account(invocation, wanted)
 
     def entry(cluster: tuple[str, str]) -> Entry:
-        region, name = cluster
-        with plain_errors(resolver.name):
-            return new_entry(eks[region].describe_cluster(name=name)["cluster"], identity, wanted)
+        region, cluster_name = cluster
+        with plain_errors(name):
+            return new_entry(eks[region].describe_cluster(name=cluster_name)["cluster"], identity, wanted)
 
     def clusters(region: str) -> list[str]:
-        with plain_errors(resolver.name):
+        with plain_errors(name):
             return pages(eks[region].list_clusters, "clusters")
 
-    if request.cluster:
-        return Described([entry((region, request.cluster))], identity)
-    names, unasked = ask_at_once(regions, clusters, invocation, "regions")
+    if wanted.request.cluster:
+        return Described([entry((next(iter(eks)), wanted.request.cluster))], identity)
+    names, unasked = ask_at_once(list(eks), clusters, invocation, "regions")
     if not names:
-        raise unasked[regions[0]]
+        raise next(iter(unasked.values()))
     if unasked:  # some regions are not enabled in an account, or forbidden
         warn(f"{len(unasked)} regions did not answer: {listed(unasked)}")
-    found, skipped = ask_at_once([(at, name) for at in names for name in names[at]], entry, invocation, "clusters")
-    for (_, name), problem in skipped.items():
-        warn(f"skipped {name}: {problem.message}")
+    found, skipped = ask_at_once([(at, each) for at in names for each in names[at]], entry, invocation, "clusters")
+    for (_, each), problem in skipped.items():
+        warn(f"skipped {each}: {problem.message}")
+    every = wanted.request.region == EVERY_REGION
     if not found and not skipped and not wanted.prune:
-        raise Problem(f"{resolver.name} sees no clusters in {'any region' if every else region}")
-    say(f"clusters: {len(found)}, in {region if not every else f'{len(names)} regions'}")
+        raise Problem(f"{name} sees no clusters in {'any region' if every else next(iter(eks))}")
+    say(f"clusters: {len(found)}, in {f'{len(names)} regions' if every else next(iter(eks))}")
     return Described(list(found.values()), identity, names, bool(skipped))
 
 
@@ -5562,6 +5574,46 @@ def summary(entries: Sequence[Entry], wanted: Provision, command: Sequence[str])
     return "".join(f"{line}\n" for line in lines_of(config))
 
 
+def remove_entries(invocation: Invocation, names: Sequence[str], named: str) -> None:
+    """Remove the users that use one of these identities, and the contexts and clusters that only they used.
+
+    If that fails, it is only a warning, because the identity is forgotten anyway.
+    """
+    try:
+        paths = kubeconfig_paths(invocation, named)
+        if not any(PROGRAM.encode() in (read_bytes(path) or b"") for path in paths):  # it may even be damaged
+            return
+        files = read_kubeconfigs(paths)
+        users = {name for file in files for name, user in file.users.items() if entry_identity(user) in names}
+        if users:
+            edit(files, lambda configs: remove_users(configs, users))
+        for user in sorted(users):
+            say(f"removed the user {user} from the kubeconfig")
+    except Problem as problem:
+        warn(f"the identity's kubeconfig entries were not removed: {problem.message}")
+
+
+def remove_users(configs: Mapping[str, Config], users: Collection[str]) -> None:
+    """Remove these users from kubeconfigs, with their contexts, and the clusters that only those use."""
+    contexts = [context for config in configs.values() for context in items_of(config, "contexts")]
+    gone = [context for context in contexts if part(context, "context", dict).get("user") in users]
+    names = {
+        "users": set(users),
+        "contexts": {context["name"] for context in gone},
+        "clusters": {context["context"].get("cluster") for context in gone}
+        - {context["context"].get("cluster") for context in contexts if context not in gone},
+    }
+    for config in configs.values():
+        for kind, removed in names.items():
+            if any(item["name"] in removed for item in items_of(config, kind)):
+                config[kind] = [item for item in items_of(config, kind) if item["name"] not in removed]
+        if config.get("current-context") in names["contexts"]:
+            config["current-context"] = ""
+
+
+# The programs that exec entries start
+
+
 def exec_command(invocation: Invocation, named: str = "") -> list[str]:
     """How kubectl starts this program: as named, or else by its name if PATH leads from there to this file, and by its
     whole path if not. kubectl cannot start a shell script on Windows, so there it starts Python with the file."""
@@ -5589,6 +5641,17 @@ def our_arguments(user: KubeUser) -> Sequence[str] | None:
         if after >= 0 and program_name(user.arguments[after]) == PROGRAM:
             return user.arguments[after + 1 :]
     return None
+
+
+def entry_identity(user: KubeUser) -> str:
+    """The identity that a user's exec entry names, in its arguments or its variables, or "" if there is none."""
+    if (arguments := our_arguments(user)) is None:
+        return ""
+    try:
+        request = parse_request(arguments, user.variables, "v1beta1")
+        return choose_identity(request, user.variables, Stored("", {})).profile
+    except Problem:
+        return ""
 
 
 class Plugin(NamedTuple):
@@ -5644,6 +5707,42 @@ def program_name(command: str) -> str:
     return command.strip().replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe").removesuffix(".cmd")
 
 
+# The files that kubectl reads
+
+
+class ExecUser(NamedTuple):
+    """A kubeconfig's user with an exec entry, and the contexts that use it."""
+
+    path: str  # of the kubeconfig
+    entry: KubeUser
+    contexts: Mapping[str, str]  # the contexts' names, and what is wrong with them, or ""
+
+
+def exec_users(invocation: Invocation, named: str = "") -> list[ExecUser]:
+    """The users with an exec entry that a context uses. If two files have the same user, kubectl uses the first."""
+    users: dict[str, tuple[str, KubeUser]] = {}
+    contexts: dict[str, KubeContext] = {}
+    configs = kubeconfigs(invocation, named)
+    for config in configs:
+        users = {name: (config.path, user) for name, user in config.users.items()} | users
+        contexts = {**config.contexts, **contexts}
+    clusters = {cluster for config in configs for cluster in config.clusters}
+    of: dict[str, dict[str, str]] = {name: {} for name in users}
+    for name, context in contexts.items():
+        missing = "" if context.cluster in clusters else f"there is no cluster named {context.cluster!r}"
+        of.setdefault(context.user, {})[name] = missing
+    return [ExecUser(path, user, of[name]) for name, (path, user) in users.items() if user.command and of[name]]
+
+
+def kubeconfigs(invocation: Invocation, named: str = "") -> list[Kubeconfig]:
+    """The kubeconfig files as kubectl reads them, and Atmos's own. Raises Problem."""
+    return read_kubeconfigs(kubeconfig_paths(invocation, named, atmos_kubeconfig(invocation)))
+
+
+def atmos_kubeconfig(invocation: Invocation) -> str:
+    return os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
+
+
 def kubeconfig_paths(invocation: Invocation, named: str, other: str = "") -> list[str]:
     """The files that kubectl would read: the named one, or those in KUBECONFIG, or ~/.kube/config. If none is named,
     the other one is included, if it exists. A file with several names is in the list once."""
@@ -5669,46 +5768,7 @@ def kubeconfig_paths(invocation: Invocation, named: str, other: str = "") -> lis
     return list(paths.values())
 
 
-# Reading. A kubeconfig is YAML, which JSON is a part of, and kubectl reads its first document. An error names the file
-# and the line, and never quotes a value, because that could be a secret.
-
-
-class Bare(NamedTuple):
-    """A number or a boolean, as it is written."""
-
-    text: str
-
-
-if TYPE_CHECKING:
-
-    class Mark(Protocol):
-        index: int
-        line: int  # from 0
-        column: int
-        buffer: str  # the text
-        pointer: int  # where this is in the buffer
-
-    class Node(Protocol):
-        """What we use of ruamel.yaml's nodes."""
-
-        id: str  # mapping, sequence or scalar
-        value: Any  # pairs of nodes, nodes, or a string
-        style: str | None  # of a scalar: its quotes, or | or >
-        flow_style: bool  # of the others: whether they are in brackets
-        start_mark: Mark  # before an anchor, if there is one
-        end_mark: Mark
-
-    Yaml = dict[str, "Yaml"] | list["Yaml"] | str | Bare | None
-    Config = dict[str, Yaml]
-    Change = Callable[[Mapping[str, Config]], None]
-
-
-class Fault(Exception):
-    """What is wrong with a kubeconfig, and on which line."""
-
-    def __init__(self, line: int, what: str) -> None:
-        super().__init__(what)
-        self.line = line  # from 1
+# What a kubeconfig holds
 
 
 class KubeUser(NamedTuple):
@@ -5787,6 +5847,244 @@ def parse_kubeconfig(path: str, content: bytes | None) -> Kubeconfig:
         raise Problem(f"{path} is nested too deeply", FIX_KUBECONFIG.format(path)) from None
 
 
+def named(config: Mapping[str, Node], kind: str) -> dict[str, dict[str, Node]]:
+    """The users, contexts or clusters of a kubeconfig, by name. Raises Fault."""
+    found: dict[str, dict[str, Node]] = {}
+    for item in items(config, f"{kind}s"):
+        about = fields(item, f"an item in {kind}s")
+        name = string(about, "name")
+        if not name or name in found:
+            raise Fault(line_of(item), f"another {kind} has the same name" if name else f"a {kind} has no name")
+        found[name] = fields(about.get(kind), kind)
+    return found
+
+
+def kube_user(given: Mapping[str, Node]) -> KubeUser:
+    entry = fields(given.get("exec"), "exec")
+    variables = [fields(pair, "an item in env") for pair in items(entry, "env")]
+    return KubeUser(
+        string(entry, "command"),
+        tuple(take(word, str, "an item in args") for word in items(entry, "args")),
+        {string(pair, "name"): string(pair, "value") for pair in variables},
+        string(entry, "apiVersion"),
+        string(entry, "interactiveMode"),
+        {key: string(given, key) if key in KEY_FILES else "" for key in (*KEY_FILES, *OTHER_WAYS) if key in given},
+    )
+
+
+def kubectl_fault(user: KubeUser, path: str) -> str:
+    """Why kubectl would not run a user's exec entry in this kubeconfig, or "" (kubernetes/client-go,
+    tools/clientcmd/validation.go, and rest/exec.go)."""
+    version = user.api_version.removeprefix(CLIENT_AUTHENTICATION)
+    if version == user.api_version or version not in API_VERSIONS:
+        return f"kubectl rejects the apiVersion {user.api_version!r}"
+    if version == "v1alpha1":
+        return f"kubectl 1.24 and later reject {user.api_version}; v1beta1 is the same"
+    if user.mode not in ("", "Never", "IfAvailable", "Always"):
+        return f"kubectl rejects the interactiveMode {user.mode!r}"
+    if version == "v1" and not user.mode:
+        return f"kubectl rejects {user.api_version} without an interactiveMode"
+    if "" in user.variables:
+        return "kubectl rejects a variable without a name in env"
+    if "auth-provider" in user.others:
+        return "kubectl rejects auth-provider next to exec"
+    if first := [key for key in ("token", "tokenFile", "username") if key in user.others]:
+        return f"kubectl uses the user's {first[0]} and never runs exec"
+    for key, value in user.others.items():
+        if value and not os.path.exists(os.path.join(os.path.dirname(path), value)):
+            return f"kubectl cannot read the user's {key}, {value}: there is no such file"
+    return ""
+
+
+# Changing files: all or none, in place, and under kubectl's locks
+
+
+def edit(
+    files: Sequence[Kubeconfig], change: Change, backup: Callable[[str, bytes, bytes], str] | None = None
+) -> list[str]:
+    """Let `change` edit what these files hold, and write all the files that differ then, or none. Returns their paths.
+
+    If another program has written one of them since it was read, all are read again. `backup` gets a path, the old and
+    the new content, and returns the path of the backup. Raises Problem.
+    """
+    deadline = time.monotonic() + EDIT_SECONDS
+    while time.monotonic() < deadline:
+        contents = [(file.path, file.content, new) for file, new in rewritten(files, change)]
+        changed = [(path, old, new) for path, old, new in contents if new != (old or b"")]
+        if replace_contents(changed, backup):
+            return [path for path, _, _ in changed]
+        files = read_kubeconfigs(file.path for file in files)
+    raise Problem(f"another program keeps changing {files[0].path}", "try again when it is done")
+
+
+def rewritten(files: Sequence[Kubeconfig], change: Change) -> Iterable[tuple[Kubeconfig, bytes]]:
+    """These files, and the content that each of them has after the change. Raises Problem."""
+    configs = {file.path: plain_mapping(file.root) for file in files}
+    change(configs)
+    for file in files:
+        wanted = configs[file.path]
+        if wanted == file.data:
+            yield file, file.content or b""
+            continue
+        edits = Edits(file.text)
+        edits.amend(file.root, wanted)
+        new = edits.result().encode(encoding_of(file.content or b""))
+        if parse_kubeconfig(file.path, new).data != wanted:
+            raise Problem(
+                f"{file.path} cannot be changed without changing more: it may use YAML aliases",
+                "change it in an editor",
+            )
+        yield file, new
+
+
+def replace_contents(
+    contents: Sequence[tuple[str, bytes | None, bytes]], backup: Callable[[str, bytes, bytes], str] | None = None
+) -> bool:
+    """Write the new contents of all these files, given with the old ones, or of none. Raises Problem.
+
+    Returns False if one of them is not what it was (None: no file), because another program has written it.
+    """
+    import contextlib
+
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
+        for lock in kubectl_locks(path for path, _, _ in contents):
+            held.enter_context(KubectlLock(lock))
+        if any(read_bytes(path) != old for path, old, _ in contents):
+            return False
+        for path, before, new in contents:
+            old = before or b""
+            if backup:
+                undo.callback(discard, backup(path, old, new))
+            if before is None:
+                undo.callback(discard, path)
+            write_in_place(path, old, new)
+            undo.callback(write_in_place, path, new, old)
+        undo.pop_all()
+    return True
+
+
+def write_in_place(path: str, old: bytes, new: bytes) -> None:
+    """Write a kubeconfig as kubectl does, into the existing file. So a link stays a link, and mode, owner and a
+    container's mount point stay as they are. If the new content does not fit, the old content is restored."""
+    import stat
+
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+    except OSError as error:
+        raise Problem(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise Problem(f"{path} is not a regular file", "pass another file with --kubeconfig")
+        try:
+            overwrite(file, new)
+        except BaseException as error:
+            overwrite(file, old)
+            if isinstance(error, OSError):
+                raise Problem(f"{path} cannot be written: {error.strerror}; it was not changed") from error
+            raise
+    finally:
+        os.close(file)
+
+
+def overwrite(file: int, content: bytes) -> None:
+    os.lseek(file, 0, os.SEEK_SET)
+    left = content
+    while left:
+        left = left[os.write(file, left) :]
+    os.ftruncate(file, len(content))
+    os.fsync(file)
+
+
+def kubectl_locks(paths: Iterable[str]) -> list[str]:
+    """The locks that kubectl takes to change these kubeconfigs: a file next to each, which exists while the lock is
+    held (kubernetes/client-go, tools/clientcmd/loader.go). If a kubeconfig is reached by a link, programs that use its
+    real name are kept out too, where a lock can be made there."""
+    locks = set()
+    for path in paths:
+        real = os.path.realpath(path)
+        locks.add(os.path.join(os.path.realpath(os.path.dirname(path)), f"{os.path.basename(path)}.lock"))
+        if os.path.isfile(real) and os.access(os.path.dirname(real), os.W_OK):
+            locks.add(f"{real}.lock")
+    return sorted(locks)
+
+
+class KubectlLock:
+    """One of kubectl's locks. kubectl itself does not wait for it, but we do."""
+
+    def __init__(self, lock: str) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
+        while True:
+            try:
+                os.makedirs(os.path.dirname(self._lock), 0o700, exist_ok=True)
+                os.close(os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                return
+            except FileExistsError:
+                if time.monotonic() > deadline:
+                    raise Problem(
+                        f"another program has held the lock {self._lock} for {KUBECTL_LOCK_SECONDS} s",
+                        "remove that file if no kubectl is running",
+                    ) from None
+                time.sleep(0.05)
+            except OSError as error:
+                raise Problem(f"{self._lock} cannot be created: {error.strerror}") from error
+
+    def __exit__(self, *exception: object) -> None:
+        discard(self._lock)
+
+
+def discard(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+# Reading YAML, which JSON is a part of. kubectl reads the first document. An error names the file and the line, and
+# never quotes a value, because that could be a secret.
+
+
+class Bare(NamedTuple):
+    """A number or a boolean, as it is written."""
+
+    text: str
+
+
+if TYPE_CHECKING:
+
+    class Mark(Protocol):
+        index: int
+        line: int  # from 0
+        column: int
+        buffer: str  # the text
+        pointer: int  # where this is in the buffer
+
+    class Node(Protocol):
+        """What we use of ruamel.yaml's nodes."""
+
+        id: str  # mapping, sequence or scalar
+        value: Any  # pairs of nodes, nodes, or a string
+        style: str | None  # of a scalar: its quotes, or | or >
+        flow_style: bool  # of the others: whether they are in brackets
+        start_mark: Mark  # before an anchor, if there is one
+        end_mark: Mark
+
+    Yaml = dict[str, "Yaml"] | list["Yaml"] | str | Bare | None
+    Config = dict[str, Yaml]
+    Change = Callable[[Mapping[str, Config]], None]
+
+
+class Fault(Exception):
+    """What is wrong with a kubeconfig, and on which line."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(what)
+        self.line = line  # from 1
+
+
 def encoding_of(content: bytes) -> str:
     """The encoding of a kubeconfig, by its byte order mark. kubectl reads UTF-16 too."""
     import codecs
@@ -5863,15 +6161,16 @@ def plain(node: Node, known: dict[int, tuple[Yaml, int]] | None = None) -> Yaml:
     if id(node) in known:
         return known[id(node)][0]
     found = parts(node)
-    value: Yaml
-    if isinstance(found, dict):
-        value = {key: plain(item, known) for key, item in found.items()}
-    else:
-        value = [plain(item, known) for item in found] if isinstance(found, list) else found
     inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    values = [plain(item, known) for item in inside]
     size = 1 + sum(known[id(item)][1] for item in inside)
     if size > MOST_NODES:
         raise Fault(line_of(node), "its aliases stand for too much")
+    value: Yaml
+    if isinstance(found, dict):
+        value = dict(zip(found, values, strict=True))
+    else:
+        value = values if isinstance(found, list) else found
     known[id(node)] = value, size
     return value
 
@@ -5907,56 +6206,7 @@ def string(within: Mapping[str, Node], key: str) -> str:
     return take(within.get(key), str, key)
 
 
-def named(config: Mapping[str, Node], kind: str) -> dict[str, dict[str, Node]]:
-    """The users, contexts or clusters of a kubeconfig, by name. Raises Fault."""
-    found: dict[str, dict[str, Node]] = {}
-    for item in items(config, f"{kind}s"):
-        about = fields(item, f"an item in {kind}s")
-        name = string(about, "name")
-        if not name or name in found:
-            raise Fault(line_of(item), f"another {kind} has the same name" if name else f"a {kind} has no name")
-        found[name] = fields(about.get(kind), kind)
-    return found
-
-
-def kube_user(given: Mapping[str, Node]) -> KubeUser:
-    entry = fields(given.get("exec"), "exec")
-    variables = [fields(pair, "an item in env") for pair in items(entry, "env")]
-    return KubeUser(
-        string(entry, "command"),
-        tuple(take(word, str, "an item in args") for word in items(entry, "args")),
-        {string(pair, "name"): string(pair, "value") for pair in variables},
-        string(entry, "apiVersion"),
-        string(entry, "interactiveMode"),
-        {key: string(given, key) if key in KEY_FILES else "" for key in (*KEY_FILES, *OTHER_WAYS) if key in given},
-    )
-
-
-def kubectl_fault(user: KubeUser, path: str) -> str:
-    """Why kubectl would not run a user's exec entry in this kubeconfig, or "" (kubernetes/client-go,
-    tools/clientcmd/validation.go, and rest/exec.go)."""
-    version = user.api_version.removeprefix(CLIENT_AUTHENTICATION)
-    if version == user.api_version or version not in API_VERSIONS:
-        return f"kubectl rejects the apiVersion {user.api_version!r}"
-    if version == "v1alpha1":
-        return f"kubectl 1.24 and later reject {user.api_version}; v1beta1 is the same"
-    if user.mode not in ("", "Never", "IfAvailable", "Always"):
-        return f"kubectl rejects the interactiveMode {user.mode!r}"
-    if version == "v1" and not user.mode:
-        return f"kubectl rejects {user.api_version} without an interactiveMode"
-    if "" in user.variables:
-        return "kubectl rejects a variable without a name in env"
-    if "auth-provider" in user.others:
-        return "kubectl rejects auth-provider next to exec"
-    if first := [key for key in ("token", "tokenFile", "username") if key in user.others]:
-        return f"kubectl uses the user's {first[0]} and never runs exec"
-    for key, value in user.others.items():
-        if value and not os.path.exists(os.path.join(os.path.dirname(path), value)):
-            return f"kubectl cannot read the user's {key}, {value}: there is no such file"
-    return ""
-
-
-# Writing
+# Editing YAML text
 
 
 class Edits:
@@ -6153,13 +6403,6 @@ def lines_of(value: Yaml) -> list[str]:
     return [scalar_text(value, None)]
 
 
-def is_string(value: str) -> bool:
-    """Whether a value without quotes is a string for kubectl, which reads YAML 1.1."""
-    import re
-
-    return value not in NULLS and not re.fullmatch(NOT_A_STRING, value)
-
-
 def scalar_text(value: Yaml, style: str | None) -> str:
     """A scalar as YAML, in these quotes if it can be, or without any if it does not need them; or an empty value."""
     import json
@@ -6177,225 +6420,11 @@ def scalar_text(value: Yaml, style: str | None) -> str:
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda char: f"\\u{ord(char[0]):04x}", text)
 
 
-# Files
+def is_string(value: str) -> bool:
+    """Whether a value without quotes is a string for kubectl, which reads YAML 1.1."""
+    import re
 
-
-def edit(
-    files: Sequence[Kubeconfig], change: Change, backup: Callable[[str, bytes, bytes], str] | None = None
-) -> list[str]:
-    """Let `change` edit what these files hold, and write all the files that differ then, or none. Returns their paths.
-
-    If another program has written one of them since it was read, all are read again. `backup` gets a path, the old and
-    the new content, and returns the path of the backup. Raises Problem.
-    """
-    import contextlib
-
-    deadline = time.monotonic() + EDIT_SECONDS
-    while time.monotonic() < deadline:
-        changed = [(file, new) for file, new in rewritten(files, change) if new != (file.content or b"")]
-        with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
-            for path in sorted(file.path for file, _ in changed):
-                held.enter_context(KubectlLock(path))
-            if all(read_bytes(file.path) == file.content for file, _ in changed):
-                for file, new in changed:
-                    old = file.content or b""
-                    if backup:
-                        undo.callback(discard, backup(file.path, old, new))
-                    if file.content is None:
-                        undo.callback(discard, file.path)
-                    write_in_place(file.path, old, new)
-                    undo.callback(write_in_place, file.path, new, old)
-                undo.pop_all()
-                return [file.path for file, _ in changed]
-        files = read_kubeconfigs(file.path for file in files)
-    raise Problem(f"another program keeps changing {files[0].path}", "try again when it is done")
-
-
-def rewritten(files: Sequence[Kubeconfig], change: Change) -> Iterable[tuple[Kubeconfig, bytes]]:
-    """These files, and the content that each of them has after the change. Raises Problem."""
-    configs = {file.path: plain_mapping(file.root) for file in files}
-    change(configs)
-    for file in files:
-        wanted = configs[file.path]
-        if wanted == file.data:
-            yield file, file.content or b""
-            continue
-        edits = Edits(file.text)
-        edits.amend(file.root, wanted)
-        new = edits.result().encode(encoding_of(file.content or b""))
-        if parse_kubeconfig(file.path, new).data != wanted:
-            raise Problem(
-                f"{file.path} cannot be changed without changing more: it may use YAML aliases",
-                "change it in an editor",
-            )
-        yield file, new
-
-
-def write_in_place(path: str, old: bytes, new: bytes) -> None:
-    """Write a kubeconfig as kubectl does, into the existing file. So a link stays a link, and mode, owner and a
-    container's mount point stay as they are. If the new content does not fit, the old content is restored."""
-    import stat
-
-    try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
-    except OSError as error:
-        raise Problem(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise Problem(f"{path} is not a regular file", "pass another file with --kubeconfig")
-        try:
-            overwrite(file, new)
-        except BaseException as error:
-            overwrite(file, old)
-            if isinstance(error, OSError):
-                raise Problem(f"{path} cannot be written: {error.strerror}; it was not changed") from error
-            raise
-    finally:
-        os.close(file)
-
-
-def overwrite(file: int, content: bytes) -> None:
-    os.lseek(file, 0, os.SEEK_SET)
-    left = content
-    while left:
-        left = left[os.write(file, left) :]
-    os.ftruncate(file, len(content))
-    os.fsync(file)
-
-
-class KubectlLock:
-    """The lock that kubectl takes to change a kubeconfig: a file next to it, which exists while the lock is held
-    (kubernetes/client-go, tools/clientcmd/loader.go). kubectl itself does not wait for it, but we do. If the file is
-    reached by a link, programs that use its real name are kept out too, where a lock can be made there."""
-
-    def __init__(self, path: str) -> None:
-        directory, name = os.path.split(path)
-        lock, real = os.path.join(os.path.realpath(directory), f"{name}.lock"), os.path.realpath(path)
-        also = os.path.isfile(real) and os.access(os.path.dirname(real), os.W_OK)
-        self._locks = sorted({lock, f"{real}.lock"} if also else {lock})
-        self._held: list[str] = []
-
-    def __enter__(self) -> None:
-        deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
-        for lock in self._locks:
-            try:
-                self._take(lock, deadline)
-            except BaseException:
-                self.__exit__()
-                raise
-
-    def _take(self, lock: str, deadline: float) -> None:
-        while True:
-            try:
-                os.makedirs(os.path.dirname(lock), 0o700, exist_ok=True)
-                os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-                self._held.append(lock)
-                return
-            except FileExistsError:
-                if time.monotonic() > deadline:
-                    raise Problem(
-                        f"another program has held the lock {lock} for {KUBECTL_LOCK_SECONDS} s",
-                        "remove that file if no kubectl is running",
-                    ) from None
-                time.sleep(0.05)
-            except OSError as error:
-                raise Problem(f"{lock} cannot be created: {error.strerror}") from error
-
-    def __exit__(self, *exception: object) -> None:
-        for lock in self._held:
-            discard(lock)
-
-
-def discard(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
-
-
-# logout
-
-
-def remove_entries(invocation: Invocation, names: Sequence[str], named: str) -> None:
-    """Remove the users that use one of these identities, and the contexts and clusters that only they used.
-
-    If that fails, it is only a warning, because the identity is forgotten anyway.
-    """
-    try:
-        paths = kubeconfig_paths(invocation, named)
-        if not any(PROGRAM.encode() in (read_bytes(path) or b"") for path in paths):  # it may even be damaged
-            return
-        files = read_kubeconfigs(paths)
-        users = {name for file in files for name, user in file.users.items() if entry_identity(user) in names}
-        if users:
-            edit(files, lambda configs: remove_users(configs, users))
-        for user in sorted(users):
-            say(f"removed the user {user} from the kubeconfig")
-    except Problem as problem:
-        warn(f"the identity's kubeconfig entries were not removed: {problem.message}")
-
-
-def remove_users(configs: Mapping[str, Config], users: Collection[str]) -> None:
-    """Remove these users from kubeconfigs, with their contexts, and the clusters that only those use."""
-    contexts = [context for config in configs.values() for context in items_of(config, "contexts")]
-    gone = [context for context in contexts if part(context, "context", dict).get("user") in users]
-    names = {
-        "users": set(users),
-        "contexts": {context["name"] for context in gone},
-        "clusters": {context["context"].get("cluster") for context in gone}
-        - {context["context"].get("cluster") for context in contexts if context not in gone},
-    }
-    for config in configs.values():
-        for kind, removed in names.items():
-            if any(item["name"] in removed for item in items_of(config, kind)):
-                config[kind] = [item for item in items_of(config, kind) if item["name"] not in removed]
-        if config.get("current-context") in names["contexts"]:
-            config["current-context"] = ""
-
-
-def entry_identity(user: KubeUser) -> str:
-    """The identity that a user's exec entry names, in its arguments or its variables, or "" if there is none."""
-    if (arguments := our_arguments(user)) is None:
-        return ""
-    try:
-        request = parse_request(arguments, user.variables, "v1beta1")
-        return choose_identity(request, user.variables, Stored("", {})).profile
-    except Problem:
-        return ""
-
-
-class ExecUser(NamedTuple):
-    """A kubeconfig's user with an exec entry, and the contexts that use it."""
-
-    path: str  # of the kubeconfig
-    entry: KubeUser
-    contexts: Mapping[str, str]  # the contexts' names, and what is wrong with them, or ""
-
-
-def kubeconfigs(invocation: Invocation, named: str = "") -> list[Kubeconfig]:
-    """The kubeconfig files as kubectl reads them, and Atmos's own. Raises Problem."""
-    return read_kubeconfigs(kubeconfig_paths(invocation, named, atmos_kubeconfig(invocation)))
-
-
-def atmos_kubeconfig(invocation: Invocation) -> str:
-    return os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
-
-
-def exec_users(invocation: Invocation, named: str = "") -> list[ExecUser]:
-    """The users with an exec entry that a context uses. If two files have the same user, kubectl uses the first."""
-    users: dict[str, tuple[str, KubeUser]] = {}
-    contexts: dict[str, KubeContext] = {}
-    configs = kubeconfigs(invocation, named)
-    for config in configs:
-        users = {name: (config.path, user) for name, user in config.users.items()} | users
-        contexts = {**config.contexts, **contexts}
-    clusters = {cluster for config in configs for cluster in config.clusters}
-    of: dict[str, dict[str, str]] = {name: {} for name in users}
-    for name, context in contexts.items():
-        missing = "" if context.cluster in clusters else f"there is no cluster named {context.cluster!r}"
-        of.setdefault(context.user, {})[name] = missing
-    return [ExecUser(path, user, of[name]) for name, (path, user) in users.items() if user.command and of[name]]
+    return value not in NULLS and not re.fullmatch(NOT_A_STRING, value)
 
 
 # -- 9. adopt ---------------------------------------------------------------------------------------------------------
@@ -6409,9 +6438,9 @@ class Found(NamedTuple):
     path: str
     user: str
     entry: KubeUser
-    new: KubeUser
-    refusal: str  # why it is left alone, or ""
-    principal: str  # whose tokens the new entry gets, if another program chose that
+    new: KubeUser  # what it would become
+    refusal: str = ""  # why it is left alone
+    principal: str = ""  # whose tokens the new entry gets, if another program chose that
 
 
 def adopt_command(invocation: Invocation, options: Namespace) -> int:
@@ -6451,9 +6480,8 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
     return 1 if options.context and any(one.refusal for one in found) else 0
 
 
-def find_entries(files: Sequence[Kubeconfig], contexts: Sequence[str]) -> list[tuple[str, str, KubeUser]]:
-    """Other plugins' entries for these contexts, or all: the file, the user's name, the user. Raises Problem if a
-    context is missing."""
+def find_entries(files: Sequence[Kubeconfig], contexts: Sequence[str]) -> list[Found]:
+    """Other plugins' entries for these contexts, or all, unchanged. Raises Problem if a context is missing."""
     used = [(name, context.user) for config in files for name, context in config.contexts.items()]
     for name in contexts:
         if name not in dict(used):
@@ -6461,51 +6489,51 @@ def find_entries(files: Sequence[Kubeconfig], contexts: Sequence[str]) -> list[t
             raise Problem(f"there is no context named {name!r}", f"did you mean {close}?" if close else "")
     wanted = {user for name, user in used if name in contexts}
     return [
-        (config.path, name, user)
+        Found(config.path, name, user, user)
         for config in files
         for name, user in config.users.items()
         if user.command and our_arguments(user) is None and (name in wanted if contexts else find_plugin(user))
     ]
 
 
-def offer(one: tuple[str, str, KubeUser], command: Sequence[str], invocation: Invocation, unwrap: bool) -> Found:
+def offer(one: Found, command: Sequence[str], invocation: Invocation, unwrap: bool) -> Found:
     """What an entry would become, or why it is left alone."""
-    path, name, entry = one
-    version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION) or "v1beta1"
+    version = one.entry.api_version.removeprefix(CLIENT_AUTHENTICATION) or "v1beta1"
     if version == "v1alpha1":  # it is like v1beta1, and kubectl 1.24 dropped it
         version = "v1beta1"
-    new = entry._replace(
-        command=command[0],
-        arguments=(*command[1:], *entry.arguments),
-        api_version=CLIENT_AUTHENTICATION + version,
-        mode=entry.mode or ("IfAvailable" if version == "v1" else ""),
-    )
+    mode = one.entry.mode or ("IfAvailable" if version == "v1" else "")
+    new = one.entry._replace(command=command[0], api_version=CLIENT_AUTHENTICATION + version, mode=mode)
     principal = ""
-    plugin = find_plugin(entry)
-    if plugin is None:
-        return Found(path, name, entry, new, f"its command {entry.command!r} is not one of {', '.join(ADOPTED)}", "")
     try:
-        if fault := kubectl_fault(new, path):
-            raise Problem(fault)
-        # The user can also authenticate in another way, and we cannot tell which one applies.
-        if entry.others:
-            raise Problem(f"it also has {', '.join(entry.others)}")
-        if plugin.name not in ADOPTED:
-            raise Problem(f"it starts {plugin.name}, whose arguments are not known here")
-        if plugin.wrapper and plugin.profile is None:
-            raise Problem(f"it starts {plugin.name} through {plugin.wrapper}, which may do more than choose a profile")
-        if plugin.wrapper and not unwrap:
-            raise Problem(f"it starts {plugin.name} through {plugin.wrapper}; --unwrap replaces both")
-        request = understood(plugin, entry, invocation.environ, version)
+        plugin = adoptable(one, new, unwrap)
+        arguments: Sequence[str] = plugin.arguments
+        request = understood(plugin, one.entry, invocation.environ, version)
         if plugin.profile:
-            new = new._replace(arguments=(*command[1:], *direct_arguments(plugin, entry, request)))
+            arguments = direct_arguments(plugin, one.entry, request)
             identity = request.identity or plugin.profile
             principal = principal_of(invocation, request._replace(grammar=PROGRAM, identity=identity))
-        elif plugin.wrapper:
-            new = new._replace(arguments=(*command[1:], *plugin.arguments))
     except Problem as problem:
-        return Found(path, name, entry, new, problem.message, "")
-    return Found(path, name, entry, new, "", principal)
+        return one._replace(refusal=problem.message)
+    return one._replace(new=new._replace(arguments=(*command[1:], *arguments)), principal=principal)
+
+
+def adoptable(one: Found, new: KubeUser, unwrap: bool) -> Plugin:
+    """The plugin that an entry starts. Raises Problem if the entry has to be left alone."""
+    plugin = find_plugin(one.entry)
+    if plugin is None:
+        raise Problem(f"its command {one.entry.command!r} is not one of {', '.join(ADOPTED)}")
+    if fault := kubectl_fault(new, one.path):
+        raise Problem(fault)
+    # The user can also authenticate in another way, and we cannot tell which one applies.
+    if one.entry.others:
+        raise Problem(f"it also has {', '.join(one.entry.others)}")
+    if plugin.name not in ADOPTED:
+        raise Problem(f"it starts {plugin.name}, whose arguments are not known here")
+    if plugin.wrapper and plugin.profile is None:
+        raise Problem(f"it starts {plugin.name} through {plugin.wrapper}, which may do more than choose a profile")
+    if plugin.wrapper and not unwrap:
+        raise Problem(f"it starts {plugin.name} through {plugin.wrapper}; --unwrap replaces both")
+    return plugin
 
 
 def understood(plugin: Plugin, entry: KubeUser, environ: Mapping[str, str], version: str) -> Request:
@@ -6660,19 +6688,19 @@ def undo(paths: Sequence[str], directory: str | None, dry_run: bool) -> int:
         if dry_run:
             say(f"{path} would be restored from {kept[0][2]}")
             continue
-        with KubectlLock(path):
-            first, *later = [read_bytes(backup) or b"" for _, _, backup in kept]
-            now = read_bytes(path) or b""
-            if not first:
-                raise Problem(f"{kept[0][2]} is gone", "try again")
-            # If nobody has changed the file, each `adopt` found what the one before left, and the last result is there.
-            for (_, became, _), found in zip(kept, [*later, now], strict=True):
-                if content_hash(found) != became:
-                    aside = keep_copy(f"{backup_prefix(path, directory)}before-undo-{content_hash(found)}", found)
-                    warn(f"{path} has changed since it was adopted: the changed version is now in {aside}")
-            write_in_place(path, now, first)
-            for _, _, backup in kept:
-                os.unlink(backup)
+        first, *later = [read_bytes(backup) or b"" for _, _, backup in kept]
+        now = read_bytes(path)
+        if not first:
+            raise Problem(f"{kept[0][2]} is gone", "try again")
+        # If nobody has changed the file, each `adopt` found what the one before left, and the last result is there.
+        for (_, became, _), found in zip(kept, [*later, now or b""], strict=True):
+            if content_hash(found) != became:
+                aside = keep_copy(f"{backup_prefix(path, directory)}before-undo-{content_hash(found)}", found)
+                warn(f"{path} has changed since it was adopted: the changed version is now in {aside}")
+        if not replace_contents([(path, now, first)]):
+            raise Problem(f"another program has just changed {path}", "try again")
+        for _, _, backup in kept:
+            discard(backup)
         say(f"{path} is restored")
     return 0
 
@@ -7320,6 +7348,8 @@ CLOCK_WARN, CLOCK_FAIL = 60, 300  # seconds; AWS rejects 5 minutes or more ("Sig
 LITTLE_ROOM = 50_000_000  # bytes; the unpacked program takes 7 MB, and a new build is stored next to the old one
 CONTEXTS_AT_ONCE = 8
 LAUNCHER_RUNS = 9
+PROBE_WORDS = ("no-command", "--cluster-name", "a-cluster-name", "--region", "us-east-2", "--identity", "somebody")
+PROBE_ANSWER = "an answer of the usual length ".ljust(1500, ".")
 
 # Who else writes an entry that was adopted, and how to prevent that.
 REWRITERS = {
@@ -7355,6 +7385,7 @@ def doctor_command(invocation: Invocation, options: Namespace) -> int:
 
 
 def diagnoses(invocation: Invocation, online: bool, kubeconfig: str) -> Iterable[Check]:
+    """Every check, in the order in which a token depends on them."""
     yield check_python(invocation)
     yield check_executable(invocation)
     usable = check_cache(invocation)
@@ -7485,6 +7516,7 @@ def check_locks(cache: Cache) -> Check:
 
 
 def check_file_times(cache: Cache) -> Check:
+    """Whether the file system dates files by this machine's clock."""
     hint = f"set the clock of the file server, or {other_cache_home()}"
     try:
         agrees = cache.clock_agrees(time.time())
@@ -7503,43 +7535,44 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
     """
     if invocation.platform == "win32" or not invocation.build:
         return
-    words = ("no-command", "--cluster-name", "a-cluster-name", "--region", "us-east-2", "--identity", "somebody")
-    key = request_key("v1beta1", words, invocation.environ, invocation.platform)
-    now = int(time.time())
-    answer = "an answer of the usual length ".ljust(1500, ".")
-    shell = os.path.basename(os.path.realpath("/bin/sh"))
     environ = {name: value for name, value in invocation.environ.items() if name != "KUBERNETES_EXEC_INFO"}
+    key = request_key("v1beta1", PROBE_WORDS, environ, invocation.platform)
     if key is None:
         return
-    # As for a real request: the shell must be able to compare the dates of these files, unless they have just changed.
+    command = [invocation.file, *PROBE_WORDS]
+    try:
+        stored = store_probe(cache, key, invocation)
+        # If there is no Python, only the launcher can answer.
+        alone = answer_time(command, environ | {"EKS_TOKEN_PYTHON": os.devnull}) if stored else None
+        took = alone or (answer_time(command, environ) if stored else None)
+    finally:
+        cache.remove_expired(key.directory, float("inf"))
+    shell = os.path.basename(os.path.realpath("/bin/sh"))
+    if stored is None:
+        yield Check("launcher", "fail", "an answer that was just cached cannot be found", "see the checks above")
+    elif alone is not None:
+        yield Check("launcher", "ok", f"prints a cached answer in {milliseconds(alone)}, run by {shell}")
+    elif took is None:
+        hint = f"run {invocation.file} with --debug to see why"
+        yield Check("launcher", "fail", "cached answers are not printed", hint)
+    else:
+        unseen = "" if stored.settled else cache.compared(key, stored, time.time_ns() - SETTLE_SECONDS * 10**9)
+        reason = why_not_launcher(environ) or (unseen if isinstance(unseen, str) else "")
+        reason = reason or f"/bin/sh is {shell}, which cannot print it"
+        yield Check("launcher", "warn", f"a cached answer goes through Python, in {milliseconds(took)}: {reason}")
+
+
+def store_probe(cache: Cache, key: Key, invocation: Invocation) -> Answer | None:
+    """Cache an answer that watches the files of a real request, and look it up. The shell must be able to compare their
+    dates, unless they have just changed."""
+    now = int(time.time())
     watched = tuple(
         one
         for one in look_at(deciding_files(invocation.environ, invocation.platform))
         if not one.exists or last_change(one.path, cache.home) < now - SETTLE_SECONDS
     )
-    cache.store(key, Minted(answer, now - 1, now + FRESH_MARGIN + 60, True), watched, cache.generation())
-    try:
-        stored = cache.lookup(key, time.time())
-        if stored is None:
-            yield Check("launcher", "fail", "an answer that was just cached cannot be found", "see the checks above")
-            return
-        # If there is no Python, only the launcher can answer.
-        took = answer_time([invocation.file, *words], answer, environ | {"EKS_TOKEN_PYTHON": os.devnull})
-        if took is not None:
-            yield Check("launcher", "ok", f"prints a cached answer in {milliseconds(took)}, run by {shell}")
-            return
-        took = answer_time([invocation.file, *words], answer, environ)
-    finally:
-        cache.remove_expired(key.directory, float("inf"))
-    unseen = "" if stored.settled else cache.compared(key, stored, time.time_ns() - SETTLE_SECONDS * 10**9)
-    reason = why_not_launcher(invocation.environ) or (unseen if isinstance(unseen, str) else "")
-    reason = reason or f"/bin/sh is {shell}, which cannot print it"
-    if took is None:
-        yield Check(
-            "launcher", "fail", "cached answers are not printed", f"run {invocation.file} with --debug to see why"
-        )
-    else:
-        yield Check("launcher", "warn", f"a cached answer goes through Python, in {milliseconds(took)}: {reason}")
+    cache.store(key, Minted(PROBE_ANSWER, now - 1, now + FRESH_MARGIN + 60, True), watched, cache.generation())
+    return cache.lookup(key, time.time())
 
 
 def last_change(path: str, home: str) -> float:
@@ -7551,15 +7584,15 @@ def last_change(path: str, home: str) -> float:
     return newest
 
 
-def answer_time(command: Sequence[str], answer: str, environ: Mapping[str, str]) -> float | None:
-    """The median of the seconds until the executable has printed the answer, or None if it prints anything else."""
+def answer_time(command: Sequence[str], environ: Mapping[str, str]) -> float | None:
+    """How long the executable takes to print the probe's answer (seconds, median), or None if it does not."""
     times = []
     for _ in range(LAUNCHER_RUNS):
         try:
             output, took = ask_program(command, environ)
         except Problem:
             return None
-        if output != answer + "\n":
+        if output != PROBE_ANSWER + "\n":
             return None
         times.append(took)
     return sorted(times)[len(times) // 2]
@@ -7662,6 +7695,7 @@ def check_clock(environ: Mapping[str, str]) -> Check:
 
 
 def check_kubectl(invocation: Invocation) -> Check:
+    """Whether kubectl is on PATH, and new enough."""
     import json
 
     path = on_path("kubectl", invocation)
@@ -7695,21 +7729,14 @@ def check_contexts(invocation: Invocation, named: str) -> Iterable[Check]:
     if ours:
         yield Check("kubeconfig", "ok", f"contexts that use {PROGRAM}: {sum(len(user.contexts) for user in ours)}")
     else:
-        hint = (
-            f"`{PROGRAM} adopt{where}` switches those of other plugins"
-            if others
-            else f"see `{PROGRAM} kubeconfig --help`"
-        )
+        switch = f"`{PROGRAM} adopt{where}` switches those of other plugins"
+        hint = switch if others else f"see `{PROGRAM} kubeconfig --help`"
         yield Check("kubeconfig", "warn", f"no context uses {PROGRAM}", hint)
     with ThreadPoolExecutor(CONTEXTS_AT_ONCE) as pool:
         outcomes = pool.map(lambda user: try_entry(user, invocation), ours)
-        for user, (status, found, hint) in zip(ours, outcomes, strict=True):
+        for user, outcome in zip(ours, outcomes, strict=True):
             for context, missing in user.contexts.items():
-                yield (
-                    Check(f"context {context}", "fail", missing)
-                    if missing
-                    else Check(f"context {context}", status, found, hint)
-                )
+                yield Check(f"context {context}", *(("fail", missing) if missing else outcome))
     directory = data_home(invocation.environ, invocation.platform)
     for user in others:
         for context in user.contexts:
@@ -7830,10 +7857,8 @@ _eks-token() {
         values+=("${line%%$'\t'*}")
         shown+=("${line/$'\t'/  -- }")
     done
-    if [[ $PREFIX == --*=* ]]; then
-        compset -P '*='
-    fi
     if [[ ${values[1]-} == :files ]]; then
+        [[ $PREFIX != --*=* ]] || compset -P '*='
         _files
     else
         compadd -l -d shown -a values
@@ -7865,7 +7890,6 @@ complete --command eks-token --no-files --arguments '(__eks_token_complete)'
 """
 SCRIPTS = {"bash": BASH_SCRIPT, "zsh": ZSH_SCRIPT, "fish": FISH_SCRIPT}
 FILES = ":files"  # tells a script that its shell should complete file names
-COMPLETION_ANSWERS = 200  # how many cached answers to search for cluster names
 LARGE_KUBECONFIG = 60_000  # characters; ruamel.yaml takes a second for 1,000,000
 
 # What the values of a field in a grammar, or of an argument of a command, can be.
@@ -7918,16 +7942,13 @@ def completion_command(invocation: Invocation, options: Namespace) -> int:
         return 0
     # Not from argparse, which would interpret a --.
     breaks, *words = invocation.argv[invocation.argv.index(options.shell) + 1 :]
+    words = words or [""]
     if options.shell == "bash":
-        for line in bash_candidates(words or [""], breaks, invocation):
-            show(line)
-        return 0
-    for value, about in candidates(words or [""], invocation):
-        option, equals, _ = (words or [""])[-1].partition("=")
-        joined = f"{option}=" if equals and option.startswith("--") and value != FILES else ""
-        if options.shell == "zsh":  # its script has already removed the option
-            joined = ""
-        show(f"{joined}{value}\t{about}" if about else f"{joined}{value}")
+        lines = bash_candidates(words, breaks, invocation)
+    else:
+        lines = [f"{value}\t{about}" if about else value for value, about in candidates(words, invocation)]
+    for line in lines:
+        show(line)
     return 0
 
 
@@ -7936,25 +7957,21 @@ def candidates(words: Sequence[str], invocation: Invocation) -> list[Candidate]:
     *before, current = words
     if not before and not current.startswith("-"):
         return [Candidate(name, command.summary) for name, command in COMMANDS.items()]
-    options, arguments = slots(before)
     if before[-1:] == ["--"]:
         return []
+    expected = slots(before)
+    options = [slot for slot in expected if slot.names]
     pending, used, given = walk(before, options)
     if pending is not None and not (current.startswith("-") and pending.many):
-        found = values(pending, invocation)
-        return found if not pending.many else found + [each for each in option_names(options, used) if not found]
-    if current.startswith("--") and "=" in current:
-        option = next((slot for slot in options if current.partition("=")[0] in slot.names), None)
-        return values(option, invocation) if option and option.takes else []
-    if not current.startswith("-"):
-        if len(given) < len(arguments):
-            found = values(arguments[len(given)], invocation)
-        elif arguments and arguments[-1].many:
-            found = values(arguments[-1], invocation)
-        else:
-            found = []
-        if found:
-            return found
+        return values(pending, invocation) or (option_names(options, used) if pending.many else [])
+    name, equals, _ = current.partition("=")
+    if equals and name.startswith("--"):
+        found = [each for slot in options if name in slot.names for each in values(slot, invocation)]
+        return [each if each.value == FILES else each._replace(value=f"{name}={each.value}") for each in found]
+    arguments = [slot for slot in expected if not slot.names]
+    following = [*arguments[len(given) :], *(slot for slot in arguments[-1:] if slot.many)]
+    if following and not current.startswith("-") and (found := values(following[0], invocation)):
+        return found
     return option_names(options, used)
 
 
@@ -7978,30 +7995,28 @@ def walk(words: Sequence[str], options: Sequence[Slot]) -> tuple[Slot | None, se
     return pending, used, given
 
 
-def slots(before: Sequence[str]) -> tuple[list[Slot], list[Slot]]:
+def slots(before: Sequence[str]) -> list[Slot]:
     """The options and arguments of the command that the words start with, or of a token in our own grammar."""
     if before and before[0] in COMMANDS:
-        options, arguments = command_slots(before[0])
-        return options, [Slot((), "", "any"), *arguments]  # the first is the command's own name
+        return [Slot((), "", "any"), *command_slots(before[0])]  # the first is the command's own name
     options = token_slots()
     _, _, given = walk(before, options)
-    return ([], []) if given else (options, [])  # nobody types other programs' words, which are for kubeconfigs
+    return [] if given else options  # nobody types other programs' words, which are for kubeconfigs
 
 
-def command_slots(name: str) -> tuple[list[Slot], list[Slot]]:
-    options: list[Slot] = []
-    arguments: list[Slot] = []
+def command_slots(name: str) -> list[Slot]:
+    """The options and arguments of a command, from its parser."""
+    found = []
     for action in command_parser(name)._actions:
-        if action.help == "==SUPPRESS==":
-            continue
         kind = COMPLETED.get(action.dest, "any")
         if action.dest == "name" and name in COMPLETED_NAMES:
             kind = "identities"
         choices = tuple(str(choice) for choice in action.choices or ())
         many = action.nargs in ("+", "*") or type(action).__name__ == "_AppendAction"
-        slot = Slot(tuple(action.option_strings), action.help or "", "" if action.nargs == 0 else kind, choices, many)
-        (options if slot.names else arguments).append(slot)
-    return options, arguments
+        takes = "" if action.nargs == 0 else kind
+        if action.help != "==SUPPRESS==":
+            found.append(Slot(tuple(action.option_strings), action.help or "", takes, choices, many))
+    return found
 
 
 def token_slots() -> list[Slot]:
@@ -8018,6 +8033,7 @@ def token_slots() -> list[Slot]:
 
 
 def option_names(options: Sequence[Slot], used: set[str]) -> list[Candidate]:
+    """The long names of the options that can still be given, and the short names of those that have no other."""
     return [
         Candidate(name, slot.about)
         for slot in options
@@ -8027,6 +8043,7 @@ def option_names(options: Sequence[Slot], used: set[str]) -> list[Candidate]:
 
 
 def values(slot: Slot, invocation: Invocation) -> list[Candidate]:
+    """The values of an option or an argument, as far as they are known here. Flags have none."""
     if slot.choices:
         return [Candidate(choice) for choice in slot.choices]
     if slot.takes == FILES:
@@ -8048,18 +8065,18 @@ def values(slot: Slot, invocation: Invocation) -> list[Candidate]:
 
 def known_identities(invocation: Invocation) -> dict[str, str]:
     """The stored identities and the AWS profiles. It does not use botocore, which takes 60 ms to import."""
-    found: dict[str, str] = {}
+    import re
+
     environ = invocation.environ
-    for variable, native, mark in (
-        ("AWS_CONFIG_FILE", "~/.aws/config", "profile"),
-        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", ""),
+    found: dict[str, str] = {}
+    for variable, native, section in (  # "Configuration and credential file settings", AWS CLI
+        ("AWS_CONFIG_FILE", "~/.aws/config", r"""(default)|profile\s+(?:'([^']+)'|"([^"]+)"|([^]\s]+))"""),
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", r"([^]]+?)"),
     ):
         path = os.path.expanduser(os.path.expandvars(environ.get(variable) or native))
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                found |= {name: "AWS profile" for line in file if (name := profile_name(line, mark))}
-        except OSError:
-            continue
+        text = (read_bytes(path) or b"").decode(errors="replace")
+        for groups in re.findall(rf"^[ \t]*\[[ \t]*(?:{section})[ \t]*\]", text, re.MULTILINE):
+            found["".join(groups)] = "AWS profile"
     try:
         stored = read_identities(identities_path(environ, invocation.platform))
     except Problem:
@@ -8067,44 +8084,17 @@ def known_identities(invocation: Invocation) -> dict[str, str]:
     return found | {name: kind_of(keys) for name, keys in stored.identities.items()}
 
 
-def profile_name(line: str, mark: str) -> str:
-    """The profile whose section this line starts, or "" ("Configuration and credential file settings", AWS CLI)."""
-    import shlex
-
-    line = line.strip()
-    if not line.startswith("[") or "]" not in line:
-        return ""
-    section = line[1 : line.index("]")].strip()
-    if not mark or section == "default":
-        return section
-    try:
-        words = shlex.split(section)
-    except ValueError:
-        return ""
-    return words[1] if len(words) == 2 and words[0] == mark else ""
-
-
 def known_clusters(invocation: Invocation) -> dict[str, str]:
-    """The clusters of kubeconfig entries and cached answers."""
+    """The clusters of kubeconfig entries. Raises Problem."""
     found: dict[str, str] = {}
-    for words in cached_requests(invocation):
-        if name := cluster_of(words):
-            found[name] = ""
-    try:
-        if texts := large_kubeconfigs(invocation):
-            arns = [arn for text in texts for arn in scanned_names(text, "clusters")]
-        else:
-            configs = kubeconfigs(invocation)
-            arns = [arn for config in configs for arn in config.clusters]
-            users = [user for config in configs for user in config.users.values()]
-            found |= {cluster_of(our_arguments(user) or user.arguments): "" for user in users}
-    except Problem:
-        return found
-    for arn in arns:
-        parts = arn.split(":", 5)
-        if len(parts) == 6 and parts[2] == "eks" and parts[5].startswith("cluster/"):
-            found[parts[5].removeprefix("cluster/")] = f"in {parts[3]}"
-    return found
+    if texts := large_kubeconfigs(invocation):
+        arns = [arn for text in texts for arn in scanned_names(text, "clusters")]
+    else:
+        configs = kubeconfigs(invocation)
+        arns = [arn for config in configs for arn in config.clusters]
+        users = [user for config in configs for user in config.users.values()]
+        found = {cluster_of(our_arguments(user) or user.arguments): "" for user in users}
+    return found | {name: f"in {region}" for region, name in map(region_and_name, arns) if name}
 
 
 def large_kubeconfigs(invocation: Invocation) -> list[str]:
@@ -8139,15 +8129,6 @@ def cluster_of(words: Sequence[str]) -> str:
     return taken.options.get("cluster_name") or taken.options.get("cluster_id") or ""
 
 
-def cached_requests(invocation: Invocation) -> Iterable[list[str]]:
-    """The arguments of the requests that have cached answers."""
-    from itertools import islice
-
-    cache = open_cache(invocation)
-    for line in islice(cache.lines(), COMPLETION_ANSWERS) if cache else ():
-        yield [unquoted_part(part) for part in line.split("||")[0].split("|")[1:]]
-
-
 def known_contexts(invocation: Invocation) -> dict[str, str]:
     if texts := large_kubeconfigs(invocation):
         return {name: "" for text in texts for name in scanned_names(text, "contexts")}
@@ -8176,17 +8157,11 @@ def known_regions(invocation: Invocation) -> dict[str, str]:
 
 def bash_candidates(words: Sequence[str], breaks: str, invocation: Invocation) -> list[str]:
     """The candidates as bash should insert them, in place of what follows the last break in the current word."""
-    read = [unquoted(word)[0] for word in words]
     current, quote, kept = unquoted(words[-1], breaks)
-    option, equals, _ = current.partition("=")
-    joined = f"{option}=" if equals and option.startswith("--") else ""
-    found = []
-    for value, _ in candidates(read, invocation):
-        if value == FILES:
-            return [FILES]
-        if (joined + value).startswith(current):
-            found.append(bash_quoted((joined + value)[kept:], quote))
-    return found
+    found = [value for value, _ in candidates([unquoted(word)[0] for word in words], invocation)]
+    if found == [FILES]:
+        return found
+    return [bash_quoted(value[kept:], quote) for value in found if value.startswith(current)]
 
 
 def unquoted(word: str, breaks: str = "") -> tuple[str, str, int]:

@@ -293,7 +293,7 @@ def user(command: str, *args: str, **more: Any) -> eks_token.KubeUser:
 
 def offered(entry: eks_token.KubeUser, unwrap: bool = False) -> eks_token.Found:
     here = invocation(environ={"HOME": "/nowhere"})
-    return eks_token.offer(("/nowhere/config", "u", entry), ["eks-token"], here, unwrap)
+    return eks_token.offer(eks_token.Found("/nowhere/config", "u", entry, entry), ["eks-token"], here, unwrap)
 
 
 @pytest.mark.parametrize(

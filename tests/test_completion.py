@@ -143,13 +143,6 @@ def test_nothing_for_what_it_cannot_know(shell: str, place: Sandbox) -> None:
     assert [word for word in OFFERED[shell](place, "eks-token login --sso-start-url ") if word] == []
 
 
-def test_clusters_of_cached_answers(home: Sandbox) -> None:
-    key = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEX"}
-    assert home.run("eks", "get-token", "--cluster-name", "gamma", "--region", "eu-west-1", env=key).returncode == 0
-    asked = ["completion", "fish", "", "--cluster-name", ""]
-    assert home.run(*asked).stdout == "gamma\n"
-
-
 @pytest.mark.parametrize("form", ["as the AWS CLI", "indented", "JSON", "Windows"])
 def test_names_in_a_large_kubeconfig_are_read_without_a_yaml_library(form: str, tmp_path: Path) -> None:
     names = [ARN, 'a "name"', "b: c", "it's", "d#e"]
@@ -296,8 +289,7 @@ def test_every_option_that_is_offered_is_explained() -> None:
 
 def test_every_option_of_a_command_is_explained() -> None:
     for name in eks_token.COMMANDS:
-        options, arguments = eks_token.command_slots(name)
-        assert [slot for slot in (*options, *arguments) if not slot.about] == [], name
+        assert [slot for slot in eks_token.command_slots(name) if not slot.about] == [], name
 
 
 # --- help ---------------------------------------------------------------------------------------------------

@@ -563,8 +563,8 @@ def test_a_link_stays_a_link_and_the_mode_stays(laptop: Sandbox) -> None:
     real.chmod(0o640)
     config_path(laptop).parent.mkdir()
     config_path(laptop).symlink_to(real)
-    with eks_token.KubectlLock(str(config_path(laptop))):
-        assert config_path(laptop).with_name("config.lock").exists() and real.with_name("kube.lock").exists()
+    locks = {str(config_path(laptop).with_name("config.lock")), str(real.with_name("kube.lock"))}
+    assert set(eks_token.kubectl_locks([str(config_path(laptop))])) == locks
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
     assert sorted(path.name for path in real.parent.iterdir()) == ["kube"]
     assert config_path(laptop).is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o640
@@ -912,14 +912,14 @@ def test_kubectls_lock_is_waited_for_and_then_reported(tmp_path: Path, monkeypat
             lock.unlink()
 
     monkeypatch.setattr(time, "sleep", sleep)
-    with eks_token.KubectlLock(str(tmp_path / "config")):
+    with eks_token.KubectlLock(str(lock)):
         assert lock.exists()
     assert (len(slept), lock.exists()) == (3, False)
     lock.touch()
     monkeypatch.setattr(eks_token, "KUBECTL_LOCK_SECONDS", 0)
     with (
         pytest.raises(eks_token.Problem, match=f"has held the lock {lock} for"),
-        eks_token.KubectlLock(str(tmp_path / "config")),
+        eks_token.KubectlLock(str(lock)),
     ):
         pass
     assert lock.exists()
