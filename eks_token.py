@@ -93,14 +93,16 @@ class Invocation(NamedTuple):
     file: str  # the program's own path, absolute
     build: str  # the build ID of the executable, or "" if this is an installed package
     cache: str | None  # the cache directory, which is safe to use, or None if nothing can be cached
+    check_files: Callable[[], None]  # starts again if a file of the program is missing; cached answers need not wait
 
 
 class Started(NamedTuple):
-    """What the executable finds out before it can import this module: the last three fields of an `Invocation`."""
+    """What the executable finds out before it can import this module: the last four fields of an `Invocation`."""
 
     file: str
     build: str
     cache: str | None
+    check_files: Callable[[], None]
     unpack_again: Callable[[], None]  # for an unexpected error, which a damaged file of the program may cause
 
 
@@ -5100,6 +5102,7 @@ def token_command(invocation: Invocation) -> int:
         cache.write_for_sh(key, answer)
         return 0
 
+    invocation.check_files()
     request = parse_request(invocation.argv, invocation.environ, info.version)
     asked = (f"{name} {value}" for name, value in zip(request._fields, request, strict=True) if value)
     debug(f"signing a new token: {', '.join(asked)}")
@@ -8305,6 +8308,8 @@ See `{PROGRAM} --help` for the options, examples and files."""
 
 def run(invocation: Invocation) -> int:
     command = invocation.argv[0] if invocation.argv else ""
+    if command in COMMANDS or "--version" in invocation.argv or is_update_kubeconfig(invocation.argv):
+        invocation.check_files()  # token_command does so itself, after it has looked in the cache
     if command in COMMANDS:
         return ACTS[command](invocation, command_parser(command).parse_args(invocation.argv[1:]))
     if not invocation.argv:
@@ -8368,7 +8373,7 @@ def installed() -> Started:
     except (OSError, Refused) as error:
         warn(f"nothing is cached: {getattr(error, 'strerror', '') or error}")
         cache = None
-    return Started(os.path.abspath(sys.argv[0]), "", cache, lambda: None)
+    return Started(os.path.abspath(sys.argv[0]), "", cache, lambda: None, lambda: None)
 
 
 def main(argv: Sequence[str] | None = None, started: Started | None = None) -> int:
@@ -8385,9 +8390,9 @@ def main(argv: Sequence[str] | None = None, started: Started | None = None) -> i
     for name in variables_of("secret"):
         keep_secret(os.environ.get(name))
     terminal = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
-    file, build, cache, unpack_again = started or installed()
+    file, build, cache, check_files, unpack_again = started or installed()
     try:
-        return run(Invocation(arguments, os.environ, sys.platform, terminal, file, build, cache))
+        return run(Invocation(arguments, os.environ, sys.platform, terminal, file, build, cache, check_files))
     except Problem as problem:
         say(f"{PROGRAM}: error: {problem.message}")
         if problem.hint:

@@ -13,6 +13,7 @@ It is run in one of two places:
 from __future__ import annotations
 
 import _signal  # signal without its names for numbers, which take 2 ms to import
+import gc
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from eks_token import PROGRAM, Refused, cache_home, make_private, make_trusted
 
 TYPE_CHECKING = False  # typing itself takes longer to import than all of this to run
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
     from typing import NoReturn
 
 BUILD = "@BUILD@"
@@ -31,6 +33,7 @@ VERSION = "@VERSION@"
 cache: str | None = None
 
 MANIFEST = "manifest"
+CHECKED_FIRST = ("__main__.py", "start.py", "site-packages/eks_token.py")  # all that a cached answer needs
 DAY = 24 * 60 * 60  # seconds, as all times here
 KEPT_UNUSED = 14 * DAY  # another process may be running from an old build
 LOCK_PATIENCE = 60
@@ -76,7 +79,7 @@ def from_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
         make_trusted(apps, os.environ)
     except (OSError, Refused):
         run_again(archive, arguments)
-    if not is_whole(app):
+    if not is_whole(app, CHECKED_FIRST):
         run_again(archive, arguments)
 
     cache = directory
@@ -85,22 +88,30 @@ def from_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
     sys.argv = [os.path.abspath(archive), *arguments]
     sys.path[0] = os.path.join(app, "site-packages")
     try:
-        import eks_token  # noqa: F401 - it may be damaged
+        import eks_token
     except Exception:
         unpack_again()
         run_again(archive, arguments)
-    sys.exit(run())
+
+    def check_files() -> None:
+        if not is_whole(app):
+            try:
+                run_again(archive, arguments)
+            except Failure as failure:
+                raise eks_token.Problem(str(failure), failure.hint) from None
+
+    sys.exit(run(check_files))
 
 
-def run() -> int:
+def run(check_files: Callable[[], None] = lambda: None) -> int:
     """Runs the program, which is on sys.path now, and returns its status. This is shiv's entry point too."""
     import eks_token
 
-    return eks_token.main(started=eks_token.Started(sys.argv[0], BUILD, cache, unpack_again))
+    return eks_token.main(started=eks_token.Started(sys.argv[0], BUILD, cache, check_files, unpack_again))
 
 
-def is_whole(app: str) -> bool:
-    """Whether app is the user's own, and every file unpacked to it is there and as long as it was then."""
+def is_whole(app: str, only: Collection[str] = ()) -> bool:
+    """Whether app is the user's own, and each file unpacked to it (or only some) is there and as long as it was."""
     try:
         make_private(app)
         path = os.path.join(app, MANIFEST)
@@ -112,6 +123,8 @@ def is_whole(app: str) -> bool:
             return False
         for entry in entries:
             size, _, name = entry.partition(" ")
+            if only and name not in only:
+                continue
             if os.stat(f"{app}/{name}").st_size != int(size):
                 return False
     except (OSError, Refused, ValueError):
@@ -446,6 +459,7 @@ def end(status: object) -> None:
 def main() -> None:
     """Runs the program and exits with its status."""
     here = os.path.dirname(__file__)
+    gc.disable()  # eks_token.main does so too, but collecting garbage while it is imported takes 0.6 ms
     try:
         # The launcher ignores Ctrl-C while Python starts, and __main__.py leaves it to the system, because Python
         # would answer with a traceback. Here, and no longer than here, it is an exception that somebody catches.

@@ -532,7 +532,7 @@ def invocation(
     cache: str | None = None,
 ) -> Invocation:
     """What a command in this process is told, without a terminal."""
-    return Invocation(argv, environ, platform, False, file, build, cache)
+    return Invocation(argv, environ, platform, False, file, build, cache, lambda: None)
 
 
 @pytest.fixture

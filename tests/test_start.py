@@ -346,6 +346,17 @@ def test_damage_is_repaired(home: Sandbox, app: Path, damage: Callable[[Path], N
     assert sizes(unpacked(home)) == whole
 
 
+def test_a_cached_answer_does_not_wait_for_a_check_of_all_files(home: Sandbox, app: Path) -> None:
+    first = mints(home)
+    data = app / "site-packages/botocore/data/endpoints.json"
+    data.unlink()
+    env = {"EKS_TOKEN_DEBUG": "1"}  # so that Python answers
+    assert mints(home, **env).stdout == first.stdout
+    assert not data.exists()
+    assert printed_a_token(home.run(*TOKEN, "--refresh", env=KEYS))
+    assert data.exists()
+
+
 def make_fifo(path: Path) -> None:
     os.mkfifo(path)
 
