@@ -5325,6 +5325,7 @@ class Entry(NamedTuple):
 
 
 def write_entries(invocation: Invocation, wanted: Provision) -> int:
+    """Describe the wanted clusters, and write their entries. Returns 1 if some were skipped. Raises Problem."""
     files = read_kubeconfigs(kubeconfig_paths(invocation, wanted.kubeconfig))  # before we ask anybody for anything
     # kubectl writes what is new to the first file that exists ("kubectl config --help").
     default = next((file.path for file in files if file.content is not None), files[-1].path)
@@ -5552,10 +5553,10 @@ def settings(configs: Mapping[str, Config], default: str, kind: str, name: str) 
     return part(made, kind, dict)
 
 
-def items_of(config: Config, key: str) -> list[Any]:
+def items_of(config: Config, key: str) -> list[Config]:
     """The mappings in a list of a kubeconfig. The list may be missing or null."""
     found = config.get(key)
-    return found if isinstance(found, list) else []
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def part(within: Config, key: str, kind: type[T]) -> T:
@@ -5598,19 +5599,21 @@ def remove_entries(invocation: Invocation, names: Sequence[str], named: str) -> 
 
 def remove_users(configs: Mapping[str, Config], users: Collection[str]) -> None:
     """Remove these users from kubeconfigs, with their contexts, and the clusters that only those use."""
-    contexts = [context for config in configs.values() for context in items_of(config, "contexts")]
-    gone = [context for context in contexts if part(context, "context", dict).get("user") in users]
-    names = {
+    every = [
+        (item["name"], part(item, "context", dict)) for each in configs.values() for item in items_of(each, "contexts")
+    ]
+    gone = {str(name): context.get("cluster") for name, context in every if context.get("user") in users}
+    still_used = {context.get("cluster") for _, context in every if context.get("user") not in users}
+    removed: dict[str, Collection[object]] = {
         "users": set(users),
-        "contexts": {context["name"] for context in gone},
-        "clusters": {context["context"].get("cluster") for context in gone}
-        - {context["context"].get("cluster") for context in contexts if context not in gone},
+        "contexts": set(gone),
+        "clusters": set(gone.values()) - still_used,
     }
     for config in configs.values():
-        for kind, removed in names.items():
-            if any(item["name"] in removed for item in items_of(config, kind)):
-                config[kind] = [item for item in items_of(config, kind) if item["name"] not in removed]
-        if config.get("current-context") in names["contexts"]:
+        for kind, names in removed.items():
+            if any(item["name"] in names for item in items_of(config, kind)):
+                config[kind] = [item for item in items_of(config, kind) if item["name"] not in names]
+        if config.get("current-context") in gone:
             config["current-context"] = ""
 
 
@@ -5667,9 +5670,11 @@ class Plugin(NamedTuple):
 
 
 def find_plugin(user: KubeUser) -> Plugin | None:
-    """The plugin for EKS clusters that an exec entry starts, perhaps through other programs."""
+    """The plugin for EKS clusters, if it is not this program, that an exec entry starts, perhaps through others."""
     import re
 
+    if our_arguments(user) is not None:
+        return None
     words: Sequence[str] | None = (user.command, *user.arguments)
     wrapper, profile = "", ""
     while words:
@@ -5750,15 +5755,15 @@ def kubeconfig_paths(invocation: Invocation, named: str, other: str = "") -> lis
     """The files that kubectl would read: the named one, or those in KUBECONFIG, or ~/.kube/config. If none is named,
     the other one is included, if it exists. A file with several names is in the list once."""
     home = invocation.environ.get("USERPROFILE" if invocation.platform == "win32" else "HOME", "")
-    listed = [named] if named else invocation.environ.get("KUBECONFIG", "").split(os.pathsep)
-    listed = [path for path in listed if path.strip()]
-    if not listed and not home:
+    given = [named] if named else invocation.environ.get("KUBECONFIG", "").split(os.pathsep)
+    given = [path for path in given if path.strip()]
+    if not given and not home:
         raise Problem("no kubeconfig: neither HOME nor KUBECONFIG is set", "pass --kubeconfig PATH")
-    listed = listed or [os.path.join(home, ".kube", "config")]
+    given = given or [os.path.join(home, ".kube", "config")]
     if os.path.isabs(other) and os.path.exists(other) and not named:
-        listed.append(other)
+        given.append(other)
     paths: dict[object, str] = {}
-    for path in listed:
+    for path in given:
         if path == "~" or path.startswith(("~/", f"~{os.sep}")):  # as in the AWS CLI
             path = home + path[1:]
         path = os.path.abspath(path)
@@ -5863,6 +5868,7 @@ def named(config: Mapping[str, Node], kind: str) -> dict[str, dict[str, Node]]:
 
 
 def kube_user(given: Mapping[str, Node]) -> KubeUser:
+    """A user, as far as it decides which program gets a token. Raises Fault."""
     entry = fields(given.get("exec"), "exec")
     variables = [fields(pair, "an item in env") for pair in items(entry, "env")]
     return KubeUser(
@@ -5991,6 +5997,7 @@ def write_in_place(path: str, old: bytes, new: bytes) -> None:
 
 
 def overwrite(file: int, content: bytes) -> None:
+    """Make an open file hold this, on the disk too. Raises OSError."""
     os.lseek(file, 0, os.SEEK_SET)
     left = content
     while left:
@@ -6598,33 +6605,42 @@ def is_chosen(one: Found, options: Namespace) -> bool:
 def swap_in(configs: Mapping[str, Config], chosen: Sequence[Found]) -> None:
     """Write the new entries. Raises Problem if one has changed since it was shown."""
     names = {(one.path, one.user): one for one in chosen}
+    entries = [
+        (path, str(user["name"]), exec_of(user))
+        for path, config in configs.items()
+        for user in items_of(config, "users")
+    ]
     done: dict[int, Found] = {}
-    for path, config in configs.items():
-        for user in items_of(config, "users"):
-            one = names.get((path, user["name"]))
-            plugin = (user.get("user") or {}).get("exec") or {}
-            if one is None or id(plugin) in done:
-                continue
-            old, new = one.entry, one.new
-            if (plugin.get("command"), tuple(plugin.get("args") or ())) != (old.command, old.arguments):
-                raise Problem(f"{path}: the user {one.user} has changed meanwhile", "try again")
-            for key, before, after in (
-                ("apiVersion", old.api_version, new.api_version),
-                ("args", old.arguments, new.arguments),
-                ("command", old.command, new.command),
-                ("interactiveMode", old.mode, new.mode),
-            ):
-                if before != after:
-                    plugin[key] = list(after) if key == "args" else after
-            done[id(plugin)] = one
-    for path, config in configs.items():
-        for user in items_of(config, "users"):
-            one = done.get(id((user.get("user") or {}).get("exec")))
-            if one and (path, user["name"]) not in names:
-                raise Problem(
-                    f"{path}: the user {user['name']} has an alias for the entry of {one.user}",
-                    "adopt both, or write the entry twice",
-                )
+    for path, name, entry in entries:
+        one = names.get((path, name))
+        if one is None or id(entry) in done:
+            continue
+        old, new = one.entry, one.new
+        if (entry.get("command"), entry.get("args") or []) != (old.command, list(old.arguments)):
+            raise Problem(f"{path}: the user {name} has changed meanwhile", "try again")
+        if old.arguments != new.arguments:
+            entry["args"] = [*new.arguments]
+        for key, before, after in (
+            ("apiVersion", old.api_version, new.api_version),
+            ("command", old.command, new.command),
+            ("interactiveMode", old.mode, new.mode),
+        ):
+            if before != after:
+                entry[key] = after
+        done[id(entry)] = one
+    for path, name, entry in entries:
+        if id(entry) in done and (path, name) not in names:
+            raise Problem(
+                f"{path}: the user {name} has an alias for the entry of {done[id(entry)].user}",
+                "adopt both, or write the entry twice",
+            )
+
+
+def exec_of(user: Config) -> Config:
+    """The exec entry of an item in users, or an empty mapping if it has none."""
+    about = user.get("user")
+    entry = about.get("exec") if isinstance(about, dict) else None
+    return entry if isinstance(entry, dict) else {}
 
 
 # The name of a backup ends with a number and the hash of the file's new content. So --undo can tell whether somebody
@@ -7727,7 +7743,7 @@ def check_contexts(invocation: Invocation, named: str) -> Iterable[Check]:
         yield Check("kubeconfig", "fail", problem.message, problem.hint)
         return
     ours = [user for user in users if our_arguments(user.entry) is not None]
-    others = [user for user in users if our_arguments(user.entry) is None and find_plugin(user.entry)]
+    others = [user for user in users if find_plugin(user.entry)]
     where = f" --kubeconfig {shell_word(named, invocation.platform)}" if named else ""
     if ours:
         yield Check("kubeconfig", "ok", f"contexts that use {PROGRAM}: {sum(len(user.contexts) for user in ours)}")
