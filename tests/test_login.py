@@ -1302,12 +1302,14 @@ def test_the_last_words_of_a_credential_process_are_the_reason(script: str, reas
 
 def test_a_credential_process_may_leave_a_program_in_the_background(scene: Scene) -> None:
     alice = scene.moto.create_user("alice")
-    path = helper(scene, f"sleep 30 >/dev/null & echo $! > {scene.home.home}/pid; echo '{as_json(alice)}'")
+    started = scene.home.home / "pid"
+    path = helper(scene, f"sleep 30 >/dev/null & echo $! > {started}; echo '{as_json(alice)}'")
     scene.home.config(f"[profile tool]\ncredential_process = {path}\n")
     try:
         assert scene.principal("tool", timeout=20, steps=[]) == alice.arn
     finally:
-        os.kill(int((scene.home.home / "pid").read_text()), signal.SIGKILL)
+        if started.exists():
+            os.kill(int(started.read_text()), signal.SIGKILL)
 
 
 def test_mfa_process_answers_instead_of_a_person(scene: Scene) -> None:
