@@ -659,6 +659,28 @@ def choose_grammar(argv: Sequence[str]) -> tuple[Grammar, Words]:
 def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str) -> Request:
     """Parse the arguments by the grammar that matches them. Raises Problem with status 2."""
     grammar, taken = choose_grammar(argv)
+    # Go programs treat an empty value as not given. We do not for the region: if the cache sees --region, it assumes
+    # that a region was given.
+    may_be_empty = ["", "identity"]
+    if grammar.name == "aws-iam-authenticator":
+        may_be_empty += ["role_arn", "external_id", "session_name"]
+    check_words(grammar, taken, may_be_empty)
+    options = taken.options
+    if "profile" in options:
+        raise usage("--profile does not select an AWS profile here", "use --identity with the name of the AWS profile")
+    read = {
+        "aws": aws_request,
+        "aws-iam-authenticator": authenticator_request,
+    }.get(grammar.name, bare_request)
+    request = read(options, environ)._replace(
+        grammar=grammar.name, version=version, cache=options.get("cache") == "true"
+    )
+    check_request(request)
+    return request
+
+
+def check_words(grammar: Grammar, taken: Words, may_be_empty: Sequence[str] = ("",)) -> None:
+    """Reject words and options that a grammar does not have, and values that are missing. Raises Problem."""
     if taken.broken:
         raise usage(taken.broken)
     if taken.unknown:
@@ -669,27 +691,10 @@ def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str)
         raise usage(f"unknown option {option}", f"did you mean {close}?" if close else "")
     if len(taken.words) > len(grammar.words):
         raise usage(f"unexpected argument {taken.words[len(grammar.words)]!r}")
-    options = taken.options
-    if "profile" in options:
-        raise usage("--profile does not select an AWS profile here", "use --identity with the name of the AWS profile")
-    # Go programs treat an empty value as not given. We do not for the region: if the cache sees --region, it assumes
-    # that a region was given.
-    may_be_empty = {"", "identity"}
-    if grammar.name == "aws-iam-authenticator":
-        may_be_empty |= {"role_arn", "external_id", "session_name"}
-    for field, value in options.items():
+    for field, value in taken.options.items():
         if not value and field not in may_be_empty:
             option = next(name for name, filled in grammar.values.items() if filled == field)
             raise usage(f"{option} expects a value")
-    read = {
-        "aws": aws_request,
-        "aws-iam-authenticator": authenticator_request,
-    }.get(grammar.name, bare_request)
-    request = read(options, environ)._replace(
-        grammar=grammar.name, version=version, cache=options.get("cache") == "true"
-    )
-    check_request(request)
-    return request
 
 
 def named_cluster(options: Mapping[str, str]) -> str:
@@ -5244,8 +5249,6 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
         raise usage(f"{'--prune' if options.prune else '--region all'} needs --all")
     if options.cluster_name:
         named_cluster({"cluster_name": options.cluster_name})
-    if options.role_arn:
-        check_role_arn(options.role_arn)
     request = Request(PROGRAM, options.cluster_name, options.region, options.identity)
     return write_entries(
         invocation,
@@ -5266,33 +5269,20 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
 def update_kubeconfig_command(invocation: Invocation) -> int:
     """Do what `aws eks update-kubeconfig` does, but write an entry for this program."""
     taken = take_apart(UPDATE_KUBECONFIG, invocation.argv)
-    options = taken.options
     words = taken.words[1:] if taken.words[0] == "aws" else taken.words
-    if taken.broken:
-        raise usage(taken.broken)
-    if taken.unknown:
-        option = taken.unknown[0]
-        close = nearest(option, (*UPDATE_KUBECONFIG.values, *UPDATE_KUBECONFIG.flags)) if len(option) > 2 else ""
-        raise usage(f"{option} is not supported", f"did you mean {close}?" if close else "")
-    if len(words) > 2:
-        raise usage(f"unexpected argument {words[2]!r}")
-    for name, field in UPDATE_KUBECONFIG.values.items():
-        if field and options.get(field) == "":
-            raise usage(f"{name} expects a value")
+    check_words(UPDATE_KUBECONFIG, taken._replace(words=words))
+    options = taken.options
     if not options.get("cluster_name"):
         raise usage("no cluster given", "pass --name")
-    if role_arn := options.get("role_arn", ""):
-        check_role_arn(role_arn)
     general = {field: value for field, value in options.items() if field not in ("role_arn", "output", "query")}
     request = aws_request(general, invocation.environ)._replace(grammar="aws")
     if assumed := options.get("assume_role_arn", ""):
-        check_role_arn(assumed)
         request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # the AWS CLI's
     return write_entries(
         invocation,
         Provision(
             request,
-            role_arn,
+            options.get("role_arn", ""),
             options.get("alias", ""),
             options.get("user_alias", ""),
             kubeconfig=options.get("kubeconfig", ""),
@@ -5326,6 +5316,8 @@ class Entry(NamedTuple):
 
 def write_entries(invocation: Invocation, wanted: Provision) -> int:
     """Describe the wanted clusters, and write their entries. Returns 1 if some were skipped. Raises Problem."""
+    for role_arn in filter(None, (wanted.role_arn, wanted.request.role_arn)):
+        check_role_arn(role_arn)
     files = read_kubeconfigs(kubeconfig_paths(invocation, wanted.kubeconfig))  # before we ask anybody for anything
     # kubectl writes what is new to the first file that exists ("kubectl config --help").
     default = next((file.path for file in files if file.content is not None), files[-1].path)
@@ -6047,6 +6039,7 @@ class KubectlLock:
 
 
 def discard(path: str) -> None:
+    """Remove a file, if that is possible."""
     try:
         os.unlink(path)
     except OSError:
@@ -6146,8 +6139,7 @@ def properties(node: Node) -> str:
 def parts(node: Node) -> dict[str, Node] | list[Node] | str | Bare | None:
     """What a node consists of: other nodes, or a scalar. If a mapping has a key twice, the last one counts."""
     if isinstance(node.value, str):
-        quoted = node.style is not None or is_string(node.value) or "!" in properties(node)  # a tag says as much
-        if quoted:
+        if node.style is not None or is_string(node.value) or "!" in properties(node):  # quotes or a tag say so
             return node.value
         return None if node.value in NULLS else Bare(node.value)
     if node.id == "sequence":
@@ -7489,11 +7481,10 @@ def check_cache(invocation: Invocation) -> Check:
     import stat
 
     directory = cache_home(invocation.environ, invocation.platform)
-    if directory is None:
-        if invocation.platform == "win32":
-            return Check("cache", "fail", "there is none: LOCALAPPDATA is not set", "set LOCALAPPDATA")
-        return Check("cache", "fail", "there is none: HOME is not an absolute path", "set HOME")
     windows = invocation.platform == "win32"
+    if directory is None:
+        variable, lack = ("LOCALAPPDATA", "set") if windows else ("HOME", "an absolute path")
+        return Check("cache", "fail", f"there is none: {variable} is not {lack}", f"set {variable}")
     what = "can write to" if windows else "own, with mode 0700"
     repair = f"every call signs a new token; make {directory} a directory that you {what}"
     try:

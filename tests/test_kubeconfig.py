@@ -431,7 +431,7 @@ def test_an_endpoint_url_is_where_the_cluster_is_asked_for(laptop: Sandbox, moto
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        pytest.param([*UPDATE, "--kubernetes"], "--kubernetes is not supported", id="an unsupported option"),
+        pytest.param([*UPDATE, "--kubernetes"], "unknown option --kubernetes", id="an unsupported option"),
         pytest.param([*UPDATE, "--dry-runs"], "did you mean --dry-run?", id="a misspelt option"),
         pytest.param(["eks", "update-kubeconfig", "--region", REGION], "pass --name", id="no cluster"),
         pytest.param(["eks", "update-kubeconfig", "--name", "demo"], "--region is missing", id="no region"),
