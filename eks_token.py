@@ -122,11 +122,19 @@ def redacted(text: str) -> str:
     return text
 
 
+def printable(text: str) -> str:
+    """The text without line breaks and control characters, which could play tricks on a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def one_line(text: str) -> str:
+    return printable(redacted(text))
+
+
 def say(text: str) -> None:
-    """Write a line to stderr, without secrets and without control characters that could play tricks on a terminal."""
-    line = "".join(char if char.isprintable() else " " for char in redacted(text))
+    """Write a line to stderr, without secrets and control characters."""
     try:
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(one_line(text) + "\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # stderr is closed, so nobody would see it
         return
@@ -148,10 +156,6 @@ def first_line(error: object) -> str:
     """The first line of an exception's text. In some errors of STS, the lines after it quote the whole request."""
     lines = str(error).strip().splitlines()
     return redacted(" ".join(lines[0].split()))[:300] if lines else type(error).__name__
-
-
-def one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in redacted(text))
 
 
 LAST_SECOND = 253402300799  # of the year 9999, the last one that RFC 3339 can write
@@ -408,6 +412,7 @@ def show(text: str, end: str = "\n") -> None:
 
 def ask(prompt: str, secret: bool = False) -> str:
     """A line that a person types. Raises Problem if the input ends."""
+    prompt = printable(prompt)
     try:
         if secret:
             import getpass
@@ -912,6 +917,8 @@ def kubeconfig_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity (default: as for a token)")
     parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry also assumes")
+    parser.add_argument("--external-id", default="", metavar="ID", help="the external ID that the role requires")
+    parser.add_argument("--session-name", default="", metavar="NAME", help="the name of the role session")
     parser.add_argument("--alias", default="", metavar="NAME", help="the context's name (default: the cluster's ARN)")
     parser.add_argument("--user-alias", default="", metavar="NAME", help="the kubeconfig user's name")
     parser.add_argument("--command", default="", metavar="PATH", help=COMMAND_HELP)
@@ -2143,7 +2150,7 @@ def damaged(user: str, how: str) -> DamagedEntry:
     name = name if kind == "identity" and name else "NAME"
     return DamagedEntry(
         f"the keyring's entry {user} is {how}",
-        f"`eks-token login {name}` stores it again, `eks-token logout {name}` removes it",
+        f"`eks-token login {shell_word(name)}` stores it again, `eks-token logout {shell_word(name)}` removes it",
     )
 
 
@@ -2720,7 +2727,7 @@ def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
     addresses = []
     for address in wanted.split(";"):
         transport, _, settings = address.partition(":")
-        keys = dict(invocation.partition("=")[::2] for invocation in settings.split(","))
+        keys = dict(setting.partition("=")[::2] for setting in settings.split(","))
         if transport != "unix":
             continue
         if "path" in keys:
@@ -3175,7 +3182,7 @@ class SignInNeeded(Problem):
 
 
 def sign_in_problem(name: str, what: str) -> Problem:
-    return SignInNeeded(f"{name}: {what}", f"sign in with `{PROGRAM} login {name}`")
+    return SignInNeeded(f"{name}: {what}", f"sign in with `{PROGRAM} login {shell_word(name)}`")
 
 
 FORMER = "former"  # in an entry of the vault: the entry before it, as long as the record still belongs to that
@@ -4097,9 +4104,10 @@ class Resolver:
             if choice.named and choice.profile not in (*session.full_config["profiles"], "default"):
                 if not self.store.take_in(choice.profile):
                     close = nearest(choice.profile, session.full_config["profiles"])
+                    store_as = shell_word(choice.profile)
                     raise UnknownIdentity(
                         f"there is no identity or AWS profile named {choice.profile!r}",
-                        f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {choice.profile}`",
+                        f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {store_as}`",
                     )
                 session.lay_over_again()
             return session
@@ -4969,6 +4977,8 @@ def sts_endpoint(
     rules = EndpointProvider(loader.load_service_model("sts", "endpoint-rule-set-1"), partitions)
     if not region:
         region = "us-east-1" if grammar == "aws-iam-authenticator" else "aws-global"
+    if "fips" in region:  # as botocore reads an old pseudo region, such as us-east-1-fips (botocore/client.py)
+        region, fips = region.replace("fips-", "").replace("-fips", ""), True
     partition = check_region(region, partitions["partitions"])
     if partition.startswith("aws-iso"):
         dual_stack = False  # the verifier does not know a dual-stack domain there
@@ -5235,6 +5245,8 @@ class Provision(NamedTuple):
     dry_run: bool = False
     raw: bool = False  # whether a dry run shows secrets
     verbose: bool = False
+    external_id: str = ""  # these two are for the role to assume
+    session_name: str = ""
 
 
 def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
@@ -5249,6 +5261,8 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
         raise usage(f"{'--prune' if options.prune else '--region all'} needs --all")
     if options.cluster_name:
         named_cluster({"cluster_name": options.cluster_name})
+    if (options.external_id or options.session_name) and not options.role_arn:
+        raise usage("--external-id and --session-name require --role-arn")
     request = Request(PROGRAM, options.cluster_name, options.region, options.identity)
     return write_entries(
         invocation,
@@ -5262,6 +5276,8 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
             set_current=not options.no_set_current and not options.all,
             prune=options.prune,
             dry_run=options.dry_run,
+            external_id=options.external_id,
+            session_name=options.session_name,
         ),
     )
 
@@ -5416,7 +5432,7 @@ def describe(invocation: Invocation, wanted: Provision) -> Described:
     def entry(cluster: tuple[str, str]) -> Entry:
         region, cluster_name = cluster
         with plain_errors(name):
-            return new_entry(eks[region].describe_cluster(name=cluster_name)["cluster"], identity, wanted)
+            return new_entry(eks[region].describe_cluster(name=cluster_name)["cluster"], cluster_name, identity, wanted)
 
     def clusters(region: str) -> list[str]:
         with plain_errors(name):
@@ -5482,15 +5498,31 @@ def effective_identity(resolver: Resolver, request: Request) -> str:
     return "default" if (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys() else ""
 
 
-def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Entry:
+def check_cluster(found: Mapping[str, Any], name: str) -> None:
+    """Raise Problem unless this is DescribeCluster's answer for the cluster, and it can be used now."""
+    import re
+
+    status = found.get("status", "unknown")
+    if found.get("name") != name:
+        raise Problem(f"AWS returned a cluster that is not {name}")
+    if status not in USABLE_STATUS:
+        raise Problem(f"the cluster {name} cannot be used: its status is {status}", "try again when it is ACTIVE")
+    forms = {
+        "arn": rf"arn:aws[a-z-]*:eks:[a-z0-9-]+:[0-9]{{12}}:cluster/{re.escape(name)}",
+        "endpoint": r"https://[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?",
+        "id": r"([A-Za-z0-9][A-Za-z0-9-]*)?",
+    }
+    for field, form in forms.items():
+        value = found.get(field) or ""
+        if not isinstance(value, str) or not re.fullmatch(form, value):
+            raise Problem(f"AWS returned no usable {field} for the cluster {name}: {value!r}"[:300])
+
+
+def new_entry(found: Mapping[str, Any], name: str, identity: str, wanted: Provision) -> Entry:
     """The entry for a cluster, from what DescribeCluster returned. Raises Problem if the cluster cannot be used now."""
     import base64
 
-    name, status = found.get("name", ""), found.get("status", "unknown")
-    if status not in USABLE_STATUS:
-        raise Problem(f"the cluster {name} cannot be used: its status is {status}", "try again when it is ACTIVE")
-    if not found.get("endpoint") or not found.get("arn"):
-        raise Problem(f"AWS returned no endpoint or no ARN for the cluster {name}")
+    check_cluster(found, name)
     arn = found["arn"]
     certificate = found.get("certificateAuthority", {}).get("data") or ""
     try:
@@ -5502,10 +5534,15 @@ def new_entry(found: Mapping[str, Any], identity: str, wanted: Provision) -> Ent
     local = outpost is not None and outpost.get("etcdInstanceType") is None and found.get("id")
     cluster = ("--cluster-id", found["id"]) if local else ("--cluster-name", name)
     arguments = [*cluster, "--region", arn.split(":")[3]]
-    if identity:
-        arguments += ["--identity", identity]
-    if wanted.role_arn:
-        arguments += ["--role-arn", wanted.role_arn]
+    options = {
+        "--identity": identity,
+        "--role-arn": wanted.role_arn,
+        "--external-id": wanted.external_id,
+        "--session-name": wanted.session_name,
+    }
+    for option, value in options.items():
+        if value:
+            arguments += [f"{option}={value}"] if value.startswith("-") else [option, value]
     who = ":".join(part for part in (PROGRAM, identity, wanted.role_arn) if part)
     user = wanted.user_alias or f"{who}@{arn}"
     return Entry(arn, found["endpoint"], certificate, user, tuple(arguments), wanted.alias or arn)
@@ -6820,7 +6857,7 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
         arn, expires = prove(wanted, resolver, proposal.portal)
     keep(wanted, resolver, proposal)
     if arn:
-        show(arn)
+        show(one_line(arn))
     if expires is not None:
         say(f"{name}: signed in until {rfc3339(expires)}")
     if proposal.keys:
@@ -7005,7 +7042,7 @@ def proposed_role(wanted: SignIn, resolver: Resolver) -> Proposal:
     if wanted.source == wanted.name or not exists(resolver, wanted.source):
         raise Problem(
             f"there is no identity or AWS profile named {wanted.source!r} to assume the role",
-            f"store it first: {PROGRAM} login {wanted.source}",
+            f"store it first: {PROGRAM} login {shell_word(wanted.source)}",
         )
     record = new_record(
         wanted,
@@ -7031,7 +7068,8 @@ def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
                 f"AWS config does not have an sso-session {wanted.sso_session!r} with sso_start_url and sso_region"
             )
     else:
-        portal = Portal(wanted.sso_start_url, wanted.sso_region)
+        scheme, separator, rest = wanted.sso_start_url.strip().partition("://")
+        portal = Portal(scheme.lower() + separator + rest, wanted.sso_region)
         settings |= {"sso_start_url": portal.start_url, "sso_region": portal.region}
     if not portal.start_url.startswith(("https://", "http://")):
         raise usage(
@@ -7289,7 +7327,7 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
         shown.append((row["name"], row["kind"], row["from"], key, row["session_ends"], default))
     widths = [max(len(line[column]) for line in shown) for column in range(5)]
     for line in shown:
-        show("  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip())
+        show(one_line("  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip()))
     return 0
 
 
@@ -7320,7 +7358,7 @@ def whoami_command(invocation: Invocation, options: Namespace) -> int:
         ("Session ends", "session_ends"),
     ):
         if about[key]:
-            show(f"{label + ':':13} {about[key]}")
+            show(one_line(f"{label + ':':13} {about[key]}"))
     return 0
 
 
@@ -7656,7 +7694,7 @@ def check_identities(resolver: Resolver) -> Check:
     keys = [name for name, about in sorted(identities.items()) if kind_of(about).startswith("keys")]
     lost = [name for name in keys if users is not None and f"identity:{name}" not in users]
     if lost:
-        hint = f"store them again: {PROGRAM} login {lost[0]} --new-keys"
+        hint = f"store them again: {PROGRAM} login {shell_word(lost[0])} --new-keys"
         return Check("identities", "fail", f"{found}; the keyring has no keys for {listed(lost)}", hint)
     # A role's session starts again when something needs it.
     by_a_person = {

@@ -948,9 +948,7 @@ def test_many_at_once_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
     ("change", "said"),
     [
         pytest.param({"status": "CREATING"}, "its status is CREATING", id="not there yet"),
-        pytest.param({"status": "DELETING"}, "its status is DELETING", id="going away"),
-        pytest.param({"endpoint": None}, "no endpoint or no ARN", id="no endpoint"),
-        pytest.param({"certificateAuthority": {"data": "%"}}, "not base64", id="no certificate"),
+        pytest.param({"endpoint": None}, "no usable endpoint", id="no endpoint"),
     ],
 )
 def test_a_cluster_that_cannot_be_used_is_refused(
@@ -992,9 +990,47 @@ def test_a_cluster_that_is_being_updated_is_written(
 def test_a_local_cluster_on_an_outpost_is_known_by_its_id(outpost: Mapping[str, Any], option: str) -> None:
     found = {"name": "demo", "id": "an-id", "arn": ARN, "endpoint": "https://x", "status": "ACTIVE"}
     wanted = eks_token.Provision(eks_token.Request("eks-token", "demo", REGION, "dev"))
-    entry = eks_token.new_entry(found | {"outpostConfig": outpost}, "dev", wanted)
+    entry = eks_token.new_entry(found | {"outpostConfig": outpost}, "demo", "dev", wanted)
     value = "an-id" if option == "--cluster-id" else "demo"
     assert entry.arguments == (option, value, "--region", REGION, "--identity", "dev")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"name": "other"}, "a cluster that is not demo"),
+        ({"name": ["demo"]}, "a cluster that is not demo"),
+        ({"arn": None}, "no usable arn"),
+        ({"arn": 5}, "no usable arn"),
+        ({"arn": ARN.replace("demo", "other")}, "no usable arn"),
+        ({"arn": f"{ARN}\n--debug"}, "no usable arn"),
+        ({"endpoint": ""}, "no usable endpoint"),
+        ({"endpoint": "http://x"}, "no usable endpoint"),
+        ({"endpoint": "file:///etc/passwd"}, "no usable endpoint"),
+        ({"endpoint": "--insecure"}, "no usable endpoint"),
+        ({"endpoint": ["https://x"]}, "no usable endpoint"),
+        ({"id": "--debug"}, "no usable id"),
+        ({"status": "DELETING"}, "its status is DELETING"),
+        ({"certificateAuthority": {"data": "-----"}}, "a certificate for the cluster demo that is not base64"),
+    ],
+    ids=str,
+)
+def test_a_wrong_answer_of_describe_cluster_is_refused(wrong: dict[str, object], said: str) -> None:
+    found = {"name": "demo", "arn": ARN, "endpoint": "https://x", "status": "ACTIVE"}
+    wanted = eks_token.Provision(eks_token.Request("eks-token", "demo", REGION, "dev"))
+    with pytest.raises(eks_token.Problem, match=re.escape(said)):
+        eks_token.new_entry(found | wrong, "demo", "dev", wanted)
+
+
+def test_a_value_that_looks_like_an_option_stays_a_value() -> None:
+    found = {"name": "demo", "arn": ARN, "endpoint": "https://x", "status": "ACTIVE"}
+    request = eks_token.Request("eks-token", "demo", REGION, "dev")
+    role = "arn:aws:iam::111122223333:role/Admin"
+    wanted = eks_token.Provision(request, role, external_id="--debug", session_name="me")
+    words = eks_token.new_entry(found, "demo", "-i", wanted).arguments
+    assert words[4:] == ("--identity=-i", "--role-arn", role, "--external-id=--debug", "--session-name", "me")
+    taken = eks_token.parse_request(words, {}, "v1beta1")
+    assert (taken.identity, taken.external_id, taken.session_name) == ("-i", "--debug", "me")
 
 
 def test_an_unknown_cluster_is_aws_own_words(laptop: Sandbox, moto: RecordingProxy) -> None:

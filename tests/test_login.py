@@ -107,7 +107,8 @@ class Scene:
         return key
 
     def sso_options(self, *more: str) -> list[str]:
-        return ["--sso-start-url", self.sso.start_url, "--sso-region", SSO_REGION, *more]
+        # a start URL may have a space before it and a scheme in capitals, as it comes from a message
+        return ["--sso-start-url", f" {self.sso.start_url.replace('http', 'HTTP')}", "--sso-region", SSO_REGION, *more]
 
     def sso_session(self, name: str = "corp") -> str:
         return f"[sso-session {name}]\nsso_start_url = {self.sso.start_url}\nsso_region = {SSO_REGION}\n"
@@ -1563,3 +1564,21 @@ def test_the_files_are_the_users_alone(scene: Scene) -> None:
     for path in (scene.home.data / "identities.json", scene.home.data / "sessions.json"):
         assert path.stat().st_mode & 0o777 == 0o600
     assert scene.home.data.stat().st_mode & 0o777 == 0o700
+
+
+def test_control_characters_never_reach_the_terminal(scene: Scene) -> None:
+    odd = "\x1b]0;owned\x07\x9b31m"
+    scene.home.config(f"[profile odd{odd}]\nrole_arn = arn:aws:iam::{ACCOUNT}:role/{odd}\nsource_profile = x\n")
+    (scene.home.data / "identities.json").parent.mkdir(parents=True, exist_ok=True)
+    record = {"role_arn": f"arn:aws:iam::{ACCOUNT}:role/x", "source_profile": odd, "mfa_serial": odd}
+    stored = {"version": 1, "default": "", "identities": {f"dev{odd}": record}}
+    (scene.home.data / "identities.json").write_text(json.dumps(stored))
+    for line in (
+        ["identities"],
+        ["whoami", "-i", f"dev{odd}"],
+        ["doctor"],
+        ["logout", f"dev{odd}"],
+        ["login", f"x{odd}"],
+    ):
+        shown = scene.home.run_pty(*line, steps=[])
+        assert not set("\x1b\x07\x9b") & set(shown.stdout + shown.stderr.replace("\x1b[K", "")), line

@@ -470,3 +470,8 @@ def test_token_only_prints_the_bare_token(place: Sandbox, keys: Keys) -> None:
         done = place.run(*TOKEN, "--token-only", "--region", "eu-west-1", env=KEY.environment)
         assert (done.returncode, done.stdout.count("\n")) == (0, 1)
         assert verify(done.stdout.rstrip("\n"), cluster="demo", secrets=keys).arn == KEY.arn
+
+
+@pytest.mark.parametrize("region", ["us-east-1-fips", "fips-us-east-1"])
+def test_an_old_pseudo_region_is_the_fips_endpoint_of_its_region(region: str) -> None:
+    assert eks_token.sts_endpoint(region) == eks_token.sts_endpoint("us-east-1", fips=True)
