@@ -1060,8 +1060,12 @@ def command_parser(name: str) -> ArgumentParser:
 
 # -- 2. cache ---------------------------------------------------------------------------------------------------------
 #
-# An answer is stored under its request line, which contains everything that decides the token. build/launcher.sh looks
-# there first, so it relies on this layout:
+# 1. A request becomes a `Key`: a line that contains everything that decides the token, and a directory named after it.
+# 2. The `Answer` is stored there, in one file that says until when it is fresh and which files it depends on.
+# 3. If there is none, a `Lock` lets one process sign a token, while the others wait for its answer.
+# 4. Half-way through its life an answer is still used, but one process signs the next token in the background.
+#
+# build/launcher.sh does the first two steps by itself, so it relies on this layout:
 #
 #     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory for each part of the request line; slashes in a part nest
 #         %answer                             the answer, a sh script; its modification time is FRESH_UNTIL
@@ -1069,18 +1073,21 @@ def command_parser(name: str) -> ArgumentParser:
 #         %refresh                            an empty file; its modification time is when to sign the next token
 #         %claim                              an empty file; whoever makes it starts the process that does so
 #     tokens/%HASH/                           if a part cannot be a path as it is; only Python looks here
-#     expiry, expiry.old                      which answers end when, so that they can be removed in time
+#     lock/                                   one lock for each request, for the vault, and for writing here
+#     generation                              another text each time the cache is emptied
+#     now                                     an empty file, which the launcher writes to find out the time
+#     swept                                   an empty file; its modification time is when old answers were removed
 #
 # No part in a path contains a percent sign, so these names cannot clash with one. An answer is one file, put in place
 # by one rename, so nobody ever sees the token of one mint with the conditions of another.
 
-ANSWER_TAG = "eks-token-2"
+ANSWER_TAG = "eks-token-3"
 FRESH_MARGIN = 60  # seconds; how long before its token expires an answer is no longer used
 SETTLE_SECONDS = 2  # a file that changed this recently may change again, and some shells compare whole seconds
 TICK_SECONDS = 0.02  # the file system's clock advances at least this often (Linux: 100 times a second)
 ARCHIVE_SECONDS = 315_705_600  # 3 January 1980: Nix, OSTree and zip archives date all files before this
-SWEEP_LIMIT = 50  # how many expired answers to remove for each new one
-SWEEP_BYTES = 65536  # how much of the list of answers to read for that
+SWEEP_INTERVAL = 3600  # seconds between two searches for old answers
+SWEEP_SECONDS = 0.1  # how long one of them may take; the next token continues it
 LOCK_SECONDS = 120  # how long to wait for another process
 RETRY_SECONDS = 60  # when to try again to sign the next token
 REFRESH_VARIABLE = "EKS_TOKEN_REFRESH"  # "off", or
@@ -1329,6 +1336,10 @@ class Watched(NamedTuple):
     def changed(self) -> int:
         return int(self.state.split(".")[1])
 
+    @property
+    def is_unchanged(self) -> bool:
+        return state_of(self.path) == self.state
+
 
 def state_of(path: str) -> str:
     try:
@@ -1352,100 +1363,110 @@ def look_at(paths: Iterable[str]) -> tuple[Watched, ...]:
     return watched
 
 
-class Compared(NamedTuple):
-    """A file or directory as sh sees it."""
-
-    path: str
-    real: str  # where it really is
-    modified: int  # nanoseconds; 0 if it is enough that it has not changed lately
-
-
-def seen_by_sh(watched: Iterable[Watched], home: str, settled: int) -> list[Compared] | str:
-    """What sh has to compare to see every change of the watched files, or why it would not see some.
-
-    sh knows no inodes. It sees a file that was edited by its date, a file or directory that another was renamed over by
-    the date of the directory above, and a link that leads elsewhere by comparing it with where it led. The directories
-    are those up to HOME, or outside it all but / and those directly in it. What changed after `settled` (nanoseconds)
-    may change again in the same second.
-    """
-    found: dict[str, Compared] = {}
-    for one in watched:
-        if any(char == "\n" or "\udc80" <= char <= "\udcff" for char in one.path):
-            return f"{quoted(one.path)} has a line break or bytes that are not UTF-8 in its name"
-        if not one.exists:
-            continue
-        # The keyring backend that is configured there may read properties that the launcher does not look for.
-        if os.path.basename(one.path) == KEYRING_CONFIG:
-            return f"{one.path} configures the keyring"
-        if not ARCHIVE_SECONDS * 10**9 < one.modified < settled:
-            return f"the date of {one.path} is not that of its last change: {rfc3339(one.modified / 1e9)}"
-        real = os.path.realpath(one.path)
-        found[one.path] = Compared(one.path, real, one.modified)
-        for path in (one.path, real):
-            above = os.path.dirname(path)
-            modified = os.stat(above).st_mtime_ns
-            if modified <= ARCHIVE_SECONDS * 10**9:
-                return f"the date of {above} is not that of its last change: {rfc3339(modified / 1e9)}"
-            found[above] = Compared(above, above, modified)
-            while modified < settled and above != home and above.count("/") > 1:
-                above = os.path.dirname(above)
-                modified = os.stat(above).st_mtime_ns
-                found.setdefault(above, Compared(above, above, 0))
-            if modified >= settled:
-                return f"{above} has just changed"
-    return list(found.values())
-
-
 class Answer(NamedTuple):
-    """What is stored for a request: what goes to stdout, and what has to be so that it may."""
+    """What is stored for a request: what goes to stdout, and the conditions for that."""
 
     line: str  # the request line
     issued: int  # seconds since the epoch, like the next one
     fresh_until: int
     watched: tuple[Watched, ...]
     text: str
-    settled: int = 0  # nanoseconds; no directory above the files has changed since; 0 if only Python can tell
 
 
-# What stands around the text in an answer, which ends with the second. The first comes nowhere before.
+# An answer is a script that prints its text if the tests before it succeed. It ends with AFTER_TEXT, and BEFORE_TEXT
+# occurs nowhere before the text.
 BEFORE_TEXT, AFTER_TEXT = "\nthen echo '", "' && et_printed=yes\nfi\n"
+NEVER = "[ ]"  # a test that fails
 
 
-def answer_script(answer: Answer, compared: Sequence[Compared]) -> str:
-    """An answer as it is stored. Python reads the comments and the text; the launcher runs it.
-
-    The launcher's variables et_line and et_here are the request line and the directory of the answer, and it has
-    checked FRESH_UNTIL. `compared` is what `seen_by_sh` has found.
-    """
-    comments = [f"# {ANSWER_TAG} {answer.issued} {answer.fresh_until} {answer.settled} {answer.line}"]
+def answer_script(answer: Answer, tests: Iterable[str]) -> str:
+    """An answer as it is stored: the launcher runs it, while Python reads the comments and the text."""
+    comments = [f"# {ANSWER_TAG} {answer.issued} {answer.fresh_until} {answer.line}"]
     comments += [f"# {one.state} {quoted(one.path)}" for one in answer.watched]
-    tests = [f"""[ "$et_line" = '{answer.line}' ]""", f'[ "$et_cache/now" -nt {stamp(before_second(answer.issued))} ]']
-    # Without its stamp, nothing is newer or older in dash.
-    tests += [f"[ -e {stamp(date)} ]" for date in stamps_of(answer, compared)[1:]]
-    tests += [f"! [ -e {sh_quoted(one.path)} ]" for one in answer.watched if not one.exists]
-    files = {one.path for one in answer.watched}
-    for path, real, date in compared:
-        if path in files:
-            tests.append(
-                f"[ {sh_quoted(path)} -ef {sh_quoted(real)} ]" if path != real else f"[ -e {sh_quoted(path)} ]"
-            )
-        tests.append(f"! [ {sh_quoted(path)} -nt {stamp(date or answer.settled)} ]")
-        if date:
-            tests.append(f"! [ {sh_quoted(path)} -ot {stamp(date)} ]")
-    if not answer.settled:
-        tests = ["[ ]"]  # false
     return "\n".join(comments) + "\nif " + " &&\n".join(tests) + BEFORE_TEXT + sh_escaped(answer.text) + AFTER_TEXT
 
 
-def stamps_of(answer: Answer, compared: Iterable[Compared]) -> list[int]:
-    """The modification times (nanoseconds) that sh needs a file of, to compare others with."""
-    dates = [before_second(answer.issued), *(one.modified or answer.settled for one in compared)]
-    return list(dict.fromkeys(dates)) if answer.settled else []
+def parse_answer(content: str) -> Answer:
+    """Read what `answer_script` wrote. Raises ValueError if it is anything else."""
+    head, _, rest = content.partition(BEFORE_TEXT)
+    text = rest.removesuffix(AFTER_TEXT).replace("'\\''", "'")
+    first, *others = head.partition("\nif ")[0].split("\n")
+    mark, tag, issued, fresh_until, line = first.split(" ")
+    watched = []
+    for comment in others:
+        _, state, path = comment.split(" ")
+        watched.append(Watched(unquoted_part(path), state))
+    if f"{mark} {tag}" != f"# {ANSWER_TAG}" or rest != sh_escaped(text) + AFTER_TEXT:
+        raise ValueError
+    return Answer(line, int(issued), int(fresh_until), tuple(watched), text)
 
 
-def before_second(seconds: int) -> int:
-    """The last moment (nanoseconds) before a second. What is newer is of that second, even in whole seconds."""
-    return seconds * 10**9 - 1
+class PythonOnly(Exception):
+    """The launcher cannot use an answer. The text says why."""
+
+
+class Conditions(NamedTuple):
+    """What the launcher tests before it prints an answer."""
+
+    tests: list[str]  # in sh
+    dates: list[int]  # modification times (nanoseconds); there has to be a stamp for each
+
+
+def conditions_for_sh(answer: Answer, home: str) -> Conditions:
+    """How sh sees every change of the watched files. Raises PythonOnly if it might not, and OSError.
+
+    sh does not know inodes. It sees that a file was edited by its date, that another file or directory was renamed over
+    it by the date of the directory above, and that a link leads elsewhere by comparing it with where it led. Therefore
+    no date may be so new that the file can change again within the same second, and those of files and of their
+    directories must not be the one that all files of an archive have.
+
+    The launcher's variables et_line and et_here are the request line and the directory of the answer. It has checked
+    FRESH_UNTIL, but not that the answer was issued in the past.
+    """
+    settled = time.time_ns() - SETTLE_SECONDS * 10**9
+    issued = answer.issued * 10**9 - 1  # what is newer is of that second, even in a shell that compares whole seconds
+    absent, links = [], []
+    dates: dict[str, int] = {}  # of files and their directories
+    further: dict[str, int] = {}  # of the directories above these, for which it is enough that none becomes newer
+    for path, exists in ((one.path, one.exists) for one in answer.watched):
+        if any(char == "\n" or "\udc80" <= char <= "\udcff" for char in path):
+            raise PythonOnly(f"{quoted(path)} has a line break or bytes that are not UTF-8 in its name")
+        if not exists:
+            absent.append(f"! [ -e {sh_quoted(path)} ]")
+            continue
+        # The keyring backend that is configured there may read properties that the launcher does not look for.
+        if os.path.basename(path) == KEYRING_CONFIG:
+            raise PythonOnly(f"{path} configures the keyring")
+        real = os.path.realpath(path)
+        if real != path:
+            links.append(f"[ {sh_quoted(path)} -ef {sh_quoted(real)} ]")
+        directory, *above = directories_of(path, home)
+        real_directory, *real_above = directories_of(real, home)
+        dates.update((each, os.stat(each).st_mtime_ns) for each in (path, directory, real_directory))
+        further.update((each, os.stat(each).st_mtime_ns) for each in (*above, *real_above))
+    for path, date in (dates | further).items():
+        if date >= settled:
+            raise PythonOnly(f"{path} has just changed, or has a date in the future")
+        if path in dates and date <= ARCHIVE_SECONDS * 10**9:
+            raise PythonOnly(f"the date of {path} is not that of its last change: {rfc3339(date / 1e9)}")
+    newest = max(further.values(), default=issued)
+    stamps = dict.fromkeys([*dates.values(), newest])
+    tests = [f"""[ "$et_line" = '{answer.line}' ]""", f'[ "$et_cache/now" -nt {stamp(issued)} ]']
+    tests += [f"[ -e {stamp(date)} ]" for date in stamps if date != issued]  # without it, nothing is newer in dash
+    tests += absent + links
+    for path, date in dates.items():
+        tests += [f"! [ {sh_quoted(path)} {operator} {stamp(date)} ]" for operator in ("-nt", "-ot")]
+    tests += [f"! [ {sh_quoted(path)} -nt {stamp(newest)} ]" for path in further if path not in dates]
+    return Conditions(tests, [issued, *stamps])
+
+
+def directories_of(path: str, home: str) -> list[str]:
+    """The directory of a file and those above it, up to HOME, or if it is not there, all but / and those directly in
+    it. No other directory is expected to be moved."""
+    found = [os.path.dirname(path)]
+    while found[-1] != home and found[-1].count("/") > 1:
+        found.append(os.path.dirname(found[-1]))
+    return found
 
 
 def stamp(date: int) -> str:
@@ -1458,21 +1479,6 @@ def sh_quoted(text: str) -> str:
 
 def sh_escaped(text: str) -> str:
     return text.replace("'", "'\\''")
-
-
-def parse_answer(content: str) -> Answer:
-    """Read what `answer_script` wrote. Raises ValueError if it is anything else."""
-    head, _, rest = content.partition(BEFORE_TEXT)
-    text = rest.removesuffix(AFTER_TEXT).replace("'\\''", "'")
-    first, *others = head.partition("\nif ")[0].split("\n")
-    mark, tag, issued, fresh_until, settled, line = first.split(" ")
-    watched = []
-    for comment in others:
-        _, state, path = comment.split(" ")
-        watched.append(Watched(unquoted_part(path), state))
-    if f"{mark} {tag}" != f"# {ANSWER_TAG}" or rest != sh_escaped(text) + AFTER_TEXT:
-        raise ValueError
-    return Answer(line, int(issued), int(fresh_until), tuple(watched), text, int(settled))
 
 
 def read_regular(path: str) -> str:
@@ -1574,7 +1580,7 @@ class Cache:
 
     def __init__(self, root: str, home: str = "") -> None:
         self.root = root
-        self.home = home  # directories above it are not expected to change
+        self.home = home  # directories above it are not expected to be moved
 
     def directory(self, key: Key) -> str:
         return os.path.join(self.root, "tokens", key.directory)
@@ -1587,7 +1593,7 @@ class Cache:
             return None
         if answer.line != key.line or not answer.issued <= now < answer.fresh_until:
             return None
-        return answer if all(state_of(one.path) == one.state for one in answer.watched) else None
+        return answer if all(one.is_unchanged for one in answer.watched) else None
 
     def lock(self, name: str, seconds: float = LOCK_SECONDS) -> Lock:
         """The lock with that name, which is waited for. Raises LocksUnavailable."""
@@ -1628,52 +1634,94 @@ class Cache:
     def write(self, key: Key, answer: Answer) -> None:
         """Write an answer, while the lock is held. Raises OSError and ValueError."""
         here = self.directory(key)
-        settled = time.time_ns() - SETTLE_SECONDS * 10**9
-        compared = self.compared(key, answer, settled)
-        if isinstance(compared, str):
-            debug(f"only Python will use what is cached: {compared}")
-            compared, settled = [], 0
-        answer = answer._replace(settled=settled)
-        if any(state_of(one.path) != one.state for one in answer.watched):
+        try:
+            conditions = self.conditions(key, answer)
+        except PythonOnly as reason:
+            debug(f"only Python will use what is cached: {reason}")
+            conditions = Conditions([NEVER], [])
+        if not all(one.is_unchanged for one in answer.watched):
             return debug("not cached: a file that it depends on has changed meanwhile")
         if not self.clock_agrees(time.time()):
             return debug("not cached: the file system's clock differs from ours")
         make_directories(here)
-        stamps = stamps_of(answer, compared)
         old = {name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()}
-        for date in stamps:
+        for date in conditions.dates:
             write_file(os.path.join(here, f"%{date}"), "", date)
-        self.note_expiry(key, answer.fresh_until)  # first, so that whatever is written will be removed later
-        write_file(os.path.join(here, "%answer"), answer_script(answer, compared), answer.fresh_until * 10**9)
-        for name in old - {f"%{date}" for date in stamps}:
+        script = answer_script(answer, conditions.tests)
+        write_file(os.path.join(here, "%answer"), script, answer.fresh_until * 10**9)
+        for name in old - {f"%{date}" for date in conditions.dates}:
             os.unlink(os.path.join(here, name))
 
-    def compared(self, key: Key, answer: Answer, settled: int) -> list[Compared] | str:
-        """What sh has to compare to use this answer, or why only Python can use it."""
+    def conditions(self, key: Key, answer: Answer) -> Conditions:
+        """What the launcher tests before it prints this answer. Raises PythonOnly if it cannot use it, and OSError."""
         if "%" in key.directory:
-            return "the request has special characters"
+            raise PythonOnly("the request has special characters")
         # Only texts without these are the same in every shell's echo. printf is not built into mksh.
         if answer.text.startswith("-") or "\\" in answer.text:
-            return "the output has special characters"
-        return seen_by_sh(answer.watched, self.home, settled)
+            raise PythonOnly("the output has special characters")
+        return conditions_for_sh(answer, self.home)
 
     def write_for_sh(self, key: Key, answer: Answer) -> None:
         """Write an answer again that Python has just used, if the launcher could not use it and now can.
 
-        The directories may have changed since it was written, though the files in them have not.
+        A directory has changed, for example, though the files in it have not.
         """
         try:
-            before = self.compared(key, answer, answer.settled) if answer.settled else ""
-            if not isinstance(before, str):
-                content = read_regular(os.path.join(self.directory(key), "%answer"))
-                if content == answer_script(answer, before):
-                    return
-            if not isinstance(self.compared(key, answer, time.time_ns() - SETTLE_SECONDS * 10**9), str):
+            script = answer_script(answer, self.conditions(key, answer).tests)
+            if script != read_regular(os.path.join(self.directory(key), "%answer")):
                 with self.lock("cache", seconds=0):
                     if self.lookup(key, time.time()) == answer:
                         self.write(key, answer)
-        except (OSError, ValueError, LocksUnavailable, Problem) as error:
-            debug(f"not written again for the launcher: {type(error).__name__}")
+        except (OSError, ValueError, LocksUnavailable, Problem, PythonOnly) as error:
+            debug(f"only Python can use what is cached: {str(error) or type(error).__name__}")
+
+    def clock_agrees(self, now: float) -> bool:
+        """Whether truncating an empty file sets its time to now. launcher.sh has no other clock."""
+        path = os.path.join(self.root, "now")
+        write_file(path, "", 0)
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+        return abs(os.stat(path).st_mtime - now) < SETTLE_SECONDS
+
+    def sweep(self, now: float) -> None:
+        """Remove the answers that have ended, once an hour. Whoever has too many for that continues the next time."""
+        swept = os.path.join(self.root, "swept")
+        deadline = time.monotonic() + SWEEP_SECONDS
+        try:
+            if os.path.exists(swept) and abs(os.stat(swept).st_mtime - now) < SWEEP_INTERVAL:
+                return
+            for here, _, names in os.walk(os.path.join(self.root, "tokens")):
+                if time.monotonic() > deadline:
+                    return
+                if names and not ("%answer" in names and os.stat(os.path.join(here, "%answer")).st_mtime > now):
+                    remove_answer(here)
+            write_file(swept, "")
+        except OSError as error:
+            debug(f"old answers were not removed: {first_line(error)}")
+
+    def empty(self) -> None:
+        """Forget every answer, including those that are being signed now. Raises Problem if that fails."""
+        tokens = os.path.join(self.root, "tokens")
+        import contextlib
+        import shutil
+
+        try:
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(self.lock("cache"))
+                except LocksUnavailable:
+                    debug("locks do not work in the cache directory")  # so nothing is being stored there either
+                write_file(os.path.join(self.root, "generation"), os.urandom(16).hex())
+                try:
+                    os.rename(tokens, f"{tokens}.{os.urandom(8).hex()}")
+                except FileNotFoundError:
+                    pass
+            for name in os.listdir(self.root):  # including what was left when a process was killed here
+                if name.startswith("tokens."):
+                    shutil.rmtree(os.path.join(self.root, name), ignore_errors=True)
+        except OSError as error:
+            raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
+
+    # Refresh ahead: %refresh says when, and %claim that somebody has started the process that signs the next token.
 
     def refresh_is_due(self, key: Key, now: float) -> bool:
         try:
@@ -1704,98 +1752,21 @@ class Cache:
         except FileNotFoundError:
             pass
 
-    def clock_agrees(self, now: float) -> bool:
-        """Whether truncating an empty file sets its time to now. launcher.sh has no other clock."""
-        path = os.path.join(self.root, "now")
-        write_file(path, "", 0)
-        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
-        return abs(os.stat(path).st_mtime - now) < SETTLE_SECONDS
 
-    def note_expiry(self, key: Key, fresh_until: int) -> None:
-        """Add an answer to the list of those to remove. One that is renewed is there more than once."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
-        with open(os.open(os.path.join(self.root, "expiry"), flags, 0o600), "ab") as file:
-            file.write(f"{fresh_until} {key.directory}\n".encode())
-
-    def sweep(self, now: float) -> None:
-        """Remove some answers that have ended, at most SWEEP_LIMIT at a time.
-
-        New ones are added at the end of one list. When the first there has ended, it becomes the old list, which is
-        taken down from its end. So however many answers there are, each new one costs a few kilobytes of reading.
-        """
-        listed, old = os.path.join(self.root, "expiry"), os.path.join(self.root, "expiry.old")
-        try:
-            if not os.path.exists(old):
-                with open(os.open(listed, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-                    if not has_ended(file.readline(), now):
-                        return
-                os.rename(listed, old)
-            with open(old, "r+b") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - SWEEP_BYTES))
-                lines = file.readlines()
-                for line in reversed(lines[-SWEEP_LIMIT:]):
-                    if not has_ended(line, now):
-                        break
-                    self.remove_expired(os.fsdecode(line).rstrip("\n").partition(" ")[2], now)
-                    size -= len(line)
-                file.truncate(size)
-            if size == 0:
-                os.unlink(old)
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
-            debug(f"old answers were not removed: {first_line(error)}")
-
-    def remove_expired(self, directory: str, now: float) -> None:
-        """Remove an answer, unless it was renewed or other answers are further down. Never leads out of tokens/."""
-        tokens = os.path.join(self.root, "tokens")
-        here = os.path.normpath(os.path.join(tokens, directory))
-        try:
-            if not here.startswith(tokens + os.sep) or os.stat(os.path.join(here, "%answer")).st_mtime > now:
-                return
-            for name in os.listdir(here):
-                if name.startswith("%"):
-                    os.unlink(os.path.join(here, name))
-            while here != tokens:
-                os.rmdir(here)
-                here = os.path.dirname(here)
-        except (OSError, ValueError):
-            return
-
-    def empty(self) -> None:
-        """Forget every answer, including those that are being signed now. Raises Problem if that fails."""
-        tokens = os.path.join(self.root, "tokens")
-        import contextlib
-        import shutil
-
-        try:
-            with contextlib.ExitStack() as held:
-                try:
-                    held.enter_context(self.lock("cache"))
-                except LocksUnavailable:
-                    debug("locks do not work in the cache directory")  # so nothing is being stored there either
-                write_file(os.path.join(self.root, "generation"), os.urandom(16).hex())
-                try:
-                    os.rename(tokens, f"{tokens}.{os.urandom(8).hex()}")
-                except FileNotFoundError:
-                    pass
-            for name in os.listdir(self.root):  # including what was left when a process was killed here
-                if name.startswith("tokens."):
-                    shutil.rmtree(os.path.join(self.root, name), ignore_errors=True)
-        except OSError as error:
-            raise Problem(f"the cached tokens in {tokens} cannot be removed", "remove that directory") from error
+def remove_answer(here: str) -> None:
+    """Remove what is stored in this directory, and the directories above it that are empty then."""
+    try:
+        for name in os.listdir(here):
+            if name.startswith("%"):
+                os.unlink(os.path.join(here, name))
+        os.removedirs(here)
+    except OSError:
+        return
 
 
 def is_ahead(environ: Mapping[str, str]) -> bool:
     """Whether this process signs the next token. Nobody knows of it, so it must not ask anybody anything."""
     return environ.get(REFRESH_VARIABLE) == AHEAD
-
-
-def has_ended(line: bytes, now: float) -> bool:
-    """Whether the answer on this line of the list has ended, or the line is damaged."""
-    ends = line.partition(b" ")[0]
-    return not ends.isdigit() or int(ends) <= now
 
 
 def open_cache(invocation: Invocation) -> Cache | None:
@@ -7594,7 +7565,7 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
         alone = answer_time(command, environ | {"EKS_TOKEN_PYTHON": os.devnull}) if stored else None
         took = alone or (answer_time(command, environ) if stored else None)
     finally:
-        cache.remove_expired(key.directory, float("inf"))
+        remove_answer(cache.directory(key))
     shell = os.path.basename(os.path.realpath("/bin/sh"))
     if stored is None:
         yield Check("launcher", "fail", "an answer that was just cached cannot be found", "see the checks above")
@@ -7604,9 +7575,12 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
         hint = f"run {invocation.file} with --debug to see why"
         yield Check("launcher", "fail", "cached answers are not printed", hint)
     else:
-        unseen = "" if stored.settled else cache.compared(key, stored, time.time_ns() - SETTLE_SECONDS * 10**9)
-        reason = why_not_launcher(environ) or (unseen if isinstance(unseen, str) else "")
-        reason = reason or f"/bin/sh is {shell}, which cannot print it"
+        reason = f"/bin/sh is {shell}, which cannot print it"
+        try:
+            cache.conditions(key, stored)
+        except PythonOnly as error:
+            reason = str(error)
+        reason = why_not_launcher(environ) or reason
         yield Check("launcher", "warn", f"a cached answer goes through Python, in {milliseconds(took)}: {reason}")
 
 

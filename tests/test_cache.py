@@ -530,82 +530,62 @@ def test_an_identity_that_changes_during_a_mint_never_leaves_its_former_token(
     assert answers_in(Cache(str(home.cache))) == []
 
 
-def expire(cache: Cache, key: Key, ago: int) -> None:
-    """Lets the answer end so many seconds ago, as time would."""
-    path = Path(cache.root, "tokens", key.directory, "%answer")
-    end = int(time.time()) - ago
-    answer = eks_token.parse_answer(path.read_text())._replace(issued=end - 780, fresh_until=end)
-    path.write_text(eks_token.answer_script(answer, []))
-    os.utime(path, (end, end))
-    for listed in (Path(cache.root, name) for name in ("expiry", "expiry.old")):
-        if listed.exists():
-            lines = listed.read_text().splitlines()
-            mine = [f"{end} {key.directory}" if line.endswith(f" {key.directory}") else line for line in lines]
-            listed.write_text("".join(f"{line}\n" for line in mine))
+def let_time_pass(cache: Cache, seconds: int) -> None:
+    """Date everything that is stored so many seconds back."""
+    for path in (Path(cache.root, "swept"), *answers_in(cache)):
+        if path.exists():
+            os.utime(path, (path.stat().st_mtime - seconds,) * 2)
 
 
-def test_expired_answers_are_removed_in_passing_and_fresh_ones_stay(cache: Cache) -> None:
+def test_answers_that_have_ended_are_removed_once_an_hour(cache: Cache) -> None:
     old = [key_of(*TOKEN, word) for word in ("a", "a/b", "two words")]
-    fresh = [key_of(*TOKEN, word) for word in ("a/c", "fresh")]
-    for key in (*old, *fresh):
-        keep(cache, key)
     for key in old:
-        expire(cache, key, ago=3600)
-    keep(cache, key_of(*TOKEN, "new"))  # the end of the list is fresh
-    assert len(answers_in(cache)) == 6
-    for key in fresh:
-        expire(cache, key, ago=10)
+        keep(cache, key)
+    let_time_pass(cache, 3590)
+    keep(cache, key_of(*TOKEN, "a/c"))
+    assert len(answers_in(cache)) == 4
+    let_time_pass(cache, 20)
     keep(cache, key_of(*TOKEN, "new"))
-    assert len(answers_in(cache)) == 1
+    assert {path.parent for path in answers_in(cache)} == {
+        Path(cache.directory(key_of(*TOKEN, word))) for word in ("a/c", "new")
+    }
     tokens = Path(cache.root, "tokens")
     assert [path for path in tokens.rglob("*") if path.is_dir() and not any(path.iterdir())] == []
 
 
-def test_an_answer_that_was_renewed_is_not_swept_with_its_former_end(cache: Cache) -> None:
-    key = key_of(*TOKEN)
-    keep(cache, key)
-    expire(cache, key, ago=3600)
-    keep(cache, key, "renewed")
+def test_an_answer_that_was_renewed_is_not_removed(cache: Cache) -> None:
+    keep(cache, key_of(*TOKEN))
+    let_time_pass(cache, 4000)
+    keep(cache, key_of(*TOKEN), "renewed")
     keep(cache, key_of(*TOKEN, "new"))
-    assert look_up(cache, key) == "renewed"
-    assert not Path(cache.root, "expiry.old").exists()
+    assert look_up(cache, key_of(*TOKEN)) == "renewed"
 
 
-def test_one_mint_sweeps_a_bounded_number(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-    keys = [key_of(*TOKEN, str(number)) for number in range(eks_token.SWEEP_LIMIT * 2 + 10)]
-    for key in keys:
-        keep(cache, key)
-    for key in keys:
-        expire(cache, key, ago=3600)
-    left = []
-    for _ in range(3):
+def test_one_mint_does_not_remove_for_long(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    for word in ("a", "b", "c"):
+        keep(cache, key_of(*TOKEN, word))
+    let_time_pass(cache, 4000)
+    with monkeypatch.context() as patch:
+        patch.setattr(eks_token, "SWEEP_SECONDS", -1)
         keep(cache, key_of(*TOKEN, "new"))
-        left.append(len(answers_in(cache)) - 1)
-    assert left == [eks_token.SWEEP_LIMIT + 10, 10, 0]
+    assert len(answers_in(cache)) == 4
+    keep(cache, key_of(*TOKEN, "new"))
+    assert len(answers_in(cache)) == 1
 
 
-@pytest.mark.parametrize("name", ["expiry", "expiry.old"])
-@pytest.mark.parametrize(
-    "content",
-    [
-        *(b"\xff\xfe", b"", b"\n", b"a\0b\n", b"5\n", b"5 not/there\n", b"5 ../../precious\n", b"5 /etc\n", b"5 %\n"),
-        *("²5 x\n".encode(), b"x" * 100_000, b"\n" * 100_000),
-    ],
-)
-def test_a_damaged_list_neither_stops_the_cache_nor_leads_out_of_it(
-    cache: Cache, tmp_path: Path, name: str, content: bytes
-) -> None:
+def test_removing_answers_leaves_what_is_not_ours(cache: Cache, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     aged(tmp_path / "precious/%answer")
-    Path(cache.root, name).write_bytes(content)
-    for word in ("a", "b"):
-        keep(cache, key_of(word))
-        assert look_up(cache, key_of(word)) == "answer"
-    assert (tmp_path / "precious/%answer").exists()
+    keep(cache, key_of(*TOKEN))
+    (Path(cache.root, "tokens") / "link").symlink_to(tmp_path / "precious")
+    aged(Path(cache.directory(key_of(*TOKEN))) / "notes")
+    let_time_pass(cache, 4000)
+    keep(cache, key_of(*TOKEN, "new"))
+    assert len(answers_in(cache)) == 1
+    assert (tmp_path / "precious/%answer").exists() and (Path(cache.directory(key_of(*TOKEN))) / "notes").exists()
 
 
-PLACES = ["generation", "now", "expiry", "expiry.old", "lock", "tokens", "%answer"]
+PLACES = ["generation", "now", "swept", "lock", "tokens", "%answer"]
 
 
 @posix
@@ -661,9 +641,9 @@ def test_an_answer_that_was_cut_short_is_a_miss(cache: Cache) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        pytest.param("# eks-token-2 ", "# eks-token-3 ", id="another format"),
-        pytest.param("# eks-token-2 ", "eks-token-2 ", id="no comment"),
-        pytest.param("# eks-token-2 ", "# eks-token-2 x", id="no number"),
+        pytest.param("# eks-token-3 ", "# eks-token-4 ", id="another format"),
+        pytest.param("# eks-token-3 ", "eks-token-3 ", id="no comment"),
+        pytest.param("# eks-token-3 ", "# eks-token-3 x", id="no number"),
         pytest.param("|demo|", "|demo |", id="a field too many"),
         pytest.param("|demo|", "|prod|", id="another request"),
         pytest.param("\nif ", "\n# -\nif ", id="a state without a file"),

@@ -911,7 +911,7 @@ def redate(here: Path, issued: int, fresh_until: int) -> None:
     path = here / "%answer"
     before = eks_token.parse_answer(path.read_text())
     text = path.read_text().replace(f" {before.issued} {before.fresh_until} ", f" {issued} {fresh_until} ", 1)
-    old, new = (str(eks_token.before_second(moment)) for moment in (before.issued, issued))
+    old, new = (str(moment * 10**9 - 1) for moment in (before.issued, issued))
     path.write_text(text.replace(f"%{old}", f"%{new}"))
     (here / f"%{old}").rename(here / f"%{new}")
     os.utime(here / f"%{new}", ns=(int(new), int(new)))
