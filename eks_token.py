@@ -3508,7 +3508,9 @@ class Store:
 def deciding_files(environ: Mapping[str, str], platform: str) -> list[str]:
     """The files that decide every answer."""
     ours = (keyring_config(environ, platform), identities_path(environ, platform))
-    return [*aws_files(environ), *filter(None, ours)]
+    # The tokens of a Kubernetes pod, which say who it is.
+    tokens = map(environ.get, ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"))
+    return [*aws_files(environ), *(os.path.abspath(path) for path in (*tokens, *ours) if path)]
 
 
 def aws_files(environ: Mapping[str, str]) -> list[str]:
@@ -4149,7 +4151,7 @@ class Resolver:
             environment = environment or "credential_source" in keys
         about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
         variables = {name: self.store.environ[name] for name in about if self.store.environ.get(name)}
-        sign_ins = self.sign_ins(trail)
+        sign_ins = [*self.sign_ins(trail), *self.web_identities(trail, environment)]
         scope = sha256(json.dumps([trail, variables, sign_ins], sort_keys=True))
         # the first name is the identity that the session belongs to
         own = not on_top and next(iter(trail)) == self.name
@@ -4161,12 +4163,23 @@ class Resolver:
         for portal in dict.fromkeys(own_portal(self.session.full_config, name) for name in names):
             if portal is None:
                 continue
-            files = list(look_at([aws_cli_file(portal)]))
-            self.store.watched += [one for one in files if one not in self.store.watched]
+            files = self.watch([aws_cli_file(portal)])
             note = read_notes(self.store.path).get(sso_user(portal))
             _, mark = self.store.new_tokens.get(portal, (None, note.sign_in if note else ""))
             marks.append([mark, files])
         return marks
+
+    def web_identities(self, names: Iterable[str], environment: bool) -> list[Watched]:
+        """The token files of these identities. When one is replaced, as in a pod, its sessions are not used again."""
+        files = [self.session.full_config["profiles"].get(name, {}).get("web_identity_token_file") for name in names]
+        files += [self.store.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")] if environment else []
+        return self.watch(os.path.abspath(file) for file in files if file)
+
+    def watch(self, files: Iterable[str]) -> list[Watched]:
+        """Note the state of files that decide these credentials too."""
+        found = list(look_at(files))
+        self.store.watched += [one for one in found if one not in self.store.watched]
+        return found
 
     def ask_mfa_code(self, prompt: str) -> str:
         """An MFA code without spaces: from stdin, from mfa_process, or from a person. Raises Problem."""

@@ -26,7 +26,7 @@ from platformdirs import windows
 from platformdirs.macos import MacOS
 from platformdirs.unix import Unix
 from platformdirs.windows import Windows
-from servers import ApiServer, HttpServer, Incoming, Reply, wait_for
+from servers import ApiServer, HttpServer, Incoming, RecordingProxy, Reply, wait_for
 from test_login import Scene, role_over_keys_with_mfa, shorten, sso_with_one_role_only
 
 import eks_token
@@ -1136,6 +1136,36 @@ def test_the_token_follows_a_file_that_a_variable_names(home: Sandbox) -> None:
     for name, path in itertools.product(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), (one, other)):
         done = home.run(*TOKEN, env={name: path})
         assert signed_with(done) == os.path.basename(path)
+
+
+@pytest.mark.parametrize("named_by", ["profile", "variable"])
+def test_the_token_follows_a_web_identity_token_file(
+    home: Sandbox, moto: RecordingProxy, keyring_daemon: KeyringDaemon, named_by: str
+) -> None:
+    """It is replaced as in a pod: a link leads to another directory. A session in the keyring is the former one's."""
+    role, pod = moto.create_role("web"), home.home / "pod"
+    for name in ("one", "two"):
+        aged(make(pod / name) / "token", f"eyJhbGciOiJub25lIn0.{name}.")
+    (pod / "data").symlink_to("one")
+    os.utime(pod, (time.time() - 100,) * 2)
+    settings = {"AWS_ROLE_ARN": role, "AWS_WEB_IDENTITY_TOKEN_FILE": str(pod / "data/token")}
+    if named_by == "profile":
+        profile = "".join(f"{name.removeprefix('AWS_').lower()} = {value}\n" for name, value in settings.items())
+        home.config(f"[default]\n{profile}")
+    env = moto.environment | (settings if named_by == "variable" else {})
+    first = home.run(*TOKEN, env=env)
+    assert home.run(*TOKEN, env=env).stdout == first.stdout
+    assert moto.counts == {"AssumeRoleWithWebIdentity": 1}
+    (pod / "data").unlink()
+    (pod / "data").symlink_to("two")
+    home.settle(pod)
+    assert home.run(*TOKEN, env=env).stdout != first.stdout
+    assert moto.counts == {"AssumeRoleWithWebIdentity": 2}
+
+
+def make(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    return directory
 
 
 def test_the_token_follows_keys_in_the_environment(home: Sandbox) -> None:
