@@ -278,12 +278,12 @@ REPLACE_ATTEMPTS = 25  # half a second
 
 def write_file(path: str, content: str | bytes, modified: int | None = None) -> None:
     """Write a private file in one step: all of it, flushed to disk, or nothing. `modified` is in nanoseconds."""
-    beside = f"{path}.{os.getpid()}"
+    temporary = f"{path}.{os.getpid()}"
     try:
-        os.unlink(beside)  # left by a process that was killed
+        os.unlink(temporary)  # left by a process that was killed
     except FileNotFoundError:
         pass
-    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
         with open(file, "wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
@@ -291,11 +291,11 @@ def write_file(path: str, content: str | bytes, modified: int | None = None) -> 
             if content:
                 os.fsync(stream.fileno())
         if modified is not None:
-            os.utime(beside, ns=(modified, modified))
-        replace_file(beside, path)
+            os.utime(temporary, ns=(modified, modified))
+        replace_file(temporary, path)
     except BaseException:
         try:
-            os.unlink(beside)
+            os.unlink(temporary)
         except OSError:
             pass
         raise
@@ -1245,8 +1245,7 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
     return Key(line, f"%{sha256(line)}")
 
 
-# build/package.py copies the code from here to `data_home` into build/start.py. So it can only use os and PROGRAM from
-# this module.
+# build/package.py copies some of this module into build/start.py: see its import. That may only use os, sys and time.
 
 
 class Refused(Exception):

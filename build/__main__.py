@@ -4,7 +4,8 @@ import sys
 if sys.version_info < (3, 10):
     sys.stderr.write(
         "eks-token: error: Python 3.10 or newer is needed, this is %d.%d (%s)\n"
-        "hint: name a newer one in EKS_TOKEN_PYTHON\n" % (sys.version_info[0], sys.version_info[1], sys.executable)
+        "hint: set EKS_TOKEN_PYTHON to the path of a newer one\n"
+        % (sys.version_info[0], sys.version_info[1], sys.executable)
     )
     sys.exit(1)
 

@@ -1,16 +1,17 @@
 #!/bin/sh
 # eks-token @VERSION@. This file starts with a POSIX shell script. The rest of it is a Python zip archive.
 #
-# The script prints a fresh answer from the cache, which takes 1 to 3 ms, and leaves everything else to Python. It looks
-# for an answer by the same rules as the section "cache" of eks_token.py. It may miss an answer, but it must never print
-# a wrong one. Its variables start with et_, so that Python gets the variables that the user exported unchanged.
+# The script has two parts. First it looks for a fresh answer in the cache and prints it, which takes 1 to 3 ms. It does
+# this by the same rules as the section "cache" of eks_token.py: it may miss an answer, but must never print a wrong
+# one. If it finds none, it chooses a Python and becomes that Python. Its variables start with et_, so that Python gets
+# the variables that the user exported unchanged.
 #
 # -nt and -ot are new in POSIX issue 8, but every shell in the tests has had them for decades.
 # shellcheck disable=SC3013
 
-# et_find_cache: sets et_cache to the cache directory, by the same rule as eks_token.cache_home, or to nothing if it cannot
-# be used. /System/Library/CoreServices only exists on macOS, and checking for it is a hundred times cheaper than running
-# uname.
+# et_find_cache: sets et_cache to the cache directory, by the same rule as eks_token.cache_home, or to nothing if it
+# cannot be used. /System/Library/CoreServices only exists on macOS, and checking for it is a hundred times cheaper than
+# running uname.
 et_find_cache() {
 	case ${HOME-} in
 	/*)
@@ -164,15 +165,15 @@ et_start() {
 	exec "$et_python" -I -S "$et_file" "$@"
 }
 
-# et_suits PYTHON: whether it is a Python that runs and is new enough. Many a file only looks like one: the shim of a
-# version that is not installed, a program for another machine, an empty file (which a shell runs as a script).
+# et_suits PYTHON: whether it is a Python that runs and is new enough. It may only look like one: a shim of a version
+# that is not installed, a program for another machine, an empty file (which a shell runs as a script).
 et_suits() {
 	[ "$("$1" -I -S -c 'import sys; print(sys.version_info >= (3, 10))' 2>/dev/null </dev/null)" = True ]
 }
 
-# et_began: whether the last start of Python that was not tried before got as far as build/start.py, which removes this
-# file, or is still on its way there.
-et_began() {
+# et_came_up: whether Python came up when we last started it untried. We write our process ID, which Python keeps, to a
+# file, and build/start.py removes the file. If it is still there and that process is not, Python failed.
+et_came_up() {
 	[ -e "$et_cache/starting" ] || return 0
 	[ -f "$et_cache/starting" ] && read -r et_pid <"$et_cache/starting" && kill -0 "$et_pid"
 }
@@ -195,24 +196,25 @@ et_began() {
 # From here on, files are written.
 umask 077
 
-# The Python that worked last, which build/start.py writes down. We start it without trying it first, which would take
-# 10 ms, unless it has changed (the record has the date of the program) or did not come up the last time (a library or
-# the standard library is gone). So at most one call fails.
+# et_known: the Python that worked last, as build/start.py remembers it. Trying it first would take 10 ms, so we start
+# it right away if it is a safe bet (et_untried): it has not changed since (the record has the date of the program), and
+# it came up the last time. A Python that has lost a library, for example, makes one call fail; the next one tries it
+# first, and looks for another.
 et_known=
-et_sure=
+et_untried=
 if [ -n "$et_cache" ] && [ -f "$et_cache/python" ] && [ -O "$et_cache/python" ]; then
 	{ IFS= read -r et_known <"$et_cache/python"; } 2>/dev/null
 	if ! [ -f "$et_known" ] || ! [ -x "$et_known" ]; then
 		et_known=
 	elif ! [ "$et_known" -nt "$et_cache/python" ] && ! [ "$et_known" -ot "$et_cache/python" ] &&
-		{ et_began && echo $$ >|"$et_cache/starting"; } 2>/dev/null; then
-		et_sure=yes
+		{ et_came_up && echo $$ >|"$et_cache/starting"; } 2>/dev/null; then
+		et_untried=yes
 	fi
 fi
 
 if [ -n "${EKS_TOKEN_PYTHON-}" ]; then
 	case $EKS_TOKEN_PYTHON in
-	*/*) [ -n "$et_sure" ] && [ "$EKS_TOKEN_PYTHON" -ef "$et_known" ] && et_start "$EKS_TOKEN_PYTHON" "$@" ;;
+	*/*) [ -n "$et_untried" ] && [ "$EKS_TOKEN_PYTHON" -ef "$et_known" ] && et_start "$EKS_TOKEN_PYTHON" "$@" ;;
 	esac
 	if ! command -v "$EKS_TOKEN_PYTHON" >/dev/null 2>&1; then
 		printf '%s\n' "eks-token: error: EKS_TOKEN_PYTHON is not a program: $EKS_TOKEN_PYTHON" >&2
@@ -224,7 +226,7 @@ if [ -n "${EKS_TOKEN_PYTHON-}" ]; then
 	exit 1
 fi
 
-if [ -n "$et_known" ] && { [ -n "$et_sure" ] || et_suits "$et_known"; }; then
+if [ -n "$et_known" ] && { [ -n "$et_untried" ] || et_suits "$et_known"; }; then
 	et_start "$et_known" "$@"
 fi
 
@@ -235,7 +237,7 @@ for et_name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 py
 	if et_suits "$et_name"; then et_start "$et_name" "$@"; fi # by name, because ksh quotes a path that has spaces
 done
 
-# Desktop programs have a short PATH. These are the places of package managers, python.org and version managers.
+# The PATH of desktop programs is short. These are the places of package managers, python.org and version managers.
 et_data=${XDG_DATA_HOME:-${HOME-}/.local/share}
 for et_place in /opt/homebrew/bin /usr/local/bin /opt/local/bin /home/linuxbrew/.linuxbrew/bin /usr/pkg/bin \
 	/Library/Frameworks/Python.framework/Versions/*/bin /run/current-system/sw/bin /nix/var/nix/profiles/default/bin \

@@ -362,10 +362,14 @@ def expanded(names: Iterable[str]) -> str:
 
 
 def start_text() -> str:
-    """start.py with the text of what it imports from eks_token.py, which it runs before that is there."""
+    """start.py with the source of what it imports from eks_token.py, which is not there when it runs."""
 
     def texts(found: re.Match[str]) -> str:
-        return "\n\n\n".join(source_of(name) for name in found[1].split(", "))
+        names = found[1].split(", ")
+        for name in names:  # and then what that uses, which this adds
+            used = [node.id for node in ast.walk(ast.parse(source_of(name))) if isinstance(node, ast.Name)]
+            names += [one for one in dict.fromkeys(used) if one in definitions() and one not in names]
+        return "\n\n\n".join(source_of(name) for name in names)
 
     text = (HERE / "start.py").read_text(encoding="utf-8")
     return re.sub(f"(?m)^from {PROGRAM.stem} import (.+)$", texts, text)

@@ -1,27 +1,28 @@
-"""The start of the executable: a safe place for the program, the program whole in it, and then the program.
+"""The startup code of the executable: it makes sure that all of the program is in a safe place, and runs it there.
 
-It is run in one of two places:
+Python runs it in one of two places:
 
-- in CACHE/app/BUILD, the directory that the archive was unpacked to, by the launcher, for every request that
-  the launcher has no answer to. There it stands in the way of a kubectl command, so it does little: it sees
-  whether directory and files are as they were made, and calls eks_token.main. Where they are not, it hands over
-  to the archive;
-- in the archive: before the first unpacking, after damage, where no cache directory can be used, and always on
-  Windows. It makes the place, unpacks, and calls shiv's bootstrap.
+- In the directory CACHE/app/BUILD, to which the archive was unpacked earlier. The launcher starts it there for every
+  request without a cached answer. kubectl is waiting, so it only checks what it must and calls eks_token.main. If
+  anything is wrong with the directory, it runs the archive instead.
+- In the archive: the first time, after damage, if there is no safe cache directory, and always on Windows. It unpacks
+  the program, to a temporary directory if it has to, and calls shiv's bootstrap.
+
+It also tells the launcher which Python to start the next time (`remember_python`).
 """
 
 from __future__ import annotations
 
-import _signal  # signal without its names for numbers, which take 2 ms to import
+import _signal  # like signal, but without its enums, which take 2 ms to import
 import gc
 import os
 import sys
 import time
 
-# build/package.py puts the text of these here, since eks_token cannot be imported before it is unpacked.
-from eks_token import PROGRAM, Refused, cache_home, make_private, make_trusted
+# build/package.py puts the source of these here, because eks_token cannot be imported before it is unpacked.
+from eks_token import PROGRAM, Refused, cache_home, lock_file, make_private, make_trusted, write_file
 
-TYPE_CHECKING = False  # typing itself takes longer to import than all of this to run
+TYPE_CHECKING = False  # importing typing takes longer than running all of this
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from typing import NoReturn
@@ -29,48 +30,70 @@ if TYPE_CHECKING:
 BUILD = "@BUILD@"
 VERSION = "@VERSION@"
 
-# The cache directory, seen to be the user's own; None while there is none to use.
-cache: str | None = None
+cache: str | None = None  # the cache directory, once it is known to be safe
 
-MANIFEST = "manifest"
+MANIFEST = "manifest"  # in CACHE/app/BUILD: the size and name of each file, and the build ID on the last line
 CHECKED_FIRST = ("__main__.py", "start.py", "site-packages/eks_token.py")  # all that a cached answer needs
-DAY = 24 * 60 * 60  # seconds, as all times here
-KEPT_UNUSED = 14 * DAY  # another process may be running from an old build
+DAY = 24 * 60 * 60  # seconds, like the next two
+KEPT_UNUSED = 14 * DAY  # another process may still be running an old build
 LOCK_PATIENCE = 60
-HEXADECIMAL = "0123456789abcdef"
 
 
 class Failure(Exception):
-    """What ends the start: one line for the user, and a hint at what to do about it."""
+    """The program cannot be started. The text and the hint become two lines on stderr."""
 
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(what)
+    def __init__(self, text: str, hint: str) -> None:
+        super().__init__(text)
         self.hint = hint
 
 
-def unpack_again() -> None:
-    """Has the program unpacked again at the next start, without the bytecode of this one.
+def run(check_files: Callable[[], None] = lambda: None) -> int:
+    """Run the program, which can be imported now, and return its status. shiv's bootstrap calls this too."""
+    import eks_token
 
-    For a failure that nothing explains: a mistake, or bytecode that lost its end in a crash, which Python does not
-    compile again by itself.
+    return eks_token.main(started=eks_token.Started(sys.argv[0], BUILD, cache, check_files, unpack_again))
+
+
+def unpack_again() -> None:
+    """Unpack the program again at the next start, and drop the bytecode that Python has compiled.
+
+    This is for errors that nothing explains. Bytecode that was cut short by a crash is one: Python does not notice.
     """
     if cache is not None:
         remove(os.path.join(cache, "app", BUILD, MANIFEST))
+
+
+def end(status: object) -> None:
+    """End the process without taking its modules apart, which takes 2 ms, and 8 ms after a token was signed.
+
+    Returns if the status is not a number, because Python would print it.
+    """
+    import atexit
+
+    if not isinstance(status, int):
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # it is missing or closed; eks_token.show has reported that
+            pass
+    os._exit(status)
 
 
 def say(text: str) -> None:
     try:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):  # closed, or none
+    except (AttributeError, OSError, ValueError):  # it is missing or closed
         pass
 
 
-# The start in the directory
+# In the directory
 
 
-def from_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
-    """Runs the program that was unpacked to app, or archive where that is not to be trusted or not whole."""
+def run_in_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
+    """Run the program in CACHE/app/BUILD, or the archive if something is wrong with the directory."""
     global cache
     apps = os.path.dirname(app)
     directory = os.path.dirname(apps)
@@ -78,9 +101,9 @@ def from_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
         make_trusted(directory, os.environ)
         make_trusted(apps, os.environ)
     except (OSError, Refused):
-        run_again(archive, arguments)
+        run_archive(archive, arguments)
     if not is_whole(app, CHECKED_FIRST):
-        run_again(archive, arguments)
+        run_archive(archive, arguments)
 
     cache = directory
     note_use(app)
@@ -91,64 +114,55 @@ def from_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
         import eks_token
     except Exception:
         unpack_again()
-        run_again(archive, arguments)
+        run_archive(archive, arguments)
 
     def check_files() -> None:
         if not is_whole(app):
             try:
-                run_again(archive, arguments)
+                run_archive(archive, arguments)
             except Failure as failure:
                 raise eks_token.Problem(str(failure), failure.hint) from None
 
     sys.exit(run(check_files))
 
 
-def run(check_files: Callable[[], None] = lambda: None) -> int:
-    """Runs the program, which is on sys.path now, and returns its status. This is shiv's entry point too."""
-    import eks_token
-
-    return eks_token.main(started=eks_token.Started(sys.argv[0], BUILD, cache, check_files, unpack_again))
-
-
 def is_whole(app: str, only: Collection[str] = ()) -> bool:
-    """Whether app is the user's own, and each file unpacked to it (or only some) is there and as long as it was."""
+    """Whether the directory is private, and its files (or only these) exist and have the sizes in the manifest."""
     try:
         make_private(app)
         path = os.path.join(app, MANIFEST)
-        if os.stat(path).st_size == 0:  # a FIFO, for example, which could not be read to its end
+        if os.stat(path).st_size == 0:  # perhaps a pipe, which would be read forever
             return False
         with open(path, encoding="utf-8") as file:
-            entries = file.read().split("\n")
-        if entries.pop() != BUILD:  # the manifest's own last line
+            *entries, build = file.read().split("\n")
+        if build != BUILD:
             return False
         for entry in entries:
             size, _, name = entry.partition(" ")
-            if only and name not in only:
-                continue
-            if os.stat(f"{app}/{name}").st_size != int(size):
+            if (not only or name in only) and os.stat(f"{app}/{name}").st_size != int(size):
                 return False
     except (OSError, Refused, ValueError):
         return False
     return True
 
 
-def run_again(archive: str, arguments: list[str]) -> NoReturn:
-    """Starts Python anew, on archive, isolated from PYTHON* variables and from what is installed there."""
+def run_archive(archive: str, arguments: list[str]) -> NoReturn:
+    """Replace this process by a new Python that runs the archive, isolated from PYTHON* variables and user packages."""
     import zipimport
 
     try:
         zipimport.zipimporter(archive)
-    except zipimport.ZipImportError:  # Python would take it for a script
+    except zipimport.ZipImportError:  # Python would run it as a script
         raise damaged(archive) from None
     command = [sys.executable, "-I", "-S", archive, *arguments]
     if os.name == "posix":
         try:
             os.execv(sys.executable, command)
         except OSError as error:
-            hint = "name a Python that can be run in EKS_TOKEN_PYTHON"
+            hint = "set EKS_TOKEN_PYTHON to the path of a Python that runs"
             raise Failure(f"cannot start {sys.executable}: {error.strerror}", hint) from None
 
-    # Windows' exec starts another process and ends this one at once: kubectl would not wait for the token.
+    # On Windows, exec starts another process and ends this one, so kubectl would not wait for the token.
     import subprocess
 
     sys.exit(subprocess.call(command))
@@ -159,7 +173,7 @@ def damaged(archive: str) -> Failure:
 
 
 def note_use(app: str) -> None:
-    """Notes, once a day, that app is in use, for other builds' remove_unused."""
+    """Once a day, date the directory, so that no other build removes it as unused."""
     try:
         if time.time() - os.stat(app).st_mtime > DAY:
             os.utime(app)
@@ -168,8 +182,12 @@ def note_use(app: str) -> None:
 
 
 def remember_python(directory: str) -> None:
-    """Tells the launcher that Python has started, and which one to start next time: this one, below any virtual
-    environment or shim. The record has the date of that program, so that the launcher sees when it changes.
+    """Tell the launcher which Python to start the next time, and that this one has started.
+
+    CACHE/python has the path of this Python, below any virtual environment or shim. The file has the date of the Python
+    itself, so the launcher sees when that changes. The launcher then starts it without trying it first. Before it does,
+    it writes its process ID to CACHE/starting. We remove that file here. If it is still there at the next call, and the
+    process is not, then Python did not start (a library may be missing), and the launcher looks for one that does.
     """
     if os.name != "posix":
         return
@@ -187,7 +205,7 @@ def remember_python(directory: str) -> None:
     path = os.path.join(directory, "python")
     modified = os.stat(python).st_mtime_ns
     try:
-        # A record is as long as its line. To read anything else would take time, or hang.
+        # A file of another size is not opened: it may be a pipe or a device.
         found = os.lstat(path)
         if (found.st_mtime_ns, found.st_size) == (modified, len(line)):
             with open(path, "rb") as file:
@@ -195,26 +213,22 @@ def remember_python(directory: str) -> None:
                     return
     except OSError:
         pass
-    beside = f"{path}.{os.getpid()}"
     try:
-        with open(beside, "xb") as file:
-            file.write(line)
-        os.utime(beside, ns=(modified, modified))
-        os.replace(beside, path)
+        write_file(path, line, modified)
     except OSError:
-        remove(beside)
+        pass
 
 
-# The start in the archive
+# In the archive
 
 
-def from_archive(archive: str, arguments: list[str]) -> None:
-    """Runs the program from the cache directory, unpacked there first if need be, or from a temporary one."""
+def run_in_archive(archive: str, arguments: list[str]) -> None:
+    """Unpack the program to the cache directory, unless that was done before, or to a temporary one, and run it."""
     global cache
     if not (sys.flags.isolated and sys.flags.no_site):
-        run_again(archive, arguments)
+        run_archive(archive, arguments)
 
-    # With these shiv's bootstrap runs other code, or looks for this in other places.
+    # They make shiv's bootstrap run other code, or unpack elsewhere.
     for name in [name for name in os.environ if name.startswith("SHIV_")]:
         del os.environ[name]
     sys.argv = [archive, *arguments]
@@ -232,16 +246,16 @@ def from_archive(archive: str, arguments: list[str]) -> None:
     except Refused as refused:
         say(f"{PROGRAM}: warning: nothing is cached: {refused}")
         cache = None
-    except OSError:  # read-only, or full: not worth a line at every call
+    except OSError:  # a read-only or full disk is not worth a warning at every call
         cache = None
     if cache is None:
-        from_temporary(archive)
+        run_in_temporary_directory(archive)
     else:
         bootstrap(app)
 
 
 def bootstrap(app: str) -> None:
-    """Calls shiv's bootstrap on app; left alone it would look in a directory named after the archive's file."""
+    """Call shiv's bootstrap for this directory. By itself it would use one that is named after the archive."""
     import pathlib
 
     import _bootstrap
@@ -250,14 +264,13 @@ def bootstrap(app: str) -> None:
     _bootstrap.bootstrap()
 
 
-def from_temporary(archive: str) -> None:
-    """Runs the program from a private directory that goes when the program ends."""
+def run_in_temporary_directory(archive: str) -> None:
+    """Run the program in a private directory, which is removed when the program ends or is ended."""
     import shutil
     import signal
     import tempfile
 
     sys.dont_write_bytecode = True
-    # Also when whoever waits for the token gives up.
     for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
@@ -278,17 +291,14 @@ def from_temporary(archive: str) -> None:
 def no_room(where: str, error: OSError) -> Failure:
     return Failure(
         f"cannot unpack the program to {where}: {error.strerror or error}",
-        "make room there, or name a directory that has some in XDG_CACHE_HOME or TMPDIR",
+        "free some space there, or set XDG_CACHE_HOME or TMPDIR to a directory that has some",
     )
 
 
-# Unpacking
-
-
 def unpacked(archive: str, apps: str) -> str:
-    """The directory apps/BUILD with all of the program in it, unpacked from archive if need be.
+    """The directory CACHE/app/BUILD, after all of the program was unpacked to it. Raises OSError, Failure.
 
-    It comes into being by one rename: whoever finds it finds all of it. Raises OSError, Failure.
+    One rename puts it in place, so whoever finds it finds all of it.
     """
     app = os.path.join(apps, BUILD)
     if is_whole(app):
@@ -307,7 +317,7 @@ def unpacked(archive: str, apps: str) -> str:
         try:
             write_program(archive, fresh)
             put_in_place(fresh, app)
-            if not is_whole(app):  # a file system that loses what was renamed, as some overlays do
+            if not is_whole(app):  # some overlay file systems lose a directory that is renamed
                 raise OSError(f"{app} is not there")
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -319,34 +329,29 @@ def unpacked(archive: str, apps: str) -> str:
 
 
 def locked(path: str) -> int | None:
-    """A descriptor that holds a lock until it is closed; None where there are no locks or their holder hangs.
+    """A file descriptor that holds the lock until it is closed. None if locks do not work or another process hangs.
 
-    The lock is there so that fifty processes that start at once unpack once; put_in_place needs none.
+    The lock only spares fifty processes that start at once from all unpacking. `put_in_place` is safe without it.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + LOCK_PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
+    try:
+        while time.monotonic() < deadline:
+            if lock_file(descriptor):
+                return descriptor
             time.sleep(0.02)
-        except OSError:
-            break
+    except OSError:
+        pass
     os.close(descriptor)
     return None
 
 
 def write_program(archive: str, app: str) -> None:
-    """Writes what archive holds of the program to the empty directory app, the manifest last.
+    """Write the program's files to an empty directory, and the manifest last. Raises OSError, and Failure if the
+    archive is damaged.
 
-    Bytecode is left to Python, which keeps it for what a command imports. To compile everything takes twice as
-    long as all the rest of a first start (0.4 and 0.2 s, measured), and serves one version of Python only. Raises
-    OSError; Failure if the archive is damaged.
+    Python compiles each module when it is first imported. Compiling all of them here would take 0.4 s, twice as long as
+    the rest of a first start, and would only serve one version of Python.
     """
     import zipfile
     import zlib
@@ -365,28 +370,19 @@ def write_program(archive: str, app: str) -> None:
                 if parent not in directories:
                     os.makedirs(parent, exist_ok=True)
                     directories.add(parent)
-                write_through(path, content, flush=name == "__main__.py")
+                if name == "__main__.py":  # flushed to disk, because nothing checks it before Python runs it
+                    write_file(path, content)
+                else:
+                    with open(path, "xb") as file:
+                        file.write(content)
                 entries.append(f"{len(content)} {name}")
     except (zipfile.BadZipFile, zlib.error, EOFError):
         raise damaged(archive) from None
-    write_through(os.path.join(app, MANIFEST), "\n".join([*entries, BUILD]).encode(), flush=True)
-
-
-def write_through(path: str, content: bytes, flush: bool) -> None:
-    """Writes a new file; with flush, it outlives a power failure.
-
-    That is for the two files that nothing checks before they are used. An empty __main__.py would do nothing,
-    and Python call it a success.
-    """
-    with open(path, "xb") as file:
-        file.write(content)
-        if flush:
-            file.flush()
-            os.fsync(file.fileno())
+    write_file(os.path.join(app, MANIFEST), "\n".join([*entries, BUILD]))
 
 
 def put_in_place(fresh: str, app: str) -> None:
-    """Renames fresh to app. What stands there is left if it is whole, since another process put it there."""
+    """Rename one directory to the other, unless another process has put a good one there."""
     try:
         os.rename(fresh, app)
     except OSError:
@@ -401,19 +397,18 @@ def put_in_place(fresh: str, app: str) -> None:
 
 
 def remove_unused(apps: str) -> None:
-    """Removes builds that nobody has used for two weeks, and what processes that died while unpacking left."""
+    """Remove builds that were not used for two weeks, and what is left of processes that died while they unpacked."""
     now = time.time()
     for name in os.listdir(apps):
         hidden = name.startswith(".")
         build = name.removeprefix(".").partition(".")[0] if hidden else name
-        if name == BUILD or len(build) != 16 or build.strip(HEXADECIMAL):
+        if name == BUILD or len(build) != 16 or build.strip("0123456789abcdef"):
             continue
         path = os.path.join(apps, name)
         try:
             if now - os.lstat(path).st_mtime <= (DAY if hidden else KEPT_UNUSED):
                 continue
-            if not hidden:
-                # Nobody is to find a directory that is half removed.
+            if not hidden:  # rename it first, so that nobody finds half of it
                 aside = os.path.join(apps, f".{name}.{os.getpid()}")
                 os.rename(path, aside)
                 path = aside
@@ -423,7 +418,7 @@ def remove_unused(apps: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Removes what is at path, as far as that can be done."""
+    """Remove a file or a directory, as far as possible."""
     import shutil
 
     try:
@@ -435,39 +430,21 @@ def remove(path: str) -> None:
         pass
 
 
-def end(status: object) -> None:
-    """Ends the process, but does not take all of its modules apart first, which takes 2 ms, and 8 after a signature.
-
-    Returns if the status is not a number, which Python would print.
-    """
-    import atexit
-
-    if not isinstance(status, int):
-        return
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):  # none, or closed: eks_token.show has said so
-            pass
-    os._exit(status)
-
-
-# The edge. It stands at the end so that a copy of this file that was cut short lacks it, which __main__.py notices.
+# At the end, so that a copy of this file that was cut short does not have it, which build/__main__.py notices.
 
 
 def main() -> None:
-    """Runs the program and exits with its status."""
+    """Run the program and exit with its status."""
     here = os.path.dirname(__file__)
-    gc.disable()  # eks_token.main does so too, but collecting garbage while it is imported takes 0.6 ms
+    gc.disable()  # eks_token.main does this too, but collecting garbage while it is imported takes 0.6 ms
     try:
-        # The launcher ignores Ctrl-C while Python starts, and __main__.py leaves it to the system, because Python
-        # would answer with a traceback. Here, and no longer than here, it is an exception that somebody catches.
+        # Until here, Ctrl-C was ignored (by the launcher) or ended the process (in __main__.py), because Python would
+        # print a traceback. From here on it is an exception that we catch.
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         if os.path.isdir(here):
-            from_directory(here, sys.argv[1], sys.argv[2:])
+            run_in_directory(here, archive=sys.argv[1], arguments=sys.argv[2:])
         else:
-            from_archive(os.path.abspath(sys.argv[0]), sys.argv[1:])
+            run_in_archive(os.path.abspath(sys.argv[0]), sys.argv[1:])
     except SystemExit as ended:
         end(ended.code)
     except Failure as failure:

@@ -433,7 +433,7 @@ def test_a_mistake_is_one_line_and_makes_the_next_start_unpack(
     manifest.parent.mkdir(parents=True)
     manifest.write_text("")
     monkeypatch.setattr(start, "cache", str(tmp_path))
-    monkeypatch.setattr(start, "from_directory", lambda *_: int("x"))
+    monkeypatch.setattr(start, "run_in_directory", lambda *_, **__: int("x"))
     monkeypatch.setattr(sys, "argv", ["__main__.py", "eks-token"])
     with pytest.raises(SystemExit, match="1"):
         start.main()
