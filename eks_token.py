@@ -1955,7 +1955,7 @@ class Vault:
 
         return self._ask("answer", name)
 
-    def get_json(self, user: str) -> dict[str, Any] | None:
+    def get_json(self, user: str) -> dict[str, object] | None:
         import json
 
         text = self.get(user)
@@ -1969,7 +1969,7 @@ class Vault:
             raise damaged(user, "unreadable")
         return value
 
-    def set_json(self, user: str, value: Mapping[str, Any]) -> None:
+    def set_json(self, user: str, value: Mapping[str, object]) -> None:
         import json
 
         self.set(user, json.dumps(value, separators=(",", ":")))
@@ -2778,6 +2778,7 @@ RESOLVED_KEYS = {
     "web_identity_token_file",
 }
 SECRET_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+STS_KEYS = ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")  # the same, in an answer of STS
 # What tools that write temporary keys to a credentials file call the time when these expire: saml2aws, yawsso,
 # clisso and others, aws-mfa.
 EXPIRY_MARKS = ("x_security_token_expires", "aws_session_expiration", "aws_expiration", "expiration")
@@ -2807,6 +2808,11 @@ class Credentials(Keys):
         keep_secret(secret_key)
         keep_secret(token)
         return super().__new__(cls, access_key, secret_key, token, expires)
+
+
+def keys_left(keys: Credentials | None) -> float:
+    """The seconds until temporary keys expire, or 0 if there are none."""
+    return keys.expires - time.time() if keys and keys.expires is not None else 0
 
 
 class Stored(NamedTuple):
@@ -3158,15 +3164,14 @@ def sign_in_problem(name: str, what: str) -> Problem:
 FORMER = "former"  # in an entry of the vault: the entry before it, as long as the record still belongs to that
 
 
-def read_entry(vault: Vault, name: str, revision: str) -> dict[str, Any] | None:
+def read_entry(vault: Vault, name: str, revision: str) -> dict[str, object] | None:
     """What the vault has for an identity whose record has this revision. Raises Problem.
 
     `login` stores new keys with the old ones inside, then the record. Until then, the old keys are in use.
     """
     entry = vault.get_json(f"identity:{name}")
-    if entry and isinstance(entry.get(FORMER), dict) and entry.get(REVISION) != revision:
-        return dict(entry[FORMER])
-    return entry
+    former = entry.get(FORMER) if entry and entry.get(REVISION) != revision else None
+    return former if isinstance(former, dict) else entry
 
 
 def read_keys(vault: Vault, name: str, revision: str = "") -> Credentials:
@@ -3176,8 +3181,8 @@ def read_keys(vault: Vault, name: str, revision: str = "") -> Credentials:
         raise sign_in_problem(name, "the keyring has no keys for it")
     key, secret, token = (entry.get(name) for name in SECRET_KEYS)
     try:
-        expires = parse_time(entry["expiration"]) if entry.get("expiration") else None
-    except (ValueError, TypeError):
+        expires = parse_time(str(entry["expiration"])) if entry.get("expiration") else None
+    except ValueError:
         raise damaged(f"identity:{name}", "incomplete") from None
     if not isinstance(key, str) or not isinstance(secret, str) or not isinstance(token, (str, type(None))):
         raise damaged(f"identity:{name}", "incomplete")
@@ -3418,7 +3423,7 @@ class Store:
         self.trouble: Problem | None = None  # why sessions cannot be read
         # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
         self.new_keys: dict[str, Credentials] = {}
-        self.new_tokens: dict[Portal, tuple[Mapping[str, Any], str]] = {}
+        self.new_tokens: dict[Portal, tuple[Mapping[str, str], str]] = {}
         self.changing = (
             ""  # a source of this run's credentials that may give others the next time, for no visible reason
         )
@@ -3648,50 +3653,45 @@ class Sessions:
         self.ending: set[str] = set()
         self.typed = False  # a person had to type an MFA code
         self.hold_back = False  # store nothing until `keep_held_back` is called
-        self._held_back: dict[str, tuple[Mapping[str, Any], Sequence[str]]] = {}
+        self._held_back: dict[str, tuple[Credentials, Sequence[str]]] = {}
         self._renewed: set[str] = set()
         self._held: dict[str, Lock] = {}
 
-    def find(self, user: str, own: bool) -> dict[str, Any] | None:
+    def find(self, user: str, own: bool) -> Credentials | None:
         """A session that can be used, or None. After None, the caller obtains one and calls `keep`.
 
         Signing in again renews the identity's own session, but not an MFA session that it shares with others.
         """
         if user in self._held_back:
-            return dict(self._held_back[user][0])
+            return self._held_back[user][0]
         if own and self.renew and user not in self._renewed:
             self.hold(user)
             return None
-        entry = read_session(self.store, user)
-        if left(entry) < self.needed and self.hold(user):
-            entry = read_session(self.store, user)
-        if left(entry) >= self.needed:
+        keys = read_session(self.store, user)
+        if keys_left(keys) < self.needed and self.hold(user):
+            keys = read_session(self.store, user)
+        if keys_left(keys) >= self.needed:
             debug("found a session in the keyring")
             self.let_go(user)
-            return entry
+            return keys
         debug("a new session is needed")
-        if left(entry) > 0:
+        if keys_left(keys) > 0:
             self.ending.add(user)
-        return entry if self.last_resort and left(entry) > 0 else None
+        return keys if self.last_resort and keys_left(keys) > 0 else None
 
-    def keep(self, user: str, response: Mapping[str, Any], names: Sequence[str]) -> None:
+    def keep(self, user: str, keys: Credentials, names: Sequence[str]) -> None:
         """Store a session in the vault, unless the identities have changed since this run began."""
-        keys = dict(response["Credentials"])
-        keep_secret(keys["SecretAccessKey"])
-        keep_secret(keys["SessionToken"])
-        expires = keys["Expiration"]
-        seconds = parse_time(expires) if isinstance(expires, str) else expires.timestamp()
-        entry = {"Credentials": {**keys, "Expiration": rfc3339(seconds)}}
         self._renewed.add(user)
         try:
             if self.hold_back:
-                self._held_back[user] = (entry, names)
+                self._held_back[user] = (keys, names)
                 return
             with self.store.lock():
                 if not self.store.unchanged():
                     return debug("the session is not stored: the identities have changed meanwhile")
-                note_session(self.store, user, SessionNote(tuple(names), seconds))  # first, so that logout finds it
-                self.store.vault.set_json(user, entry)
+                note = SessionNote(tuple(names), keys.expires or 0.0)
+                note_session(self.store, user, note)  # first, so that logout finds it
+                self.store.vault.set_json(user, as_sts_answers(keys))
         except Problem as problem:  # this run can use it all the same
             if self.typed:
                 warn(f"the session is not stored, so every call asks again: {problem.message}")
@@ -3727,30 +3727,31 @@ class Sessions:
                 self._held.pop(held).__exit__()
 
 
-def read_session(store: Store, user: str) -> dict[str, Any] | None:
-    """A session from the vault, in the form of botocore's cache. None if there is none, or if it cannot be read."""
+def read_session(store: Store, user: str) -> Credentials | None:
+    """A session from the vault. None if there is none, or if it cannot be read."""
     try:
         entry = store.vault.get_json(user)
-        if entry is None:
-            return None
-        keys = entry["Credentials"]
-        for name in ("SecretAccessKey", "SessionToken"):
-            keep_secret(keys[name])
-        parse_time(keys["Expiration"])
-        if not all(isinstance(keys[name], str) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken")):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
+        return None if entry is None else parse_session(entry)
+    except ValueError:
         debug(f"the stored session {user} is damaged")
-        return None
     except Problem as problem:
         store.note_trouble(problem)
-        return None
-    return entry
+    return None
 
 
-def left(entry: Mapping[str, Any] | None) -> float:
-    """The seconds until a session expires, or 0 if there is none."""
-    return parse_time(entry["Credentials"]["Expiration"]) - time.time() if entry else 0
+def parse_session(answer: Mapping[str, object]) -> Credentials:
+    """The credentials in an answer of STS, which is also how the vault has them. Raises ValueError."""
+    keys = answer.get("Credentials")
+    key, secret, token, end = map(keys.get, STS_KEYS) if isinstance(keys, dict) else (None,) * 4
+    if not isinstance(key, str) or not isinstance(secret, str) or not isinstance(token, str):
+        raise ValueError("no credentials")
+    return Credentials(key, secret, token, parse_time(str(end)))  # botocore's end is a datetime
+
+
+def as_sts_answers(keys: Credentials) -> dict[str, object]:
+    """The same the other way round: what botocore's cache and the vault hold."""
+    values = (keys.access_key, keys.secret_key, keys.token, rfc3339(keys.expires or 0.0))
+    return {"Credentials": dict(zip(STS_KEYS, values, strict=True))}
 
 
 class SessionCache:
@@ -3761,20 +3762,22 @@ class SessionCache:
         self.scope = scope  # everything that decides whose sessions these are
         self.names = names  # the identities that use them
         self.own = own  # they belong to the identity that this run is for
-        self.entries: dict[str, Any] = {}
+        self.found: dict[str, Credentials] = {}
 
     def user(self, key: str) -> str:
         return f"session:{sha256(f'{self.scope} {key}')[:32]}"
 
     def __contains__(self, key: str) -> bool:
-        self.entries[key] = self.sessions.find(self.user(key), self.own)
-        return self.entries[key] is not None
+        keys = self.sessions.find(self.user(key), self.own)
+        if keys:
+            self.found[key] = keys
+        return keys is not None
 
-    def __getitem__(self, key: str) -> Any:
-        return self.entries[key]
+    def __getitem__(self, key: str) -> dict[str, object]:
+        return as_sts_answers(self.found[key])
 
-    def __setitem__(self, key: str, response: Mapping[str, Any]) -> None:
-        self.sessions.keep(self.user(key), response, self.names)
+    def __setitem__(self, key: str, answer: Mapping[str, object]) -> None:
+        self.sessions.keep(self.user(key), parse_session(answer), self.names)
 
 
 SSO_REFRESH_SECONDS = 15 * 60  # botocore.tokens.SSOTokenProvider refreshes a token with less left
@@ -3817,17 +3820,18 @@ class SsoTokens:
     def __contains__(self, key: str) -> bool:
         return self.find(key) is not None
 
-    def __getitem__(self, key: str) -> dict[str, Any]:
+    def __getitem__(self, key: str) -> Mapping[str, str]:
         token = self.find(key)
         if token is None:
             raise KeyError(key)
         return token
 
-    def __setitem__(self, key: str, token: Mapping[str, Any]) -> None:
+    def __setitem__(self, key: str, refreshed: Mapping[str, object]) -> None:
         portal, former = self.portals[key], self.found[key]
+        token = parse_sso_token({key: str(value) for key, value in refreshed.items()})  # botocore's end is a datetime
         try:
             if former.file:
-                keep_in_file(former, plain_token(token))
+                keep_in_file(former, token)
             else:
                 keep_sso_token(self.sessions.store, portal, token, former.token)
         except Problem as problem:  # this run can use it all the same
@@ -3835,12 +3839,12 @@ class SsoTokens:
         finally:
             self.sessions.let_go(sso_user(portal))
 
-    def find(self, key: str) -> dict[str, Any] | None:
+    def find(self, key: str) -> Mapping[str, str] | None:
         portal, store = self.portals.get(key), self.sessions.store
         if portal is None:
             return None
         if portal in store.new_tokens:
-            return dict(store.new_tokens[portal][0])
+            return store.new_tokens[portal][0]
         found = best_token(store, portal)
         due = found and found.left() < SSO_REFRESH_SECONDS and found.refreshable()
         if due and self.sessions.hold(sso_user(portal)):
@@ -3848,7 +3852,7 @@ class SsoTokens:
         if found is None:
             return None
         self.found[key] = found
-        return dict(found.token)
+        return found.token
 
 
 def best_token(store: Store, portal: Portal) -> FoundToken | None:
@@ -3921,13 +3925,6 @@ def parse_sso_token(content: object) -> dict[str, str]:
     return token
 
 
-def plain_token(token: Mapping[str, Any]) -> dict[str, str]:
-    """A token that botocore has refreshed, whose end is a datetime, in the form in which it is stored."""
-    return parse_sso_token(
-        {key: value if isinstance(value, str) else value.isoformat() for key, value in token.items()}
-    )
-
-
 def read_sso_token(store: Store, portal: Portal) -> dict[str, str] | None:
     """The SSO token in the vault; None if there is none that can be used."""
     try:
@@ -3941,22 +3938,22 @@ def read_sso_token(store: Store, portal: Portal) -> dict[str, str] | None:
 
 
 def keep_sso_token(
-    store: Store, portal: Portal, token: Mapping[str, Any], former: Mapping[str, Any] | None = None, mark: str = ""
+    store: Store, portal: Portal, token: Mapping[str, str], former: Mapping[str, str] | None = None, mark: str = ""
 ) -> None:
     """Store an SSO token in the vault. If it was refreshed from a `former` token, that one must still be there.
 
     The mark tells one sign-in from another. A refreshed token keeps its mark. Raises KeyringUnavailable.
     """
-    user, plain = sso_user(portal), plain_token(token)
+    user = sso_user(portal)
     with store.lock():
         if former is not None and read_sso_token(store, portal) != former:
             return debug("the refreshed SSO token is not stored: somebody signed out or in again meanwhile")
-        ends = parse_time(plain["expiresAt"])
-        forgotten = max(ends, parse_time(plain.get("registrationExpiresAt", plain["expiresAt"])))
+        ends = parse_time(token["expiresAt"])
+        forgotten = max(ends, parse_time(token.get("registrationExpiresAt", token["expiresAt"])))
         known = read_notes(store.path).get(user) if former is not None else None
         mark = (known.sign_in if known else mark) or os.urandom(8).hex()
         note_session(store, user, SessionNote((portal.start_url,), forgotten, ends, portal, mark))  # so logout finds it
-        store.vault.set_json(user, plain)
+        store.vault.set_json(user, token)
 
 
 # -- 6. credentials ---------------------------------------------------------------------------------------------------
@@ -4246,7 +4243,7 @@ def credential_problem(error: Exception, name: str) -> Problem:
 
 
 # What we read from the services' answers: members, and fields of a member, or of each item if the member is a list.
-STS_SESSION = {"Credentials": ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")}
+STS_SESSION = {"Credentials": STS_KEYS}
 CONTAINER_SESSION = {"AccessKeyId": (), "SecretAccessKey": (), "Token": (), "Expiration": ()}
 ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "AssumeRole": STS_SESSION,
@@ -4666,11 +4663,6 @@ def login_provider(resolver: Resolver, profile: str, settings: Mapping[str, Any]
     return OurLoginProvider()
 
 
-def keys_left(keys: Credentials | None) -> float:
-    """The seconds until temporary keys expire, or 0 if there are none."""
-    return keys.expires - time.time() if keys and keys.expires is not None else 0
-
-
 def read_login_session(file: str) -> Credentials | None:
     """The credentials in a file of `aws login`; None if there are none."""
     import json
@@ -4821,7 +4813,7 @@ def unsigned_client(session: Any, service: str, region: str) -> Any:
     return session.create_client(service, region_name=region, config=Config(signature_version=UNSIGNED))
 
 
-def authorize_device(session: Any, portal: Portal, no_browser: bool) -> dict[str, Any]:
+def authorize_device(session: Any, portal: Portal, no_browser: bool) -> dict[str, str]:
     """An SSO token by device authorization (RFC 8628): a person confirms a code in a browser on any machine.
 
     Raises Problem if the person denies the request, or does not confirm it in time.
@@ -7135,7 +7127,7 @@ def keep(wanted: SignIn, resolver: Resolver, proposal: Proposal) -> None:
     resolver.sessions.keep_held_back()
 
 
-def former_entry(vault: Vault, name: str, stored: Stored) -> dict[str, Any] | None:
+def former_entry(vault: Vault, name: str, stored: Stored) -> dict[str, object] | None:
     """What the vault has for an identity that is about to be replaced, or None if it is damaged or missing."""
     try:
         return read_entry(vault, name, stored.identities[name].get(REVISION, ""))

@@ -1300,7 +1300,7 @@ def shorten_role_sessions(scene: Scene, seconds: float) -> None:
     for user in scene.kept():
         if user.startswith("session:"):
             entry = vault.get_json(user) or {}
-            if eks_token.parse_time(entry["Credentials"]["Expiration"]) < time.time() + 2 * 60 * MINUTE:
+            if eks_token.keys_left(eks_token.parse_session(entry)) < 2 * 60 * MINUTE:
                 shorten(scene, user, seconds)
 
 

@@ -808,7 +808,8 @@ def shorten(scene: Scene, kind: str, seconds: float = 10, **more: str) -> None:
             if "expiresAt" in entry:
                 entry |= {"expiresAt": utc(seconds), **more}
             else:
-                entry["Credentials"]["Expiration"] = utc(seconds)
+                keys = eks_token.parse_session(entry)
+                entry = eks_token.as_sts_answers(keys._replace(expires=time.time() + seconds))
             vault.set_json(user, entry)
 
 
