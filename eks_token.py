@@ -1249,7 +1249,7 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
 
 
 class Refused(Exception):
-    """A cache directory is not safe to use. The text is one line that says why."""
+    """A directory of ours is not safe to use. The text is one line that says why."""
 
 
 def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
@@ -1271,18 +1271,49 @@ def cache_home(environ: Mapping[str, str], platform: str) -> str | None:
     return os.path.join(base, PROGRAM)
 
 
-def make_trusted(directory: str, environ: Mapping[str, str]) -> None:
-    """Make a directory if it is missing. Raises Refused if it is not safe to use, OSError if it cannot be made.
-
-    For root, nothing in another user's HOME or XDG_CACHE_HOME is safe (sudo may keep these variables). That user could
-    not remove what root leaves there, and root would run what that user leaves there.
-    """
-    if os.name == "posix" and os.geteuid() == 0:
-        for path in (environ.get("HOME", ""), environ.get("XDG_CACHE_HOME", "")):
-            if path.startswith("/") and os.path.exists(path) and os.stat(path).st_uid != 0:
-                raise Refused(f"{path} belongs to another user")
-    os.makedirs(directory, 0o700, exist_ok=True)
+def make_trusted(directory: str) -> None:
+    """Make a directory if it is missing. Raises Refused if it is not safe to use, OSError if it cannot be made."""
+    check_above(directory)  # before anything is made there
+    if not os.path.isdir(directory):
+        os.makedirs(directory, 0o700, exist_ok=True)
+        check_above(directory)
     make_private(directory)
+
+
+def check_above(path: str) -> None:
+    """Raise Refused if another user, except root, can put something else in the place of this absolute path.
+
+    That is so if they own it, or a directory or link on the way to it, or can write to such a directory. In a directory
+    with the sticky bit, like /tmp, they cannot rename what others own. The user's own primary group may write: on many
+    systems it has no other member, and OpenShift gives homes to the group of its containers' users. What nobody else
+    can rename now stays where it is, so files may be opened by their paths after this. Raises OSError.
+    """
+    import stat
+
+    if os.name != "posix":
+        return
+    user, group = os.geteuid(), os.getegid()
+    here, names = "/", path.split("/")[::-1]
+    while True:
+        try:
+            found = os.lstat(here)
+        except FileNotFoundError:  # nothing is there yet
+            return
+        if found.st_uid not in (user, 0):
+            raise Refused(f"{here} belongs to another user")
+        if stat.S_ISLNK(found.st_mode):
+            link = os.readlink(here)
+            names += link.split("/")[::-1]
+            here = "/" if link.startswith("/") else os.path.dirname(here)
+            continue
+        if not names:
+            return
+        others = stat.S_IWOTH if found.st_gid == group else stat.S_IWOTH | stat.S_IWGRP
+        if found.st_mode & others and not found.st_mode & stat.S_ISVTX:
+            raise Refused(f"others can write to {here}")
+        name = names.pop()
+        if name not in ("", "."):
+            here = os.path.dirname(here) if name == ".." else os.path.join(here, name)
 
 
 def make_private(directory: str) -> None:
@@ -2861,11 +2892,7 @@ def read_identities(path: str | None) -> Stored:
         return Stored("", {})
     try:
         with open(path, encoding="utf-8") as file:
-            for whose, found in (
-                (path, os.fstat(file.fileno())),
-                (os.path.dirname(path), os.stat(os.path.dirname(path))),
-            ):
-                check_others(whose, found)
+            check_others(path)
             content = json.load(file)
         identities = {str(name): dict(keys) for name, keys in content["identities"].items()}
         if all(isinstance(value, str) for keys in identities.values() for value in keys.values()):
@@ -2883,16 +2910,17 @@ def read_identities(path: str | None) -> Stored:
     )
 
 
-def check_others(path: str, found: os.stat_result) -> None:
-    """Raise Problem if another user, except root, owns a file or directory or can write to it."""
+def check_others(path: str) -> None:
+    """Raise Problem if another user, except root, can change a file of ours, or could have written it."""
     if os.name != "posix":
         return
-    if found.st_uid not in (os.geteuid(), 0):
-        raise Problem(
-            f"{path} belongs to another user, so it is not used", "run this as that user, or with your own HOME"
-        )
-    if found.st_mode & 0o022:
-        raise Problem(f"others can write to {path}, so it is not used", f"chmod go-w {shell_word(path)}")
+    try:
+        check_above(path)
+    except Refused as refused:
+        raise Problem(f"{refused}, so it is not used", "run this as that user, or with your own HOME") from None
+    for one in (os.path.dirname(path), path):
+        if os.path.exists(one) and os.stat(one).st_mode & 0o022:
+            raise Problem(f"others can write to {one}, so it is not used", f"chmod go-w {shell_word(one)}")
 
 
 def check_place(path: str | None) -> str:
@@ -2903,13 +2931,7 @@ def check_place(path: str | None) -> str:
     """
     if path is None:
         raise Problem("HOME is not an absolute path, so identities cannot be stored")
-    if os.name != "posix" or os.geteuid() != 0:
-        return path
-    above = os.path.dirname(os.path.abspath(path))
-    while above != os.path.dirname(above):
-        if os.path.exists(above) and os.stat(above).st_uid != 0:
-            raise Problem(f"{above} belongs to another user, so root stores nothing there", "use sudo -H, or no sudo")
-        above = os.path.dirname(above)
+    check_others(os.path.abspath(path))
     return path
 
 
@@ -7501,7 +7523,7 @@ def check_cache(invocation: Invocation) -> Check:
     what = "can write to" if windows else "own, with mode 0700"
     repair = f"every call signs a new token; make {directory} a directory that you {what}"
     try:
-        make_trusted(directory, invocation.environ)
+        make_trusted(directory)
         probe = os.path.join(directory, "doctor")
         write_file(probe, "room?")
         os.unlink(probe)
@@ -8392,7 +8414,7 @@ def installed() -> Started:
     cache = cache_home(os.environ, sys.platform)
     try:
         if cache:
-            make_trusted(cache, os.environ)
+            make_trusted(cache)
     except (OSError, Refused) as error:
         warn(f"nothing is cached: {getattr(error, 'strerror', '') or error}")
         cache = None

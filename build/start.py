@@ -98,8 +98,8 @@ def run_in_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
     apps = os.path.dirname(app)
     directory = os.path.dirname(apps)
     try:
-        make_trusted(directory, os.environ)
-        make_trusted(apps, os.environ)
+        make_trusted(directory)
+        make_trusted(apps)
     except (OSError, Refused):
         run_archive(archive, arguments)
     if not is_whole(app, CHECKED_FIRST):
@@ -237,8 +237,8 @@ def run_in_archive(archive: str, arguments: list[str]) -> None:
         directory = cache_home(os.environ, sys.platform)
         if directory is not None:
             apps = os.path.join(directory, "app")
-            make_trusted(directory, os.environ)
-            make_trusted(apps, os.environ)
+            make_trusted(directory)
+            make_trusted(apps)
             cache = directory
             app = unpacked(archive, apps)
             note_use(app)

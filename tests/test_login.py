@@ -1544,7 +1544,7 @@ def test_root_writes_nothing_in_another_users_home(line: list[str], scene: Scene
     done = scene.run(*line, stdin=as_json(alice))
     assert done.returncode == ("--stdin" in line), done.stderr
     if "--stdin" in line:
-        assert f"{scene.home.home} belongs to another user, so root stores nothing there" in done.stderr
+        assert f"{scene.home.home} belongs to another user, so it is not used" in done.stderr
         assert scene.kept() == []
     assert sorted(scene.home.home.rglob("*")) == before
 

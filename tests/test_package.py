@@ -212,7 +212,7 @@ def test_launcher_start_and_shivs_settings_name_one_build(executable: Path, memb
 
 def test_the_start_has_the_modules_rules_and_no_need_of_the_module(members: dict[str, bytes]) -> None:
     text = members["start.py"].decode()
-    for rule in (eks_token.cache_home, eks_token.make_trusted, eks_token.make_private):
+    for rule in (eks_token.cache_home, eks_token.make_trusted, eks_token.check_above, eks_token.make_private):
         assert inspect.getsource(rule) in text
     assert [node for node in ast.parse(text).body if getattr(node, "module", "") == "eks_token"] == []
 
