@@ -231,6 +231,27 @@ def shell_word(text: str, platform: str = sys.platform) -> str:
     return shlex.quote(text)
 
 
+def option_words(options: Mapping[str, str]) -> list[str]:
+    """Options with a value as words. A value that looks like an option is joined to its own, so it stays a value."""
+    words: list[str] = []
+    for option, value in options.items():
+        if value:
+            words += [f"{option}={value}"] if value.startswith("-") else [option, value]
+    return words
+
+
+def our_command(words: str, options: Mapping[str, str], platform: str) -> str:
+    """A command of this program as a person has to type it, for a hint."""
+    return " ".join([PROGRAM, words, *(shell_word(word, platform) for word in option_words(options))])
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """A value as JSON for a person or a program. json.dumps leaves DEL as it is, which terminals take as a command."""
+    import json
+
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+
+
 def listed(names: Iterable[str], most: int = 300) -> str:
     """As many of the names as fit in `most` characters, and how many more there are."""
     names = list(names)
@@ -709,14 +730,18 @@ def named_cluster(options: Mapping[str, str]) -> str:
         raise usage("--cluster-name and --cluster-id cannot be used together")
     if not name and not identifier:
         raise usage("no cluster given", "pass --cluster-name")
-    if name and not (name.isascii() and name[0].isalnum() and name.replace("-", "").replace("_", "").isalnum()):
-        raise usage(
-            f"{name!r} is not an EKS cluster name",
-            "a name has only letters, digits, - and _, and starts with a letter or digit",
-        )
-    if len(name) > 100:
-        raise usage(f"an EKS cluster name has at most 100 characters; {name[:20]}… has {len(name)}")
+    if name and not is_cluster_name(name):
+        raise usage(f"{name[:101]!r} is not an EKS cluster name", CLUSTER_NAMES)
     return name or identifier
+
+
+CLUSTER_NAMES = "a name has at most 100 letters, digits, - and _, and starts with a letter or digit"
+
+
+def is_cluster_name(name: str) -> bool:
+    """Whether EKS would give a cluster this name ("CreateCluster", Amazon EKS API Reference)."""
+    plain = name.replace("-", "").replace("_", "")
+    return name.isascii() and name[:1].isalnum() and plain.isalnum() and len(name) <= 100
 
 
 def bare_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
@@ -5044,7 +5069,6 @@ def exec_credential(token: str, version: str, expires: int) -> dict[str, Any]:
 
 def rendered(credential: Mapping[str, Any], request: Request) -> str:
     """The credential in the output format that was requested, without a newline at the end."""
-    import json
 
     if request.output == "token":
         return str(credential["status"]["token"])
@@ -5056,7 +5080,7 @@ def rendered(credential: Mapping[str, Any], request: Request) -> str:
             shown = jmespath.search(request.query, credential)
         except jmespath.exceptions.JMESPathError as error:
             raise usage(f"--query {request.query!r} is not a JMESPath expression: {first_line(error)}") from error
-    return "\n".join(text_lines(shown)) if request.output == "text" else json.dumps(shown)
+    return "\n".join(text_lines(shown)) if request.output == "text" else json_text(shown)
 
 
 def text_lines(value: Any, name: str = "") -> list[str]:
@@ -5258,9 +5282,10 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
         raise usage(f"{'--prune' if options.prune else '--region all'} needs --all")
     if options.cluster_name:
         named_cluster({"cluster_name": options.cluster_name})
-    if (options.external_id or options.session_name) and not options.role_arn:
-        raise usage("--external-id and --session-name require --role-arn")
     request = Request(PROGRAM, options.cluster_name, options.region, options.identity)
+    check_request(
+        request._replace(role_arn=options.role_arn, external_id=options.external_id, session_name=options.session_name)
+    )
     return write_entries(
         invocation,
         Provision(
@@ -5500,12 +5525,12 @@ def check_cluster(found: Mapping[str, Any], name: str) -> None:
     import re
 
     status = found.get("status", "unknown")
-    if found.get("name") != name:
+    if found.get("name") != name or not is_cluster_name(name):  # it may be from ListClusters
         raise Problem(f"AWS returned a cluster that is not {name}")
     if status not in USABLE_STATUS:
         raise Problem(f"the cluster {name} cannot be used: its status is {status}", "try again when it is ACTIVE")
     forms = {
-        "arn": rf"arn:aws[a-z-]*:eks:[a-z0-9-]+:[0-9]{{12}}:cluster/{re.escape(name)}",
+        "arn": rf"arn:aws[a-z-]*:eks:[a-z][a-z0-9-]*:[0-9]{{12}}:cluster/{re.escape(name)}",
         "endpoint": r"https://[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?",
         "id": r"([A-Za-z0-9][A-Za-z0-9-]*)?",
     }
@@ -5524,22 +5549,22 @@ def new_entry(found: Mapping[str, Any], name: str, identity: str, wanted: Provis
     certificate = found.get("certificateAuthority", {}).get("data") or ""
     try:
         base64.b64decode(certificate, validate=True)
-    except ValueError:
+    except (TypeError, ValueError):
         raise Problem(f"AWS returned a certificate for the cluster {name} that is not base64") from None
     # The verifier of a local cluster on an Outpost expects the ID ("aws eks get-token", AWS CLI Command Reference).
     outpost = found.get("outpostConfig")
     local = outpost is not None and outpost.get("etcdInstanceType") is None and found.get("id")
     cluster = ("--cluster-id", found["id"]) if local else ("--cluster-name", name)
-    arguments = [*cluster, "--region", arn.split(":")[3]]
-    options = {
-        "--identity": identity,
-        "--role-arn": wanted.role_arn,
-        "--external-id": wanted.external_id,
-        "--session-name": wanted.session_name,
-    }
-    for option, value in options.items():
-        if value:
-            arguments += [f"{option}={value}"] if value.startswith("-") else [option, value]
+    arguments = option_words(
+        {
+            cluster[0]: cluster[1],
+            "--region": arn.split(":")[3],
+            "--identity": identity,
+            "--role-arn": wanted.role_arn,
+            "--external-id": wanted.external_id,
+            "--session-name": wanted.session_name,
+        }
+    )
     who = ":".join(part for part in (PROGRAM, identity, wanted.role_arn) if part)
     user = wanted.user_alias or f"{who}@{arn}"
     return Entry(arn, found["endpoint"], certificate, user, tuple(arguments), wanted.alias or arn)
@@ -6453,7 +6478,8 @@ def scalar_text(value: Yaml, style: str | None) -> str:
     if style != '"' and is_string(value) and re.fullmatch(NEEDS_NO_QUOTES, value):
         return value
     text = json.dumps(value, ensure_ascii=False)
-    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda char: f"\\u{ord(char[0]):04x}", text)
+    codes = {char: f"\\u{ord(char):04x}" if char < "\U00010000" else f"\\U{ord(char):08x}" for char in set(text)}
+    return "".join(char if char.isprintable() else codes[char] for char in text)
 
 
 def is_string(value: str) -> bool:
@@ -6509,10 +6535,8 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
         say("nothing was written: this is a dry run")
     else:
         changed = edit(files, lambda configs: swap_in(configs, chosen), lambda *file: keep_backup(directory, *file))
-        where = f" --kubeconfig {shell_word(options.kubeconfig, invocation.platform)}" if options.kubeconfig else ""
-        say(
-            f"adopted {len(chosen)} in {', '.join(changed)}; to restore what was there: `{PROGRAM} adopt --undo{where}`"
-        )
+        undoing = our_command("adopt --undo", {"--kubeconfig": options.kubeconfig}, invocation.platform)
+        say(f"adopted {len(chosen)} in {', '.join(changed)}; to restore what was there: `{undoing}`")
     return 1 if options.context and any(one.refusal for one in found) else 0
 
 
@@ -6595,16 +6619,15 @@ def direct_arguments(plugin: Plugin, entry: KubeUser, request: Request) -> list[
     harmless = ("_REGION", "_REGIONAL_ENDPOINTS")
     if other := [name for name in entry.variables if name.startswith("AWS_") and not name.endswith(harmless)]:
         raise Problem(f"{plugin.wrapper} and {', '.join(other)} choose its credentials")
-    cluster = "--cluster-id" if plugin.name in ("aws", "aws2") and options.get("cluster_id") else "--cluster-name"
     given = {
-        cluster: request.cluster,
+        "--cluster-name" if is_cluster_name(request.cluster) else "--cluster-id": request.cluster,
         "--region": region,
         "--identity": request.identity or plugin.profile or "",
         "--role-arn": request.role_arn,
         "--external-id": request.external_id,
         "--session-name": request.session_name,
     }
-    return [word for option, value in given.items() if value for word in (option, value)]
+    return option_words(given)
 
 
 def principal_of(invocation: Invocation, request: Request) -> str:
@@ -7280,7 +7303,6 @@ def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
 
 def identities_command(invocation: Invocation, options: Namespace) -> int:
     """List stored identities and AWS profiles without opening the keyring."""
-    import json
 
     resolver = Resolver(invocation, None, interactive=False)
     session = no_profile(resolver)
@@ -7312,7 +7334,7 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
             }
         )
     if options.output == "json":
-        show(json.dumps(rows, indent=2))
+        show(json_text(rows, indent=2))
         return 0
     if not rows:
         say(f"there are no identities yet; store one with `{PROGRAM} login NAME`")
@@ -7330,7 +7352,6 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
 
 def whoami_command(invocation: Invocation, options: Namespace) -> int:
     """Ask AWS whose credentials an identity has."""
-    import json
 
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
     request = Request(PROGRAM, "", options.region or region_variable(invocation.environ), options.identity)
@@ -7346,7 +7367,7 @@ def whoami_command(invocation: Invocation, options: Namespace) -> int:
         "session_ends": rfc3339(credentials.expires) if credentials.expires is not None else "",
     }
     if options.output == "json":
-        show(json.dumps(about, indent=2))
+        show(json_text(about, indent=2))
         return 0
     for label, key in (
         ("Identity", "identity"),
@@ -7364,7 +7385,6 @@ def credentials_command(invocation: Invocation, options: Namespace) -> int:
 
     The format is that of credential_process ("Process credential provider", AWS SDKs and Tools Reference).
     """
-    import json
 
     name = options.identity
     running = processes_running(invocation.environ)
@@ -7381,7 +7401,7 @@ def credentials_command(invocation: Invocation, options: Namespace) -> int:
         answer["SessionToken"] = credentials.token
     if credentials.expires is not None:
         answer["Expiration"] = rfc3339(credentials.expires)
-    show(json.dumps(answer))
+    show(json_text(answer))
     return 0
 
 
@@ -7415,7 +7435,6 @@ class Check(NamedTuple):
 
 def doctor_command(invocation: Invocation, options: Namespace) -> int:
     """Check everything that a token depends on. Returns 1 if something keeps kubectl from getting one."""
-    import json
 
     checks = []
     for check in diagnoses(invocation, options.online, options.kubeconfig):
@@ -7426,7 +7445,7 @@ def doctor_command(invocation: Invocation, options: Namespace) -> int:
                 show(f"      hint: {one_line(check.hint)}")
     if options.output == "json":
         rows = [zip(("check", "status", "found", "hint"), map(one_line, check), strict=True) for check in checks]
-        show(json.dumps([dict(row) for row in rows], indent=2))
+        show(json_text([dict(row) for row in rows], indent=2))
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 
@@ -7773,11 +7792,11 @@ def check_contexts(invocation: Invocation, named: str) -> Iterable[Check]:
         return
     ours = [user for user in users if our_arguments(user.entry) is not None]
     others = [user for user in users if find_plugin(user.entry)]
-    where = f" --kubeconfig {shell_word(named, invocation.platform)}" if named else ""
     if ours:
         yield Check("kubeconfig", "ok", f"contexts that use {PROGRAM}: {sum(len(user.contexts) for user in ours)}")
     else:
-        switch = f"`{PROGRAM} adopt{where}` switches those of other plugins"
+        adopt = our_command("adopt", {"--kubeconfig": named}, invocation.platform)
+        switch = f"`{adopt}` switches those of other plugins"
         hint = switch if others else f"see `{PROGRAM} kubeconfig --help`"
         yield Check("kubeconfig", "warn", f"no context uses {PROGRAM}", hint)
     with ThreadPoolExecutor(CONTEXTS_AT_ONCE) as pool:
@@ -7788,7 +7807,8 @@ def check_contexts(invocation: Invocation, named: str) -> Iterable[Check]:
     directory = data_home(invocation.environ, invocation.platform)
     for user in others:
         for context in user.contexts:
-            yield Check(f"context {context}", "warn", *about_other(user, context, directory, where))
+            adopt = our_command("adopt", {"--context": context, "--kubeconfig": named}, invocation.platform)
+            yield Check(f"context {context}", "warn", *about_other(user, directory, adopt))
 
 
 def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
@@ -7840,12 +7860,12 @@ def why_uncached(user: ExecUser, invocation: Invocation) -> str:
         return ""
 
 
-def about_other(user: ExecUser, context: str, directory: str | None, where: str) -> tuple[str, str]:
+def about_other(user: ExecUser, directory: str | None, adopt: str) -> tuple[str, str]:
     """What to say about a context that uses a slower plugin, and what to do."""
     plugin = find_plugin(user.entry)
     assert plugin is not None
     name = f"{plugin.name}, through {plugin.wrapper}" if plugin.wrapper else plugin.name
-    way_out = f"{PROGRAM} adopt --context {shell_word(context)}{' --unwrap' if plugin.wrapper else ''}{where}"
+    way_out = f"{adopt} --unwrap" if plugin.wrapper else adopt
     if plugin.profile is None:
         way_out = f"see `{PROGRAM} kubeconfig --help`"
     kept = backups(user.path, directory)

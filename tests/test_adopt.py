@@ -371,6 +371,17 @@ def test_a_wrapper_is_replaced_on_request(laptop: Sandbox, api_server: ApiServer
     assert path.read_text() == text
 
 
+def test_a_value_that_looks_like_an_option_stays_one_when_unwrapped() -> None:
+    line = "env AWS_PROFILE=dev aws-iam-authenticator token -i=-x -r arn:aws:iam::111122223333:role/A -e=--debug -s=-n"
+    plugin = eks_token.find_plugin(user(*line.split()))
+    assert plugin is not None
+    entry = user(*line.split(), variables={"AWS_REGION": "us-east-1"})
+    request = eks_token.understood(plugin, entry, {}, "v1beta1")
+    words = eks_token.direct_arguments(plugin, entry, request)
+    again = eks_token.parse_request(words, {}, "v1beta1")
+    assert (again.cluster, again.identity, again.external_id, again.session_name) == ("-x", "dev", "--debug", "-n")
+
+
 def test_a_shell_that_chooses_nothing_is_replaced_by_what_it_runs() -> None:
     found = offered(user("sh", "-c", GET_TOKEN), unwrap=True)
     assert (found.refusal, found.principal, found.new.arguments) == ("", "", tuple(GET_TOKEN.split()[1:]))

@@ -498,7 +498,7 @@ def test_a_context_behind_a_wrapper_and_another_kubeconfig(laptop: Sandbox) -> N
     )
     checks = doctor(laptop, "--kubeconfig", str(path)).checks
     assert checks["kubeconfig"].hint == f"`eks-token adopt --kubeconfig '{path}'` switches those of other plugins"
-    hint = f"eks-token adopt --context demo --unwrap --kubeconfig '{path}'"
+    hint = f"eks-token adopt --context demo --kubeconfig '{path}' --unwrap"
     assert checks["context demo"][1:] == ("warn", "still uses aws, through aws-vault", hint)
     assert checks["context k"][1:] == ("warn", "still uses kubergrunt", "see `eks-token kubeconfig --help`")
 

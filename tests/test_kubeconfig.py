@@ -439,6 +439,9 @@ def test_an_endpoint_url_is_where_the_cluster_is_asked_for(laptop: Sandbox, moto
         pytest.param([*UPDATE, "--role-arn", "Admin"], "'Admin' is not a role ARN", id="no role"),
         pytest.param(["kubeconfig", "--region", REGION], "--cluster-name NAME, or --all", id="ours without a cluster"),
         pytest.param(["kubeconfig", *DEMO, "--all"], "cannot be used together", id="one cluster and all"),
+        pytest.param(
+            ["kubeconfig", *DEMO, "--external-id", "x"], "require a role to assume", id="an ID without a role"
+        ),
         pytest.param(["kubeconfig", *DEMO, "--prune"], "--prune needs --all", id="to prune for one cluster"),
         pytest.param(["kubeconfig", "--cluster-name", "demo"], "--region", id="ours without a region"),
         pytest.param(["kubeconfig", *DEMO, "--output", "json"], "--output", id="an unknown option of ours"),
@@ -468,6 +471,14 @@ def test_a_dry_run_of_the_aws_clis_words_prints_a_kubeconfig_that_works(laptop: 
     assert not config_path(laptop).parent.exists()
     printed = laptop.write("printed", done.stdout)
     assert is_let_in(laptop, "--kubeconfig", printed)
+
+
+def test_control_characters_of_names_never_reach_the_terminal(laptop: Sandbox) -> None:
+    odd = "a\x1b\x7f\x9b\u202e\U000e0001b"
+    done = laptop.run_pty("kubeconfig", *DEMO, "-i", "dev", "--alias", odd, "--user-alias", odd, "--dry-run", steps=[])
+    assert not [char for char in (done.stdout + done.stderr) if not char.isprintable() and char not in "\r\n"]
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--alias", odd, "--user-alias", odd)
+    assert by_name(view(laptop), "contexts") == {odd: {"cluster": ARN, "user": odd}}
 
 
 # --- all clusters -------------------------------------------------------------------------------------------
@@ -1004,6 +1015,8 @@ def test_a_local_cluster_on_an_outpost_is_known_by_its_id(outpost: Mapping[str, 
         ({"arn": 5}, "no usable arn"),
         ({"arn": ARN.replace("demo", "other")}, "no usable arn"),
         ({"arn": f"{ARN}\n--debug"}, "no usable arn"),
+        ({"arn": ARN.replace(REGION, "-x")}, "no usable arn"),
+        ({"arn": ARN.replace(REGION, "1-east")}, "no usable arn"),
         ({"endpoint": ""}, "no usable endpoint"),
         ({"endpoint": "http://x"}, "no usable endpoint"),
         ({"endpoint": "file:///etc/passwd"}, "no usable endpoint"),
@@ -1012,6 +1025,7 @@ def test_a_local_cluster_on_an_outpost_is_known_by_its_id(outpost: Mapping[str, 
         ({"id": "--debug"}, "no usable id"),
         ({"status": "DELETING"}, "its status is DELETING"),
         ({"certificateAuthority": {"data": "-----"}}, "a certificate for the cluster demo that is not base64"),
+        ({"certificateAuthority": {"data": 5}}, "a certificate for the cluster demo that is not base64"),
     ],
     ids=str,
 )
@@ -1020,6 +1034,14 @@ def test_a_wrong_answer_of_describe_cluster_is_refused(wrong: dict[str, object],
     wanted = eks_token.Provision(eks_token.Request("eks-token", "demo", REGION, "dev"))
     with pytest.raises(eks_token.Problem, match=re.escape(said)):
         eks_token.new_entry(found | wrong, "demo", "dev", wanted)
+
+
+@pytest.mark.parametrize("name", ["--debug", "-i", "a b", "a\x1b", "", "x" * 101, "démo"], ids=ascii)
+def test_a_clusters_name_from_aws_is_checked_as_one_from_a_person(name: str) -> None:
+    found = {"name": name, "arn": ARN.replace("demo", name), "endpoint": "https://x", "status": "ACTIVE"}
+    wanted = eks_token.Provision(eks_token.Request("eks-token", "", REGION, "dev"))
+    with pytest.raises(eks_token.Problem, match="AWS returned a cluster that is not"):
+        eks_token.new_entry(found, name, "dev", wanted)
 
 
 def test_a_value_that_looks_like_an_option_stays_a_value() -> None:

@@ -1568,7 +1568,7 @@ def test_the_files_are_the_users_alone(scene: Scene) -> None:
 
 
 def test_control_characters_never_reach_the_terminal(scene: Scene) -> None:
-    odd = "\x1b]0;owned\x07\x9b31m"
+    odd = "\x1b]0;owned\x07\x9b31m\x7f"
     scene.home.config(f"[profile odd{odd}]\nrole_arn = arn:aws:iam::{ACCOUNT}:role/{odd}\nsource_profile = x\n")
     (scene.home.data / "identities.json").parent.mkdir(parents=True, exist_ok=True)
     record = {"role_arn": f"arn:aws:iam::{ACCOUNT}:role/x", "source_profile": odd, "mfa_serial": odd}
@@ -1576,10 +1576,11 @@ def test_control_characters_never_reach_the_terminal(scene: Scene) -> None:
     (scene.home.data / "identities.json").write_text(json.dumps(stored))
     for line in (
         ["identities"],
+        ["identities", "-o", "json"],
         ["whoami", "-i", f"dev{odd}"],
         ["doctor"],
         ["logout", f"dev{odd}"],
         ["login", f"x{odd}"],
     ):
         shown = scene.home.run_pty(*line, steps=[])
-        assert not set("\x1b\x07\x9b") & set(shown.stdout + shown.stderr.replace("\x1b[K", "")), line
+        assert not set("\x1b\x07\x9b\x7f") & set(shown.stdout + shown.stderr.replace("\x1b[K", "")), line
