@@ -34,6 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from contextlib import ExitStack
     from subprocess import CompletedProcess
     from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     K = TypeVar("K")
     T = TypeVar("T")
+    Profile = Mapping[str, str]  # the settings of an AWS profile, or of an identity, which is laid over one
 else:
 
     class NamedTuple(tuple):
@@ -2875,7 +2877,7 @@ class Stored(NamedTuple):
     """identities.json: AWS shared-config keys by identity, and which one is the default."""
 
     default: str
-    identities: Mapping[str, Mapping[str, str]]
+    identities: Mapping[str, Profile]
     pending: tuple[str, ...] = ()  # new names whose keys are being stored, or whose login was cut short there
 
     def only(self) -> str:
@@ -3013,11 +3015,11 @@ def no_choice(names: Sequence[str]) -> Problem:
     )
 
 
-def has_keys(profile: Mapping[str, Any]) -> bool:
+def has_keys(profile: Profile) -> bool:
     return "aws_access_key_id" in profile or "aws_secret_access_key" in profile
 
 
-def check_sources(profile: str, profiles: Mapping[str, Mapping[str, Any]]) -> None:
+def check_sources(profile: str, profiles: Mapping[str, Profile]) -> None:
     """Raise Problem if source_profile leads round in a loop. A profile with keys may name itself."""
     trail = [profile]
     while source := profiles.get(trail[-1], {}).get("source_profile"):
@@ -3037,18 +3039,38 @@ KEYS_END = "eks_token_keys_end"  # when temporary keys expire
 REVISION = "eks_token_revision"  # changes with every login
 
 
-def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, AtmosEntry]) -> dict[str, Any]:
-    """AWS config with the identities among its profiles, and with two changes to all of these.
+class AwsFiles(NamedTuple):
+    """What the AWS config and credentials files say, without the parts that matter to services we do not call."""
+
+    profiles: Mapping[str, Profile]
+    sso_sessions: Mapping[str, Profile]
+    services: Mapping[str, object]
+
+
+def aws_files_in(config: Mapping[str, Mapping[str, Mapping[str, object]]]) -> AwsFiles:
+    """The same in botocore's form, where a setting can be nested, as those of S3 are."""
+
+    def texts(sections: Mapping[str, Mapping[str, object]]) -> dict[str, Profile]:
+        return {
+            name: {key: value for key, value in section.items() if isinstance(value, str)}
+            for name, section in sections.items()
+        }
+
+    return AwsFiles(texts(config["profiles"]), texts(config.get("sso_sessions", {})), config.get("services", {}))
+
+
+def lay_over(files: AwsFiles, stored: Stored, foreign: Mapping[str, AtmosEntry]) -> AwsFiles:
+    """The AWS files with the identities among their profiles, and with two changes to all of these.
 
     A stored identity keeps the other settings of a profile of its name, such as its region and endpoints.
     An SSO start URL without an sso_session gets one, because botocore only refreshes the tokens of sessions. If a role
     has an mfa_serial and its source is an identity with keys, an MFA session of that identity becomes the source. All
     roles with the same device share it.
     """
-    profiles = {**config.get("profiles", {}), **{name: entry.profile() for name, entry in foreign.items()}}
+    profiles = {**files.profiles, **{name: entry.profile() for name, entry in foreign.items()}}
     for name, record in stored.identities.items():
         profiles[name] = {**kept_settings(profiles.get(name, {})), **record}
-    sso_sessions = dict(config.get("sso_sessions", {}))
+    sso_sessions = dict(files.sso_sessions)
     for name, keys in list(profiles.items()):
         if "sso_session" not in keys and (portal := portal_of(keys)):
             session = unnamed_session(portal)
@@ -3063,9 +3085,9 @@ def lay_over(config: Mapping[str, Any], stored: Stored, foreign: Mapping[str, At
             else:
                 details = {MFA_SOURCE: source, "mfa_serial": keys["mfa_serial"]}
                 profiles[session] = {**details, **{key: of_source[key] for key in (REVISION,) if key in of_source}}
-            profiles[name] = {**keys, "source_profile": session}
-            del profiles[name]["mfa_serial"]
-    return {**config, "profiles": profiles, "sso_sessions": sso_sessions}
+            others = {key: value for key, value in keys.items() if key != "mfa_serial"}
+            profiles[name] = {**others, "source_profile": session}
+    return files._replace(profiles=profiles, sso_sessions=sso_sessions)
 
 
 ROLE_KEYS = ("role_arn", "external_id", "role_session_name")
@@ -3073,8 +3095,8 @@ SDK_FOR_GO_TAKES_ONE = ("source_profile", "credential_source", "web_identity_tok
 
 
 def as_go_reads(
-    profiles: Mapping[str, Mapping[str, Any]], name: str, stored: Iterable[str], environ: Mapping[str, str]
-) -> dict[str, Mapping[str, Any]]:
+    profiles: Mapping[str, Profile], name: str, stored: Iterable[str], environ: Mapping[str, str]
+) -> dict[str, Profile]:
     """The profiles, changed so that botocore finds for `name` what the AWS SDK for Go would find.
 
     The SDK for Go (config/resolve_credentials.go and shared_config.go) has a fixed order for what a profile contains:
@@ -3115,7 +3137,7 @@ def as_go_reads(
     return found
 
 
-def go_source(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+def go_source(name: str, keys: Profile) -> dict[str, str]:
     """What the AWS SDK for Go gets credentials from, of all that a profile contains but a source_profile."""
     secrets = {key: keys[key] for key in SECRET_KEYS if keys.get(key)}
     if set(SECRET_KEYS[:2]) <= secrets.keys():
@@ -3131,13 +3153,13 @@ def go_source(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: keys[key] for key in ("credential_process", "login_session") if keys.get(key)}
 
 
-def kept_settings(profile: Mapping[str, Any]) -> dict[str, Any]:
+def kept_settings(profile: Profile) -> dict[str, str]:
     """The settings of a profile that stay in force if an identity is stored under its name."""
     return {key: value for key, value in profile.items() if key not in SOURCE_KEYS}
 
 
 def may_have_mfa_session(
-    name: str, profiles: Mapping[str, Mapping[str, Any]], stored: Stored, foreign: Mapping[str, AtmosEntry]
+    name: str, profiles: Mapping[str, Profile], stored: Stored, foreign: Mapping[str, AtmosEntry]
 ) -> bool:
     """Whether this source can call sts:GetSessionToken: it has long-term keys and is not a role."""
     keys = profiles.get(name, {})
@@ -3146,7 +3168,7 @@ def may_have_mfa_session(
     return {"aws_access_key_id", "aws_secret_access_key"} <= keys.keys() and "aws_session_token" not in keys
 
 
-def sources(profiles: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+def sources(profiles: Mapping[str, Profile], name: str) -> list[str]:
     """An identity, its source, the source's own source, and so on."""
     trail: list[str] = []
     while name and name not in trail:
@@ -3156,12 +3178,11 @@ def sources(profiles: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
     return trail
 
 
-def portal_of(keys: Mapping[str, Any], session: str = "") -> Portal | None:
+def portal_of(keys: Profile, session: str = "") -> Portal | None:
     """The portal of an sso-session, or of a profile without one. None if it is not named in full."""
-    start_url, region = keys.get("sso_start_url"), keys.get("sso_region")
-    if not isinstance(start_url, str) or not isinstance(region, str):
+    if not {"sso_start_url", "sso_region"} <= keys.keys():
         return None
-    portal = Portal(start_url, region)
+    portal = Portal(keys["sso_start_url"], keys["sso_region"])
     return portal if session == unnamed_session(portal) else portal._replace(session=session)
 
 
@@ -3170,19 +3191,19 @@ def unnamed_session(portal: Portal) -> str:
     return f"{PROGRAM} {portal.start_url} {portal.region}"
 
 
-def own_portal(config: Mapping[str, Any], name: str) -> Portal | None:
+def own_portal(files: AwsFiles, name: str) -> Portal | None:
     """Where an identity itself signs in."""
-    session = config["profiles"].get(name, {}).get("sso_session", "")
-    return portal_of(config["sso_sessions"].get(session, {}), session)
+    session = files.profiles.get(name, {}).get("sso_session", "")
+    return portal_of(files.sso_sessions.get(session, {}), session)
 
 
-def sso_portal(config: Mapping[str, Any], name: str) -> Portal | None:
+def sso_portal(files: AwsFiles, name: str) -> Portal | None:
     """Where an identity, or the nearest of its sources, signs in."""
-    portals = (own_portal(config, source) for source in sources(config["profiles"], name))
+    portals = (own_portal(files, source) for source in sources(files.profiles, name))
     return next(filter(None, portals), None)
 
 
-def kind_of(keys: Mapping[str, Any]) -> str:
+def kind_of(keys: Profile) -> str:
     if "web_identity_token_file" in keys:
         return "web identity"
     if "role_arn" in keys:
@@ -3442,11 +3463,11 @@ def go_seconds(duration: str) -> str:
     return str(sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration)))
 
 
-def marked_end(profile: Mapping[str, Any]) -> float | None:
+def marked_end(profile: Profile) -> float | None:
     """When the temporary keys in a profile expire, if the tool that wrote them says so."""
     for mark in EXPIRY_MARKS:
         try:
-            return parse_time(str(profile[mark]).strip().replace(" UTC", "Z"))
+            return parse_time(profile[mark].strip().replace(" UTC", "Z"))
         except (KeyError, ValueError):
             continue
     return None
@@ -3492,7 +3513,7 @@ class Store:
         revision = self.stored.identities.get(name, {}).get(REVISION, "")
         return self.new_keys.get(name) or read_keys(self.vault, name, revision)
 
-    def lock(self) -> Any:
+    def lock(self) -> ExitStack:
         """A context that holds the lock for writing identities and vault. If locks do not work, it holds nothing."""
         import contextlib
 
@@ -3533,7 +3554,7 @@ class Store:
         """Whether an identity's keys come from the vault or from Atmos, and not from an AWS file."""
         return name in self.stored.identities or name in self.foreign
 
-    def profiles(self) -> dict[str, dict[str, Any]]:
+    def profiles(self) -> Mapping[str, Profile]:
         """The profiles of the AWS files, with the stored identities laid over them.
 
         They are those of botocore's session (botocore.session.Session.full_config), without the 26 of 120 ms that it
@@ -3552,8 +3573,7 @@ class Store:
                 found["profiles"].setdefault(name, {}).update(keys)
         except ConfigNotFound:
             pass
-        profiles: dict[str, dict[str, Any]] = lay_over(found, self.stored, self.foreign)["profiles"]
-        return profiles
+        return lay_over(aws_files_in(found), self.stored, self.foreign).profiles
 
 
 def deciding_files(environ: Mapping[str, str], platform: str) -> list[str]:
@@ -3856,7 +3876,7 @@ class SsoTokens:
     A token is refreshed where it was found. A refresh token works once, so all tools must go on sharing it.
     """
 
-    def __init__(self, sessions: Sessions, sso_sessions: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, sessions: Sessions, sso_sessions: Mapping[str, Profile]) -> None:
         self.sessions = sessions
         self.portals: dict[str, Portal] = {}
         for name, keys in sso_sessions.items():
@@ -4019,7 +4039,7 @@ class Resolver:
         self.mfa_code: str | None = None  # read from stdin already; "" if it has been used
         self.name = ""  # the chosen identity
         self.session: Any = None  # botocore's, once it is needed
-        self.profile: Mapping[str, Any] = {}  # the identity's settings, if it is not needed
+        self.profile: Profile = {}  # the identity's settings, if it is not needed
 
     def credentials(self, request: Request) -> Credentials:
         """The credentials that sign this request's token. Raises Problem."""
@@ -4063,7 +4083,7 @@ class Resolver:
 
     def sign_in_again(self) -> bool:
         """If a person is there, start an SSO session now, without sending them to `login`. False if it is not SSO."""
-        portal = sso_portal(self.session.full_config, self.name)
+        portal = sso_portal(self.session.files, self.name)
         if portal is None or self.sessions.renew:
             return False
         say(f"{self.name}: sign in to continue")
@@ -4077,7 +4097,7 @@ class Resolver:
             if request.role_arn:
                 found = self.assume(found, choice, request)
             keys = frozen(found, self.name)
-            profile = self.session.full_config["profiles"].get(choice.profile or "default", {})
+            profile = self.session.files.profiles.get(choice.profile or "default", {})
             if keys.token and keys.token == profile.get("aws_session_token"):
                 keys = keys._replace(expires=marked_end(profile))
                 if keys.expires is not None and keys.expires <= time.time():
@@ -4104,7 +4124,7 @@ class Resolver:
         if self.session is not None:
             value = self.session.get_config_variable(name)
             return "" if value is None else str(value)
-        return self.store.environ.get(f"AWS_{name.upper()}") or str(self.profile.get(name, ""))
+        return self.store.environ.get(f"AWS_{name.upper()}") or self.profile.get(name, "")
 
     def open_session(self, choice: Choice, request: Request) -> Any:
         """A botocore session for the chosen profile, with the stored identities among its profiles."""
@@ -4117,9 +4137,9 @@ class Resolver:
                 session.set_config_variable("ca_bundle", request.ca_bundle)
             session.verify_tls = request.verify_tls
             session.set_default_client_config(client_config(request))
-            if choice.named and choice.profile not in (*session.full_config["profiles"], "default"):
+            if choice.named and choice.profile not in (*session.files.profiles, "default"):
                 if not self.store.take_in(choice.profile):
-                    close = nearest(choice.profile, session.full_config["profiles"])
+                    close = nearest(choice.profile, session.files.profiles)
                     store_as = shell_word(choice.profile)
                     raise UnknownIdentity(
                         f"there is no identity or AWS profile named {choice.profile!r}",
@@ -4136,7 +4156,7 @@ class Resolver:
         from botocore.credentials import CredentialResolver
 
         with plain_errors(self.name):
-            check_sources(choice.profile or "default", self.session.full_config["profiles"])
+            check_sources(choice.profile or "default", self.session.files.profiles)
             first, last = provider_chain(self, choice)
             found = CredentialResolver(first).load_credentials()
             if found is None and choice.undecided:
@@ -4185,12 +4205,12 @@ class Resolver:
         """
         import json
 
-        config = self.session.full_config
-        sso_sessions, services = config["sso_sessions"], config.get("services", {})
-        trail: dict[str, Any] = {}
-        for name in sources(config["profiles"], profile or "default"):
-            keys = dict(config["profiles"].get(name, {}))
-            trail[name] = [keys, sso_sessions.get(keys.get("sso_session")), services.get(keys.get("services"))]
+        files: AwsFiles = self.session.files
+        trail: dict[str, list[object]] = {}
+        for name in sources(files.profiles, profile or "default"):
+            keys = files.profiles.get(name, {})
+            sso_session, services = keys.get("sso_session", ""), keys.get("services", "")
+            trail[name] = [keys, files.sso_sessions.get(sso_session), files.services.get(services)]
             environment = environment or "credential_source" in keys
         about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
         variables = {name: self.store.environ[name] for name in about if self.store.environ.get(name)}
@@ -4200,10 +4220,10 @@ class Resolver:
         own = not on_top and next(iter(trail)) == self.name
         return SessionCache(self.sessions, scope, ["", *trail] if on_top else list(trail), own)
 
-    def sign_ins(self, names: Iterable[str]) -> list[Any]:
+    def sign_ins(self, names: Iterable[str]) -> list[object]:
         """Something that changes with every sign-in for these identities, so that no role session outlives it."""
-        marks = []
-        for portal in dict.fromkeys(own_portal(self.session.full_config, name) for name in names):
+        marks: list[object] = []
+        for portal in dict.fromkeys(own_portal(self.session.files, name) for name in names):
             if portal is None:
                 continue
             files = self.watch([aws_cli_file(portal)])
@@ -4214,7 +4234,7 @@ class Resolver:
 
     def web_identities(self, names: Iterable[str], environment: bool) -> list[Watched]:
         """The token files of these identities. When one is replaced, as in a pod, its sessions are not used again."""
-        files = [self.session.full_config["profiles"].get(name, {}).get("web_identity_token_file") for name in names]
+        files = [self.session.files.profiles.get(name, {}).get("web_identity_token_file") for name in names]
         files += [self.store.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")] if environment else []
         return self.watch(os.path.abspath(file) for file in files if file)
 
@@ -4248,7 +4268,7 @@ class Resolver:
 
     def mfa_process(self) -> str:
         """The command that prints the identity's MFA codes, from its own settings or the nearest of its sources."""
-        profiles = self.session.full_config["profiles"]
+        profiles = self.session.files.profiles
         commands = (profiles.get(name, {}).get("mfa_process") for name in sources(profiles, self.name))
         return next(filter(None, commands), "")
 
@@ -4442,40 +4462,42 @@ def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
         reads_as_go = as_go
         verify_tls = True
         forgiving = False  # go on without the AWS files if they cannot be parsed
-        _written: Any = None
-        _laid_over: Any = None
+        _written: AwsFiles | None = None
+        _files: AwsFiles | None = None
 
         @property
-        def full_config(self) -> Any:
-            if self._laid_over is None:
-                config = self.as_written()
+        def files(self) -> AwsFiles:
+            """The AWS files, with the stored identities laid over them."""
+            if self._files is None:
+                files = self.written
                 if as_go:
                     ours = store.stored.identities
-                    profiles = as_go_reads(config["profiles"], profile or "default", ours, store.environ)
-                    config = {**config, "profiles": profiles}
-                self._laid_over = lay_over(config, store.stored, store.foreign)
-            return self._laid_over
+                    profiles = as_go_reads(files.profiles, profile or "default", ours, store.environ)
+                    files = files._replace(profiles=profiles)
+                self._files = lay_over(files, store.stored, store.foreign)
+            return self._files
 
-        def as_written(self) -> Any:
+        @property
+        def written(self) -> AwsFiles:
             """The AWS files. Raises Problem if they cannot be parsed, unless this session is forgiving."""
             if self._written is None:
                 try:
                     with last_of_its_name() if as_go else nullcontext():
-                        self._written = super().full_config
+                        self._written = aws_files_in(super().full_config)
                 except ConfigParseError as error:
                     problem = config_problem(error)
                     if not self.forgiving:
                         raise problem from error
                     warn(f"{problem.message}; AWS profiles are left out")
-                    self._written = {"profiles": {}}
+                    self._written = AwsFiles({}, {}, {})
             return self._written
 
-        def profile_as_written(self, name: str) -> dict[str, Any]:
-            """The profile of this name in the AWS files."""
-            return dict(self.as_written()["profiles"].get(name, {}))
+        @property
+        def full_config(self) -> Mapping[str, object]:
+            return dict(zip(AwsFiles._fields, self.files, strict=True))
 
         def lay_over_again(self) -> None:
-            self._laid_over = self._profile_map = None
+            self._files = self._profile_map = None
 
         def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
             debug(f"asking AWS: {service_name}")
@@ -4527,38 +4549,72 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
         AssumeRoleProvider,
         AssumeRoleWithWebIdentityProvider,
         CanonicalNameCredentialSourcer,
+    )
+
+    store, session = resolver.store, resolver.session
+    profile = choice.profile or "default"
+    cache = resolver.session_cache(profile, choice.environment)
+    environment, container = environment_provider(store.environ), container_provider(store)
+    metadata = metadata_provider(store, session)
+    builder = profile_providers(resolver, cache)
+    roles = AssumeRoleProvider(
+        load_config=lambda: session.full_config,
+        client_creator=session.create_client,
+        cache=cache,
+        profile_name=profile,
+        prompter=resolver.ask_mfa_code,
+        credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
+        profile_provider_builder=builder,
+    )
+    first = [roles, *builder.providers(profile, disable_env_vars=session.reads_as_go or not choice.environment)]
+    if choice.environment and session.reads_as_go:
+        first.insert(0, AssumeRoleWithWebIdentityProvider(dict, session.create_client, profile, cache))
+    if choice.environment:
+        first.insert(0, environment)
+    if store.is_ours(profile):
+        return first, []
+    return [*first, container], [metadata]
+
+
+def profile_providers(resolver: Resolver, cache: SessionCache) -> Any:
+    """botocore's builder of a profile's providers. A stored identity's keys are from the vault, never from a file."""
+    from botocore.credentials import (
         ConfigProvider,
-        ContainerProvider,
-        InstanceMetadataProvider,
         LoginProvider,
         ProcessProvider,
         ProfileProviderBuilder,
         SharedCredentialProvider,
     )
-    from botocore.utils import ContainerMetadataFetcher
 
     store, session = resolver.store, resolver.session
 
     class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
-        """A profile's providers. Stored identities get their keys from the vault, never from a file."""
-
         def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
-            keys = session.full_config["profiles"].get(profile_name, {})
+            keys = session.files.profiles.get(profile_name, {})
             if MFA_SOURCE in keys:
                 return [keys_provider(resolver, profile_name, keys[MFA_SOURCE], keys)]
-            providers = list(super().providers(profile_name, disable_env_vars))
-            ours = process_provider(store, profile_name, keys, in_shell=session.reads_as_go)
-            providers = [ours if isinstance(each, ProcessProvider) else each for each in providers]
-            login = login_provider(resolver, profile_name, keys)
-            providers = [login if isinstance(each, LoginProvider) else each for each in providers]
             is_ours = store.is_ours(profile_name)
+            ours = {
+                ProcessProvider: process_provider(store, profile_name, keys, in_shell=session.reads_as_go),
+                LoginProvider: login_provider(resolver, profile_name, keys),
+            }
             if is_ours or session.reads_as_go:
-                files = (SharedCredentialProvider, ConfigProvider)
-                providers = [provider for provider in providers if not isinstance(provider, files)]
+                ours |= {SharedCredentialProvider: None, ConfigProvider: None}
+            found = [ours.get(type(each), each) for each in super().providers(profile_name, disable_env_vars)]
             if is_ours or (session.reads_as_go and has_keys(keys)):
                 # next to keys in a file, mfa_serial means nothing
-                providers.append(keys_provider(resolver, profile_name, profile_name, keys if is_ours else {}))
-            return providers
+                found.append(keys_provider(resolver, profile_name, profile_name, keys if is_ours else {}))
+            return [provider for provider in found if provider is not None]
+
+    return LaidOverProviders(
+        session, cache=cache, sso_token_cache=SsoTokens(resolver.sessions, session.files.sso_sessions)
+    )
+
+
+def container_provider(store: Store) -> Any:
+    """botocore's provider for the credentials of a container, whose answer is checked."""
+    from botocore.credentials import ContainerProvider
+    from botocore.utils import ContainerMetadataFetcher
 
     class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
         def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
@@ -4571,32 +4627,7 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
                     raise Problem(f"the container's credential service's answer has a wrong {field!r}")
             return answer
 
-    profile = choice.profile or "default"
-    cache = resolver.session_cache(profile, choice.environment)
-    environment, container = environment_provider(store.environ), ContainerProvider(fetcher=CheckedFetcher())
-    metadata = InstanceMetadataProvider(metadata_fetcher(store, session))
-    builder = LaidOverProviders(
-        session, cache=cache, sso_token_cache=SsoTokens(resolver.sessions, session.full_config["sso_sessions"])
-    )
-    roles = AssumeRoleProvider(
-        load_config=lambda: session.full_config,
-        client_creator=session.create_client,
-        cache=cache,
-        profile_name=profile,
-        prompter=resolver.ask_mfa_code,
-        credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
-        profile_provider_builder=builder,
-    )
-    first = [roles, *builder.providers(profile, disable_env_vars=session.reads_as_go or not choice.environment)]
-    if choice.environment:
-        in_environment: list[Any] = [environment]
-        if session.reads_as_go:
-            create = session.create_client
-            in_environment.append(AssumeRoleWithWebIdentityProvider(dict, create, profile, cache))
-        first = [*in_environment, *first]
-    if store.is_ours(profile):
-        return first, []
-    return [*first, container], [metadata]
+    return ContainerProvider(fetcher=CheckedFetcher())
 
 
 def environment_provider(environ: Mapping[str, str]) -> Any:
@@ -4613,7 +4644,9 @@ def environment_provider(environ: Mapping[str, str]) -> Any:
     return CheckedEnvironment(environ)
 
 
-def metadata_fetcher(store: Store, session: Any) -> Any:
+def metadata_provider(store: Store, session: Any) -> Any:
+    """botocore's provider for the credentials of an EC2 instance."""
+    from botocore.credentials import InstanceMetadataProvider
     from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
 
     class NotedFetcher(InstanceMetadataFetcher):  # type: ignore[misc,unused-ignore]
@@ -4623,7 +4656,7 @@ def metadata_fetcher(store: Store, session: Any) -> Any:
             return super().retrieve_iam_role_credentials()
 
     variable = session.get_config_variable
-    return NotedFetcher(
+    fetcher = NotedFetcher(
         timeout=variable("metadata_service_timeout"),
         num_attempts=variable("metadata_service_num_attempts"),
         user_agent=session.user_agent(),
@@ -4634,9 +4667,10 @@ def metadata_fetcher(store: Store, session: Any) -> Any:
             "ec2_metadata_v1_disabled": variable("ec2_metadata_v1_disabled"),
         },
     )
+    return InstanceMetadataProvider(fetcher)
 
 
-def keys_provider(resolver: Resolver, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
+def keys_provider(resolver: Resolver, profile: str, source: str, settings: Profile) -> Any:
     """A botocore provider for the keys of `source`, or for an MFA session if `settings` have an mfa_serial."""
     from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials
 
@@ -4664,7 +4698,7 @@ def as_botocore_has_them(keys: Credentials, method: str) -> Any:
     return RefreshableCredentials.create_from_metadata(same, lambda: same, method)
 
 
-def login_provider(resolver: Resolver, profile: str, settings: Mapping[str, Any]) -> Any:
+def login_provider(resolver: Resolver, profile: str, settings: Profile) -> Any:
     """botocore's provider for login_session (`aws login`), whose own one needs a compiled library even to read it."""
     from botocore.credentials import CredentialProvider
     from botocore.utils import generate_login_cache_key, get_login_token_cache_directory
@@ -4740,7 +4774,7 @@ def is_loopback(url: str) -> bool:
 def changing_source(resolver: Resolver, request: Request) -> str:
     """Where a request's credentials come from, if that may give others each time, without asking it. Raises Problem."""
     choice = choose_identity(request, resolver.store.environ, resolver.store.stored)
-    profiles = resolver.open_session(choice, request).full_config["profiles"]
+    profiles = resolver.open_session(choice, request).files.profiles
     for name in sources(profiles, choice.profile or choice.fallback or "default"):
         if "credential_process" in profiles.get(name, {}):
             return f"the credential_process of {name}"
@@ -4755,7 +4789,7 @@ def processes_running(environ: Mapping[str, str]) -> list[str]:
     return environ.get(PROCESS_VARIABLE, "").splitlines()
 
 
-def process_provider(store: Store, profile: str, settings: Mapping[str, Any], in_shell: bool) -> Any:
+def process_provider(store: Store, profile: str, settings: Profile, in_shell: bool) -> Any:
     """botocore's provider for credential_process, with errors that name the profile and a stderr that is ours.
 
     The AWS SDK for Go runs it in a shell, which knows ~ and $HOME. botocore does not.
@@ -4790,11 +4824,11 @@ def long_term_keys(resolver: Resolver, source: str) -> Credentials:
         return store.foreign[source].keys
     if source in store.stored.identities:
         return store.keys(source)
-    keys = resolver.session.full_config["profiles"][source]
+    keys = resolver.session.files.profiles[source]
     return Credentials(keys[SECRET_KEYS[0]], keys[SECRET_KEYS[1]], keys.get(SECRET_KEYS[2]), None)
 
 
-def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Mapping[str, Any]) -> Any:
+def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Profile) -> Any:
     """A botocore fetcher that opens an MFA session (sts:GetSessionToken), which all roles of the identity share."""
     from botocore.credentials import CachedCredentialFetcher
     from botocore.exceptions import ClientError
@@ -5516,7 +5550,7 @@ def effective_identity(resolver: Resolver, request: Request) -> str:
     session = resolver.session  # there is one: only the environment's keys and a named identity's do not need it
     if choice.fallback and session.profile == choice.fallback:
         return choice.fallback
-    keys = session.full_config["profiles"].get("default", {})
+    keys = session.files.profiles.get("default", {})
     return "default" if (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys() else ""
 
 
@@ -6870,7 +6904,7 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     resolver.sessions.renew = not wanted.only_default()
     resolver.mfa_code = proposal.mfa_code
     arn, expires = proposal.arn, None
-    kept = kept_settings(no_profile(resolver).profile_as_written(name)) if proposal.record is not None else {}
+    kept = kept_settings(no_profile(resolver).written.profiles.get(name, {})) if proposal.record is not None else {}
     settings = {**kept, **(proposal.record or {})}
     code = wanted.mfa_code_stdin or settings.get("mfa_process") or resolver.person
     if not proposal.keys or ("mfa_serial" in settings and not proposal.keys.token and code):
@@ -7027,7 +7061,7 @@ def proposed_keys(wanted: SignIn, resolver: Resolver, keys: Credentials, code: s
 
 def whose_keys(wanted: SignIn, resolver: Resolver, keys: Credentials) -> str:
     """Ask AWS whose keys these are, with the settings of their profile, if they have one. Returns the ARN."""
-    profiles = no_profile(resolver).full_config["profiles"]
+    profiles = no_profile(resolver).files.profiles
     profile = next((each for each in (wanted.import_profile, wanted.name) if each in profiles), "")
     region = wanted.region or region_variable(resolver.store.environ) or ("" if profile else "us-east-1")
     session = resolver.open_session(Choice(profile, named=False, environment=False), Request("", "", region, ""))
@@ -7043,7 +7077,7 @@ def imported(wanted: SignIn, resolver: Resolver) -> Proposal:
     """A profile's keys, to be copied to the vault. We do not edit the file: that is up to the user."""
     profile = wanted.import_profile
     session = no_profile(resolver)
-    keys = session.full_config["profiles"].get(profile, {})
+    keys = session.files.profiles.get(profile, {})
     if profile in resolver.store.stored.identities:
         raise Problem(f"{profile} is a stored identity, so its keys are already in the keyring")
     key, secret, token = (keys.get(part) for part in SECRET_KEYS)
@@ -7082,7 +7116,7 @@ def proposed_sso(wanted: SignIn, resolver: Resolver) -> Proposal:
     settings = {"sso_session": wanted.sso_session}
     session = no_profile(resolver)
     if wanted.sso_session:
-        portal = portal_of(session.full_config["sso_sessions"].get(wanted.sso_session, {}), wanted.sso_session)
+        portal = portal_of(session.files.sso_sessions.get(wanted.sso_session, {}), wanted.sso_session)
         if portal is None:
             raise Problem(
                 f"AWS config does not have an sso-session {wanted.sso_session!r} with sso_start_url and sso_region"
@@ -7123,8 +7157,8 @@ def prove(wanted: SignIn, resolver: Resolver, signed_in: Portal | None) -> tuple
     name = wanted.name
     request = Request(PROGRAM, "", wanted.region or region_variable(resolver.store.environ), name)
     session = resolver.open_session(Choice(name, named=True, environment=False), request)
-    portal, new = sso_portal(session.full_config, name), signed_in is not None
-    if portal and portal == own_portal(session.full_config, name) and resolver.sessions.renew and not new:
+    portal, new = sso_portal(session.files, name), signed_in is not None
+    if portal and portal == own_portal(session.files, name) and resolver.sessions.renew and not new:
         authorize_again(resolver.store, session, portal, wanted.no_browser)
         new = True
     try:
@@ -7196,7 +7230,7 @@ def process_line(wanted: SignIn, resolver: Resolver, invocation: Invocation) -> 
     """How other AWS tools go on using the profile whose credentials have just been stored; "" if there is none."""
     session = no_profile(resolver)
     profile = wanted.import_profile or wanted.name
-    written = session.profile_as_written(profile)
+    written = session.written.profiles.get(profile, {})
     if not written or not wanted.kinds() or f"{PROGRAM} credentials" in written.get("credential_process", ""):
         return ""
     found = invocation.platform == "win32" or on_path(PROGRAM, invocation)
@@ -7246,11 +7280,11 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     stored = resolver.store.stored
     names = sorted({*stored.identities, *stored.pending}) if options.all else [options.name]
     ours = [user for user, about in sessions.items() if options.all or options.name in about.names]
-    config = session.full_config
-    portals = {own_portal(config, name) for name in names}
+    files = session.files
+    portals = {own_portal(files, name) for name in names}
     if options.all:
         portals |= {note.portal for note in sessions.values()}
-    kept = {sso_portal(config, name) for name in resolver.store.stored.identities if name not in names}
+    kept = {sso_portal(files, name) for name in resolver.store.stored.identities if name not in names}
 
     # The vault first: if it refuses to remove something, the identity must stay in the list.
     known = options.all or options.name in (*stored.identities, *stored.pending) or bool(ours)
@@ -7309,18 +7343,18 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
     session.forgiving = True
     sessions = read_notes(resolver.store.path)
     rows = []
-    for name, laid_over in sorted(session.full_config["profiles"].items()):
+    for name, laid_over in sorted(session.files.profiles.items()):
         if MFA_SOURCE in laid_over:
             continue
         stored = resolver.store.stored.identities.get(name)
-        written = session.profile_as_written(name)
+        written = session.written.profiles.get(name, {})
         keys = written if stored is None else {**kept_settings(written), **stored}
         if stored is None and not (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys():
             continue  # the profile only has settings
         ending = keys.get(KEY_ENDING) or keys.get("aws_access_key_id", "")[-4:]
         ends = [note.expires for note in sessions.values() if note.names[0] == name]
         ends += [parse_time(keys[KEYS_END])] if KEYS_END in keys else []
-        portal = sso_portal(session.full_config, name)
+        portal = sso_portal(session.files, name)
         if portal and (note := sessions.get(sso_user(portal))):
             ends.append(note.ends)
         rows.append(

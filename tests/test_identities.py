@@ -17,7 +17,7 @@ from conftest import Completed, KeyringDaemon, Sandbox
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy
 from verifier import Identity, decoded_url, verify
 
-from eks_token import Choice, Request, Stored, Vault, choose_identity, lay_over, plain_errors, rfc3339
+from eks_token import AwsFiles, Choice, Request, Stored, Vault, choose_identity, lay_over, plain_errors, rfc3339
 
 ALICE = AccessKey(
     "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", f"arn:aws:iam::{ACCOUNT}:user/alice"
@@ -325,12 +325,20 @@ def test_keys_stored_under_a_profiles_name_keep_the_profiles_settings(settings: 
     assert ALICE.id in decoded_url(token)
 
 
+@pytest.mark.parametrize("setting", ["source_profile", "credential_process", "sso_session", "login_session", "region"])
+def test_a_nested_setting_is_not_one_that_we_read(setting: str, desk: Sandbox) -> None:
+    desk.config(f"[profile dev]\nrole_arn = arn:aws:iam::123456789012:role/dev\n{setting} =\n  a = b\n")
+    done = desk.run("eks", "get-token", "--cluster-name", "demo", "--profile", "dev")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("eks-token: error: dev: Partial credentials found in assume-role")
+
+
 def test_a_stored_identity_replaces_only_where_credentials_come_from() -> None:
     profile = {"region": "eu-west-1", "services": "ours", "mfa_serial": "x", "duration_seconds": "1800"}
     source = {"credential_process": "aws", "sso_account_id": "1", "aws_access_key_id": "AKIA", "role_arn": "r"}
-    config = {"profiles": {"dev": profile | source, "ops": source}}
+    files = AwsFiles({"dev": profile | source, "ops": source}, {}, {})
     stored = Stored("", {"dev": {"role_arn": "ours", "source_profile": "ops", "region": "us-east-1"}, "ops": {}})
-    profiles = lay_over(config, stored, {})["profiles"]
+    profiles = lay_over(files, stored, {}).profiles
     assert profiles["ops"] == {}
     assert profiles["dev"]["role_arn"] == "ours"
     assert profiles["dev"]["region"] == "us-east-1"
