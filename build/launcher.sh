@@ -25,15 +25,32 @@ et_find_cache() {
 			fi
 			;;
 		esac
-		# Do not read or run anything from a link or from another user's directory. A root shell that kept another user's
-		# HOME must not use the answers there either. Only root owns /; others may be at home in a directory that is not
-		# their own, as in OpenShift's containers.
-		if ! [ -O "$et_cache" ] || [ -h "$et_cache" ] || { ! [ -O "$HOME" ] && [ -O / ]; }; then
+		# A root shell that kept another user's HOME must not use the answers there. Only root owns /; others may be at
+		# home in a directory that is not their own, as in OpenShift's containers.
+		if ! [ -O "$HOME" ] && [ -O / ]; then
 			et_cache=
 		fi
 		;;
 	*) et_cache= ;;
 	esac
+}
+
+# et_enter: makes the cache directory the current one, unless it is a link or belongs to another user, or we might not
+# find back. What is then read is in this very directory, even if somebody who can write to a directory above it renames
+# things meanwhile.
+et_enter() {
+	[ -n "$et_cache" ] && ! [ -h "$et_cache" ] && [ . -ef "$et_from" ] && [ -x "$et_from" ] && cd "$et_cache" || return
+	et_inside=yes
+	[ -O . ]
+}
+
+# et_leave: goes back.
+et_leave() {
+	[ -n "$et_inside" ] || return 0
+	cd "$et_from" || et_lost=yes
+	et_inside=
+	PWD=$et_from # where set -P is in force, cd has changed it
+	if [ -n "$et_old" ]; then OLDPWD=$et_old; else unset OLDPWD; fi
 }
 
 # et_plain PART: whether this part of a request can be used in the answer's path as it is. It may only have safe
@@ -90,7 +107,7 @@ et_answer() {
 	"${et_info}v1\",\"spec\":{\"interactive\":false}}$et_newline") et_line='v1|' ;;
 	*) return ;;
 	esac
-	et_here=$et_cache/tokens/$et_line
+	et_here=./tokens/$et_line
 
 	et_region=
 	for et_word; do
@@ -114,14 +131,14 @@ et_answer() {
 
 	# The answer is a script, so before running it, make sure that it is the user's own. Opening a pipe would hang.
 	[ -f "$et_here/%answer" ] && [ -O "$et_here/%answer" ] && ! [ -h "$et_here/%answer" ] || return
-	[ -O "$et_here" ] && ! [ -h "$et_here" ] && [ -O "$et_cache/tokens" ] && ! [ -h "$et_cache/tokens" ] || return
+	[ -O "$et_here" ] && ! [ -h "$et_here" ] && [ -O "./tokens" ] && ! [ -h "./tokens" ] || return
 
 	# A file that we have just written is our clock: compare its modification time with that of the answer, which is
 	# FRESH_UNTIL. Starting date would double the time this takes. Before Python stores any answer, it makes sure that
 	# truncating an empty file updates its time on this file system.
-	[ -f "$et_cache/now" ] || return
-	{ :; } 9>|"$et_cache/now" || return
-	[ "$et_here/%answer" -nt "$et_cache/now" ] || return
+	[ -f "./now" ] || return
+	{ :; } 9>|"./now" || return
+	[ "$et_here/%answer" -nt "./now" ] || return
 
 	# zsh's echo succeeds even if stdout is closed.
 	[ -z "${ZSH_VERSION-}" ] || { :; } >&1 || return
@@ -137,7 +154,7 @@ et_answer() {
 		. "$et_here/%answer"
 	fi
 	[ -n "$et_printed" ] || return
-	[ "$et_here/%refresh" -nt "$et_cache/now" ] || [ "${EKS_TOKEN_REFRESH-}" = off ] || et_refresh "$@"
+	[ "$et_here/%refresh" -nt "./now" ] || [ "${EKS_TOKEN_REFRESH-}" = off ] || et_refresh "$@"
 	exit 0
 }
 
@@ -147,6 +164,7 @@ et_refresh() {
 	umask 077
 	set -C
 	{ :; } 9>"$et_here/%claim" || return
+	et_leave
 	EKS_TOKEN_REFRESH=ahead /bin/sh "$et_file" "$@" </dev/null >/dev/null 2>&1 &
 }
 
@@ -156,11 +174,12 @@ et_start() {
 	shift
 	# A Python that has not reached build/start.py yet answers Ctrl-C with a traceback, so it ignores it until then.
 	trap '' INT
-	# If the file is empty, or was changed after its manifest was written, run the archive instead.
+	# If the file is empty, or was changed after its manifest was written, run the archive instead. build/check.py, the
+	# text after -c, does so too if others could have put another file in its place: a shell cannot see that.
 	et_program=$et_cache/app/$et_build/__main__.py
 	if [ -n "$et_cache" ] && [ -f "$et_program" ] && [ -O "$et_program" ] && [ -s "$et_program" ] &&
 		! [ "$et_program" -nt "$et_cache/app/$et_build/manifest" ]; then
-		exec "$et_python" -I -S "$et_program" "$et_file" "$@"
+		exec "$et_python" -IS -c '@CHECK@' "$et_file" "$@"
 	fi
 	exec "$et_python" -I -S "$et_file" "$@"
 }
@@ -174,8 +193,22 @@ et_suits() {
 # et_came_up: whether Python came up when we last started it untried. We write our process ID, which Python keeps, to a
 # file, and build/start.py removes the file. If it is still there and that process is not, Python failed.
 et_came_up() {
-	[ -e "$et_cache/starting" ] || return 0
-	[ -f "$et_cache/starting" ] && read -r et_pid <"$et_cache/starting" && kill -0 "$et_pid"
+	[ -e ./starting ] || return 0
+	[ -f ./starting ] && read -r et_pid <./starting && kill -0 "$et_pid"
+}
+
+# et_recall: sets et_known to the Python that worked last, as build/start.py remembers it. Trying it first would take
+# 10 ms, so we start it right away if it is a safe bet (et_untried): it has not changed since (the record has the date of
+# the program), and it came up the last time. A Python that has lost a library, for example, makes one call fail; the
+# next one tries it first, and looks for another.
+et_recall() {
+	[ -f ./python ] && [ -O ./python ] || return
+	IFS= read -r et_known <./python
+	if ! [ -f "$et_known" ] || ! [ -x "$et_known" ]; then
+		et_known=
+	elif ! [ "$et_known" -nt ./python ] && ! [ "$et_known" -ot ./python ] && et_came_up && echo $$ >|./starting; then
+		et_untried=yes
+	fi
 }
 
 # Errors up to here are misses, so nobody needs to see them.
@@ -183,33 +216,29 @@ et_came_up() {
 	# Bash takes options (SHELLOPTS) and functions from the environment. They must not change what this script does.
 	set +aefuvxC
 	case ${BASH_VERSION-} in
-	?*) unset -f [ command echo kill printf read umask ;;
+	?*) unset -f [ cd command echo kill printf read umask ;;
 	esac
 	et_build=@BUILD@
 	et_file=$0
 	et_newline='
 '
+	et_from=$PWD
+	et_old=${OLDPWD-}
+	et_inside='' et_lost='' et_known='' et_untried=''
 	et_find_cache
-	[ -z "$et_cache" ] || et_answer "$@"
-} 2>/dev/null
-
-# From here on, files are written.
-umask 077
-
-# et_known: the Python that worked last, as build/start.py remembers it. Trying it first would take 10 ms, so we start
-# it right away if it is a safe bet (et_untried): it has not changed since (the record has the date of the program), and
-# it came up the last time. A Python that has lost a library, for example, makes one call fail; the next one tries it
-# first, and looks for another.
-et_known=
-et_untried=
-if [ -n "$et_cache" ] && [ -f "$et_cache/python" ] && [ -O "$et_cache/python" ]; then
-	{ IFS= read -r et_known <"$et_cache/python"; } 2>/dev/null
-	if ! [ -f "$et_known" ] || ! [ -x "$et_known" ]; then
-		et_known=
-	elif ! [ "$et_known" -nt "$et_cache/python" ] && ! [ "$et_known" -ot "$et_cache/python" ] &&
-		{ et_came_up && echo $$ >|"$et_cache/starting"; } 2>/dev/null; then
-		et_untried=yes
+	if et_enter; then
+		et_answer "$@"
+		umask 077 # from here on, files are written
+		et_recall
+	else
+		et_cache=
 	fi
+	et_leave
+} 2>/dev/null
+umask 077
+if [ -n "$et_lost" ]; then
+	printf '%s\n' "eks-token: error: cannot go back to the directory $et_from" >&2
+	exit 1
 fi
 
 if [ -n "${EKS_TOKEN_PYTHON-}" ]; then

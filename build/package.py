@@ -289,7 +289,10 @@ def repack(archive: Path, target: Path, added: dict[str, bytes]) -> None:
         members = {name: made.read(name) for name in made.namelist()}
     # shiv writes its settings in the order of an object's attributes, so sort them.
     members["environment.json"] = json.dumps(json.loads(members["environment.json"]), sort_keys=True).encode()
-    members |= {"__main__.py": (HERE / "__main__.py").read_bytes(), "start.py": start_text().encode()} | added
+    members |= {
+        "__main__.py": (HERE / "__main__.py").read_bytes(),
+        "start.py": self_contained("start.py").encode(),
+    } | added
     refuse_compiled(members)
 
     launcher = launcher_text().encode()
@@ -348,6 +351,7 @@ def launcher_text() -> str:
     values = {
         "@SECRETS@": expanded(secrets),
         "@OTHERS@": expanded(others),
+        "@CHECK@": check_text(),
         "@VARIABLES@": "\n\t\t".join(
             f'[ -z "${{{name}-}}" ] || et_variable {name} {kind} "${name}" || return' for name, kind in others.items()
         ),
@@ -361,8 +365,8 @@ def expanded(names: Iterable[str]) -> str:
     return "".join(f"${{{name}-}}" for name in names)
 
 
-def start_text() -> str:
-    """start.py with the source of what it imports from eks_token.py, which is not there when it runs."""
+def self_contained(name: str) -> str:
+    """start.py or check.py with the source of what it imports from eks_token.py, which is not there when it runs."""
 
     def texts(found: re.Match[str]) -> str:
         names = found[1].split(", ")
@@ -371,8 +375,21 @@ def start_text() -> str:
             names += [one for one in dict.fromkeys(used) if one in definitions() and one not in names]
         return "\n\n\n".join(source_of(name) for name in names)
 
-    text = (HERE / "start.py").read_text(encoding="utf-8")
+    text = (HERE / name).read_text(encoding="utf-8")
     return re.sub(f"(?m)^from {PROGRAM.stem} import (.+)$", texts, text)
+
+
+def check_text() -> str:
+    """check.py as short as it can be, as it stands in a shell's single quotes."""
+    code = ast.parse(self_contained("check.py"))
+    for node in ast.walk(code):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, ast.FunctionDef):  # annotations would be evaluated
+            node.returns = None
+            for argument in node.args.args:
+                argument.annotation = None
+    return ast.unparse(code).replace("'", "'\\''")
 
 
 def value_of(name: str) -> Any:

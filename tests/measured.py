@@ -21,6 +21,9 @@ SCRIPT = """#!/bin/sh
 if [ "${1-} ${2-}" = "-I -S" ] && [ -e "${3-}" ]; then
 	shift 2
 	exec @MEASURED@ "$@"
+elif [ "${1-} ${2-}" = "-IS -c" ]; then
+	shift
+	exec @MEASURED@ "$@"
 fi
 exec @PYTHON@ "$@"
 """
@@ -43,7 +46,7 @@ def measuring(python: str) -> str:
 
 
 def main() -> None:
-    """Runs a file as `python -I -S FILE ARGUMENT...` does, and measures it."""
+    """Runs a file, or code after -c, as `python -IS ARGUMENT...` does, and measures it."""
     packages, data, script, *sys.argv = sys.argv[1:]
     sys.path.append(packages)
     import coverage
@@ -63,7 +66,10 @@ def main() -> None:
 
     atexit.register(save)
     measurement.start()
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[0] == "-c":
+        exec(sys.argv.pop(1), {"__name__": "__main__"})
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -44,11 +44,15 @@ jeepney.io.blocking jeepney.wrappers keyring keyring.backend keyring.errors keyr
 
 CLIENT = """#!{python} -IS
 import _socket, marshal, os, sys
-if sys.argv[1:3] != ["-I", "-S"] or sys.argv[3:4] == ["-c"]:
+if sys.argv[1:3] == ["-IS", "-c"]:
+    del sys.argv[1]
+elif sys.argv[1:3] == ["-I", "-S"] and sys.argv[3:4] != ["-c"]:
+    del sys.argv[1:3]
+else:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 umask = os.umask(0)
 os.umask(umask)
-request = marshal.dumps((sys.argv[3:], dict(os.environ), os.getcwd(), umask))
+request = marshal.dumps((sys.argv[1:], dict(os.environ), os.getcwd(), umask))
 descriptors = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
 server = _socket.socket(_socket.AF_UNIX)
 server.connect({socket!r})
@@ -157,11 +161,14 @@ def kill_without_client(pid: int, connection: socket.socket) -> None:
 
 
 def run(*arguments: str) -> NoReturn:
-    """Runs a file as `python -I -S FILE ARGUMENT...` does, but for the taking apart of all modules at the end."""
+    """Runs a file, or code after -c, as `python -IS ARGUMENT...` does, without the taking apart of all modules."""
     sys.argv = [*arguments]
     status: object = 0
     try:
-        runpy.run_path(arguments[0], run_name="__main__")
+        if sys.argv[0] == "-c":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         status = end.code or 0
     except BaseException:

@@ -256,7 +256,7 @@ def test_the_variables_stand_in_the_order_of_the_request_line() -> None:
 def homes(environ: Mapping[str, str], platform: str) -> set[str | None]:
     """The cache directory as the module has it, the start (which has the module's rule once it is built), and sh."""
     start: dict[str, Any] = {"__name__": "start"}
-    exec(package.start_text(), start)
+    exec(package.self_contained("start.py"), start)
     found = {eks_token.cache_home(environ, platform), start["cache_home"](environ, platform)}
     return found if platform == "win32" else found | {launchers_home(environ, platform)}
 

@@ -1172,11 +1172,14 @@ def unpacked(desk: Desk, text: str = "pass") -> Path:
     return program
 
 
+CHECK = package.check_text().replace("'\\''", "'").replace("@BUILD@", BUILD)
+
+
 def test_arguments_reach_the_unpacked_program_as_they_are(desk: Desk, shell: Shell) -> None:
-    program = unpacked(desk)
+    unpacked(desk)
     done = run(desk, shell, *HOSTILE_WORDS, environ={"EKS_TOKEN_PYTHON": str(echo(desk))})
     (_, *argv), _ = json.loads(done.stdout)
-    assert argv == ["-I", "-S", str(program), str(desk.file), *HOSTILE_WORDS]
+    assert argv == ["-IS", "-c", CHECK, str(desk.file), *HOSTILE_WORDS]
 
 
 @pytest.mark.parametrize(
@@ -1560,7 +1563,7 @@ def test_a_refresh_can_be_turned_off(desk: Desk, shells: list[Shell], slow_pytho
 # --- a hostile environment ----------------------------------------------------------------------------------
 
 
-FUNCTIONS = ["[", "printf", "command", "echo", "read", "kill", "umask", "test", "cat", "et_answer", "et_start"]
+FUNCTIONS = ["[", "cd", "printf", "command", "echo", "read", "kill", "umask", "test", "cat", "et_answer", "et_start"]
 
 
 @pytest.mark.parametrize(

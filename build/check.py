@@ -1,0 +1,21 @@
+"""Runs the unpacked program, unless another user could put another one in its place: then it runs the archive.
+
+The launcher passes this to Python with -c. A shell cannot see whether others can write to a directory, and what is in a
+directory cannot be trusted to check it. build/package.py replaces the import by the source of what it names, and leaves
+out comments.
+"""
+
+import os
+import sys
+
+from eks_token import Refused, cache_home, check_above
+
+try:
+    program = os.path.join(cache_home(os.environ, sys.platform) or "", "app", "@BUILD@", "__main__.py")
+    check_above(program)
+    with open(program) as file:
+        text = file.read()
+except (OSError, ValueError, Refused):
+    os.execv(sys.executable, [sys.executable, "-I", "-S", *sys.argv[1:]])
+sys.argv[0] = program
+exec(compile(text, program, "exec"), {"__name__": "__main__", "__file__": program})
