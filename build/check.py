@@ -2,8 +2,10 @@
 
 The launcher passes this to Python with -c. A shell cannot see whether others can write to a directory, and what is in a
 directory cannot be trusted to check it. build/package.py replaces the import by the source of what it names, and leaves
-out comments.
+out docstrings.
 """
+
+from __future__ import annotations
 
 import os
 import sys
