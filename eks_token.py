@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from contextlib import ExitStack
-    from subprocess import CompletedProcess
     from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
     from keyring.backend import KeyringBackend
@@ -108,6 +107,8 @@ class Started(NamedTuple):
     unpack_again: Callable[[], None]  # for an unexpected error, which a damaged file of the program may cause
 
 
+# Messages
+
 _secrets: set[str] = set()
 _debugging = False
 
@@ -151,14 +152,13 @@ def debug(text: str) -> None:
         say(f"{PROGRAM}: debug: {text}")
 
 
-# Errors
-
-
 def first_line(error: object) -> str:
     """The first line of an exception's text. In some errors of STS, the lines after it quote the whole request."""
     lines = str(error).strip().splitlines()
     return redacted(" ".join(lines[0].split()))[:300] if lines else type(error).__name__
 
+
+# Times and words
 
 LAST_SECOND = 253402300799  # of the year 9999, the last one that RFC 3339 can write
 
@@ -276,14 +276,6 @@ def on_path(command: str, invocation: Invocation) -> str | None:
     return shutil.which(command, path=invocation.environ.get("PATH", os.defpath))
 
 
-def make_directories(path: str) -> None:
-    """Like os.makedirs, but tries again if a directory vanishes meanwhile."""
-    try:
-        os.makedirs(path, 0o700, exist_ok=True)
-    except FileNotFoundError:
-        os.makedirs(path, 0o700, exist_ok=True)
-
-
 def replace_file(source: str, target: str) -> None:
     """Like os.replace, but patient: on Windows it fails for a moment while a virus scanner has the target open."""
     for _ in range(REPLACE_ATTEMPTS):
@@ -327,12 +319,16 @@ def write_file(path: str, content: str | bytes, modified: int | None = None) -> 
 PROGRAM_SECONDS = 60.0  # for a program that we run
 
 
-def run_program(command: Sequence[str], environ: Mapping[str, str]) -> CompletedProcess[str]:
-    """Run a program without any input, and read what it prints. Raises Problem if it does not start or finish."""
+def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, float]:
+    """What a program without any input prints, and how long it took (seconds).
+
+    Raises Problem if it does not start or finish, or fails: with the first error that it reports.
+    """
     import subprocess
 
+    began = time.perf_counter()
     try:
-        return subprocess.run(
+        done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -347,12 +343,6 @@ def run_program(command: Sequence[str], environ: Mapping[str, str]) -> Completed
         raise Problem(f"{command[0]} did not finish within {PROGRAM_SECONDS:.0f} s") from error
     except (OSError, ValueError) as error:
         raise Problem(f"{command[0]} cannot be started: {getattr(error, 'strerror', None) or error}") from error
-
-
-def ask_program(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, float]:
-    """What a program prints, and how long it took (seconds). Raises Problem."""
-    began = time.perf_counter()
-    done = run_program(command, environ)
     took = time.perf_counter() - began
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -409,6 +399,9 @@ def run_helper(command: Sequence[str], environ: Mapping[str, str], what: str) ->
     words = [line for line in lines if line and not line.startswith("hint: ")]
     reason = words[-1].removeprefix(f"{PROGRAM}: error: ")[:300] if words else f"exit status {process.returncode}"
     raise Problem(f"{what} failed: {reason}")
+
+
+# Input and output
 
 
 class ReaderGone(Exception):
@@ -1700,7 +1693,7 @@ class Cache:
             return debug("not cached: a file that it depends on has changed meanwhile")
         if not self.clock_agrees(time.time()):
             return debug("not cached: the file system's clock differs from ours")
-        make_directories(here)
+        os.makedirs(here, 0o700, exist_ok=True)
         old = {name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()}
         for date in conditions.dates:
             write_file(os.path.join(here, f"%{date}"), "", date)
@@ -1802,7 +1795,7 @@ class Cache:
     def postpone_refresh(self, key: Key, until: float) -> None:
         """Raises OSError."""
         here = self.directory(key)
-        make_directories(here)
+        os.makedirs(here, 0o700, exist_ok=True)
         write_file(os.path.join(here, "%refresh"), "", int(until * 1e9))
         try:
             os.unlink(os.path.join(here, "%claim"))
@@ -6765,7 +6758,7 @@ def content_hash(content: bytes) -> str:
 def keep_copy(path: str, content: bytes) -> str:
     """Write a file to the directory of backups. Raises Problem."""
     try:
-        make_directories(os.path.dirname(path))
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         write_file(path, content)
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}; nothing was changed") from error

@@ -48,7 +48,7 @@ not_as_root = pytest.mark.skipif(IS_ROOT, reason="not as root, who may write eve
 
 if sys.platform == "win32":
     # What asks for POSIX's files, signals, terminals and shells. The others skip what starts the executable.
-    FOR_POSIX = ("cache", "doctor", "infrastructure", "keyring", "launcher", "package", "start")
+    FOR_POSIX = ("cache", "doctor", "infrastructure", "keyring", "launcher", "package", "start", "steps")
     collect_ignore = [f"test_{name}.py" for name in FOR_POSIX]
 
 

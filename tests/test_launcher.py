@@ -6,7 +6,6 @@ Each shell runs under the name sh, as a system that has it for its /bin/sh would
 
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -769,66 +768,6 @@ def test_every_switch_of_a_file_with_equal_dates_is_seen(
     assert set(desk.answers(shells).values()) == {"answer"}
     switch(desk.home)
     assert set(desk.answers(shells).values()) == {None}
-
-
-def switch_at_random(home: Path, choice: random.Random) -> None:
-    """Switches the file in one of the ways that people and programs do, with dates that are mostly alike."""
-    number = str(choice.randrange(10**9))
-    aws, config = home / ".aws", home / ".aws/config"
-    way = choice.choice(["edit", "older", "rename", "link", "directory", "linked directory", "remove", "nothing"])
-    if way in ("edit", "older") and config.exists():
-        config.write_text(number)
-        if way == "older":
-            alike(config, date=1_600_000_000_000_000_000 + choice.randrange(10**17))
-        return
-    other = home / f"other {number}"
-    old_file(other / "config", number)
-    alike(other / "config", other)
-    if way == "rename":
-        (other / "config").replace(config) if aws.exists() else other.rename(aws)
-    elif way == "link" and aws.exists():
-        config.unlink(missing_ok=True)
-        config.symlink_to(other / "config")
-    elif way in ("directory", "linked directory"):
-        if aws.is_symlink() or aws.exists():
-            aws.rename(home / f"former {number}")
-        if way == "directory":
-            other.rename(aws)
-        else:
-            aws.symlink_to(other.name)
-    elif way == "remove":
-        config.unlink(missing_ok=True)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_no_answer_is_ever_of_another_identity_than_a_new_token_would_be(
-    desk: Desk, shells: list[Shell], seed: int
-) -> None:
-    """Whatever is switched, killed halfway or cut short, between calls through any shell and through Python."""
-    choice, config = random.Random(seed), desk.home / ".aws/config"
-    key, hits = desk.key(TOKEN, desk.environ), 0
-    assert key
-    for _ in range(60):
-        identity = config.read_text() if config.exists() else "nobody"
-        shell = choice.choice(shells)
-        found = {desk.launcher(shell), desk.module()} - {None}
-        assert found <= {identity}, shell.name
-        hits += bool(found)
-        if not found or choice.random() < 0.3:
-            for path in (desk.home, *desk.home.glob("other*"), desk.home / ".aws"):
-                if path.exists():  # time passes
-                    alike(path)
-            now = int(time.time())
-            minted = eks_token.Minted(identity, now, now + 840, True)
-            desk.cache.store(key, minted, eks_token.look_at([str(config)]), desk.cache.generation())
-            if choice.random() < 0.1:  # killed, or the disk is full
-                answer = desk.here() / "%answer"
-                if answer.exists():
-                    os.truncate(answer, choice.randrange(answer.stat().st_size))
-                    os.utime(answer, (now + 780, now + 780))
-        if choice.random() < 0.6:
-            switch_at_random(desk.home, choice)
-    assert hits > 5
 
 
 @pytest.mark.parametrize(
