@@ -718,14 +718,17 @@ def check_words(grammar: Grammar, taken: Words, may_be_empty: Sequence[str] = ("
             raise usage(f"{option} expects a value")
 
 
-def named_cluster(options: Mapping[str, str]) -> str:
-    """The value of --cluster-name or --cluster-id. Raises Problem unless exactly one of them is given."""
+def named_cluster(options: Mapping[str, str], any_name: bool = False) -> str:
+    """The value of --cluster-name or --cluster-id. Raises Problem unless exactly one of them is given.
+
+    `aws eks get-token` signs any name, such as an ARN, for a verifier that knows its cluster by it.
+    """
     name, identifier = options.get("cluster_name", ""), options.get("cluster_id", "")
     if name and identifier:
         raise usage("--cluster-name and --cluster-id cannot be used together")
     if not name and not identifier:
         raise usage("no cluster given", "pass --cluster-name")
-    if name and not is_cluster_name(name):
+    if name and not any_name and not is_cluster_name(name):
         raise usage(f"{name[:101]!r} is not an EKS cluster name", CLUSTER_NAMES)
     return name or identifier
 
@@ -763,7 +766,7 @@ def aws_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Reque
             raise usage(f"{name} must be a whole number of seconds, not {options[field]!r}")
     return Request(
         "",
-        named_cluster(options),
+        named_cluster(options, any_name=True),
         options.get("region") or region_variable(environ),
         options.get("identity", ""),
         options.get("role_arn", ""),
@@ -803,7 +806,7 @@ def region_variable(environ: Mapping[str, str]) -> str:
 def check_request(request: Request) -> None:
     """Reject what no cluster or API would accept, before anyone is asked for anything. Raises Problem."""
     if not request.cluster.isprintable() or request.cluster != request.cluster.strip():
-        raise usage(f"{request.cluster!r} cannot be a cluster ID")
+        raise usage(f"{request.cluster!r} cannot be the name or ID of a cluster")
     if request.role_arn:
         check_role_arn(request.role_arn)
     elif request.external_id or (request.session_name and request.grammar != "aws-iam-authenticator"):

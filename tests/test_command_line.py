@@ -425,7 +425,7 @@ def test_an_option_without_its_value_is_refused(line: list[str], option: str) ->
         pytest.param("\N{ARABIC-INDIC DIGIT ONE}", id="a digit beyond ASCII"),
     ],
 )
-@pytest.mark.parametrize("words", [[], ["aws", "eks", "token"], ["eks", "get-token"]], ids=["bare", "atmos", "aws"])
+@pytest.mark.parametrize("words", [[], ["aws", "eks", "token"]], ids=["bare", "atmos"])
 def test_a_cluster_name_that_eks_would_refuse_is_refused(words: list[str], name: str) -> None:
     assert "EKS cluster name" in refused([*words, "--cluster-name", name, "--region", "us-east-2"]).message
 
@@ -438,7 +438,7 @@ def test_every_name_that_eks_allows_is_taken(name: str) -> None:
 @pytest.mark.parametrize("identifier", ["a\nb", " a", "a\r", "\x1b[31m"], ids=ascii)
 @pytest.mark.parametrize("words", [["--region", "us-east-2"], ["eks", "get-token"], ["token"]], ids=lambda w: w[-1])
 def test_a_cluster_id_that_no_header_can_carry_is_refused(words: list[str], identifier: str) -> None:
-    assert "cluster ID" in refused([*words, "--cluster-id", identifier]).message
+    assert "cannot be the name or ID" in refused([*words, "--cluster-id", identifier]).message
 
 
 @pytest.mark.parametrize(

@@ -422,6 +422,25 @@ def test_a_token_is_for_one_cluster(place: Sandbox, keys: Keys) -> None:
 # --- --output, --query, --token-only ------------------------------------------------------------------------
 
 
+ODD_NAMES = {
+    "dots": "a.b",
+    "an ARN": "arn:aws:eks:us-east-2:111122223333:cluster/demo",
+    "Greek": "δοκιμή",
+    "200 characters": "a" * 200,
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES.keys())
+def test_aws_eks_get_token_signs_any_name_that_the_aws_cli_signs(
+    name: str, place: Sandbox, keys: Keys, aws: str
+) -> None:
+    keys.learn(*KEY)
+    line = ["eks", "get-token", "--cluster-name", name, "--region", "us-east-2"]
+    for command in (None, [aws]):
+        token = token_of(place.run(*line, command=command, env=KEY.environment))
+        assert verify(token, cluster=name, secrets=keys).arn == KEY.arn
+
+
 def masked(text: str) -> str:
     text = re.sub(r"k8s-aws-v1\.[\w-]+", "TOKEN", text)
     return re.sub(r"\d{4}-\d\d-\d\dT[\d:]+Z", "TIME", text)
