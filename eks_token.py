@@ -19,8 +19,8 @@ in between, in the order of the sections below:
 
 Each section uses only the ones above it. The shell script at the start of the executable (build/launcher.sh) usually
 prints a fresh answer without this module. A request that reaches Python looks in the cache before it imports anything
-heavy. Only the functions that use botocore and keyring import them, because kubectl is waiting: they take 60 and 10 ms
-to import, and Python itself takes 6 ms to start.
+heavy. Only the functions that use botocore and keyring import them, because kubectl is waiting: botocore takes 60 ms to
+import, keyring 10 ms more, and Python itself takes 6 ms to start.
 """
 
 from __future__ import annotations
@@ -1828,20 +1828,12 @@ def open_cache(invocation: Invocation) -> Cache | None:
 
 # -- 3. keyring -------------------------------------------------------------------------------------------------------
 #
-# Secrets are stored in the OS keyring and nowhere else. The other sections use only `Vault`. `choose_backend` picks the
-# keyring, and `SecretService` talks to the ones on Linux and the BSDs over D-Bus.
+# Secrets are stored in the OS keyring and nowhere else. The other sections use only `Vault`. Behind it is what
+# `choose_keyring` picks: a `SecretStore` on Linux and the BSDs, which talks to their keyrings over a `SecretsBus`, or
+# else a backend of the keyring library, in a `StockKeyring`. Linux does without that library, because of the time that
+# it takes to import.
 
 VAULT_SERVICE = "eks-token"
-BUS_SECONDS = 10.0  # for one keyring operation, not counting the time a person takes to answer
-PROMPT_SECONDS = 60.0  # for a person to answer the keyring's dialog
-UNATTENDED_PROMPT_SECONDS = 2.0  # for a prompt that completes without a person
-RESTART_SECONDS = 3.0  # for a keyring service that restarts while we use it
-
-# CredWrite accepts up to CRED_MAX_CREDENTIAL_BLOB_SIZE = 5 * 512 bytes (CREDENTIALW, Microsoft Learn), and keyring's
-# backend writes UTF-16 without a terminator. So the limit is in code units, not in characters.
-WINDOWS_LIMIT = 1280
-PARTS_MARK = "eks-token-parts"  # how the first item of a split value starts
-PARTS_GENERATIONS = ("a", "b")  # two, so that what an interrupted write left can be found by name
 NATIVE_BACKENDS = {
     "darwin": "keyring.backends.macOS.Keyring",
     "win32": "keyring.backends.Windows.WinVaultKeyring",
@@ -1855,45 +1847,6 @@ REFUSED_BACKENDS = {
 UNREACHABLE_HINT = (
     "environment keys and AWS profiles work without a keyring; PYTHON_KEYRING_BACKEND selects another one"
 )
-UNKEPT_HINT = "look at it with the keyring's own program; PYTHON_KEYRING_BACKEND selects another one"
-LOCKED_HINT = "unlock it in the desktop session; environment keys and AWS profiles work without a keyring"
-WINDOWS_NO_LOGON = 1312  # ERROR_NO_SUCH_LOGON_SESSION: there is no credential store over ssh or in a service
-# OSStatus values of the Security framework (SecBase.h, MacErrors.h): what they mean for us, in words.
-KEYCHAIN_STATUSES = {
-    -25300: ("", "there is no such entry"),  # errSecItemNotFound
-    -25308: ("locked", "it cannot show its dialog here"),  # errSecInteractionNotAllowed
-    -25293: ("locked", "the password was wrong, or macOS does not let this Python read it"),  # errSecAuthFailed
-    -128: ("locked", "the dialog was cancelled"),  # userCanceledErr
-    -25307: ("missing", "there is no default keychain"),  # errSecNoDefaultKeychain
-    -25294: ("missing", "the keychain does not exist"),  # errSecNoSuchKeychain
-    -25291: ("missing", "macOS offers no keychain here"),  # errSecNotAvailable
-}
-DBUS = "org.freedesktop.DBus"
-SECRETS_BUS = "org.freedesktop.secrets"
-SECRETS_ROOT = "/org/freedesktop/secrets"
-SECRETS_API = "org.freedesktop.Secret."
-SECRETS_LOCKED = SECRETS_API + "Error.IsLocked"
-GONE_ERRORS = tuple(
-    f"{DBUS}.Error.{name}"
-    for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Timeout", "TimedOut", "Disconnected")
-)
-# What a service says that has been locked, or restarted, since the last call.
-AGAIN_ERRORS = (
-    SECRETS_LOCKED,
-    SECRETS_API + "Error.NoSession",
-    SECRETS_API + "Error.NoSuchObject",
-    DBUS + ".Error.UnknownObject",
-    *GONE_ERRORS,
-)
-NOTHING = "/"  # the path that means no collection, or no prompt
-SERVICE_NAMES = {  # the programs that are the Secret Service, by another name that they have on the bus
-    "org.gnome.keyring": "GNOME Keyring",
-    "org.kde.kwalletd6": "KWallet",
-    "org.kde.kwalletd5": "KWallet",
-    "org.keepassxc.KeePassXC.MainWindow": "KeePassXC",
-}
-KEEPASSXC_FIELDS = ("Title", "UserName", "URL", "Notes", "Uuid", "Path")
-KEEPASSXC_SETTINGS = "in KeePassXC's settings, Secret Service Integration, turn off"
 
 
 class KeyringUnavailable(Problem):
@@ -1906,6 +1859,42 @@ class UnavailableNow(KeyringUnavailable):
 
 class DamagedEntry(Problem):
     """The keyring answered, but its entry with this name is not what was stored."""
+
+
+class KeyringFailure(Exception):
+    """A keyring could not do what the vault asked of it. The text is the reason, and quotes no secret."""
+
+
+def no_keyring(reason: str, hint: str = UNREACHABLE_HINT) -> KeyringUnavailable:
+    return KeyringUnavailable(f"no keyring: {reason}", hint)
+
+
+def locked_keyring(reason: str) -> KeyringUnavailable:
+    hint = "unlock it in the desktop session; environment keys and AWS profiles work without a keyring"
+    return KeyringUnavailable(f"the keyring is locked: {reason}", hint)
+
+
+def damaged(user: str, how: str) -> DamagedEntry:
+    kind, _, name = user.partition(":")
+    name = name if kind == "identity" and name else "NAME"
+    return DamagedEntry(
+        f"the keyring's entry {user} is {how}",
+        f"`eks-token login {shell_word(name)}` stores it again, `eks-token logout {shell_word(name)}` removes it",
+    )
+
+
+if TYPE_CHECKING:
+
+    class Keyring(Protocol):
+        """What `Vault` needs of a keyring, and documents. Every method may raise Problem or KeyringFailure."""
+
+        def get(self, service: str, user: str) -> str | None: ...
+        def set(self, service: str, user: str, value: str) -> None: ...
+        def delete(self, service: str, user: str) -> bool: ...
+        def get_foreign(self, service: str, user: str) -> str | None: ...
+        def users(self, service: str) -> list[str] | None: ...
+        def reach(self) -> None: ...
+        def check(self, service: str) -> str: ...
 
 
 class Vault:
@@ -1922,92 +1911,45 @@ class Vault:
         environ: Mapping[str, str],
         platform: str = sys.platform,
         interactive: bool = True,
-        service: str = VAULT_SERVICE,
-        backend: KeyringBackend | None = None,
+        keyring: Keyring | None = None,
         entries: str | None = None,
     ) -> None:
-        self.service = service
-        self._environ = environ
-        self._platform = platform
-        self._interactive = interactive
-        self._backend = backend
+        self._opened_by = (environ, platform, interactive)
+        self._keyring = keyring
         self._entries = entries  # the file with our own list of users, for keyrings that cannot list them
         self._unavailable: KeyringUnavailable | None = None
-        self._limit = WINDOWS_LIMIT if platform == "win32" else None
 
     def get(self, user: str) -> str | None:
-        for _ in range(3):  # a writer may switch generations after we read the head and before we read its parts
-            head = self._read(user)
-            if head is None or not head.startswith(PARTS_MARK):
-                return head
-            value = self._joined(user, head)
-            if value is not None:
-                return value
-        raise damaged(user, "incomplete")
+        return self._ask(f"read {user}", lambda keyring: keyring.get(VAULT_SERVICE, user))
 
     def set(self, user: str, value: str) -> None:
         """Store `value`. `get` returns the old value until the new one is stored completely."""
         self._list(user, True)  # first, so that `everyone` includes what a failed sign-in leaves behind
-        if self._limit is None:
-            self._write(user, value)
-            return
-        head = self._read(user) or ""
-        if utf16_length(value) <= self._limit and not value.startswith(PARTS_MARK):
-            self._write(user, value)
-            stale: tuple[str, ...] = PARTS_GENERATIONS
-        else:
-            first, second = PARTS_GENERATIONS
-            fresh = second if head.startswith(f"{PARTS_MARK} {first} ") else first
-            stale = tuple(generation for generation in PARTS_GENERATIONS if generation != fresh)
-            self._drop_parts(user, fresh)
-            pieces = utf16_pieces(value, self._limit)
-            for number, piece in enumerate(pieces, 1):
-                self._write(part_of(user, fresh, number), piece)
-            self._write(user, f"{PARTS_MARK} {fresh} {len(pieces)} {sha256(value)}")
-        try:
-            for generation in stale:
-                self._drop_parts(user, generation)
-        except Problem:
-            pass  # the new value is stored; the user's next write cleans up
+
+        self._change(f"store {user}", user, lambda keyring: keyring.set(VAULT_SERVICE, user, value), value)
 
     def delete(self, user: str) -> bool:
         """Remove the user's value. Returns False if there was none."""
-        found = self._remove(user)
-        if self._limit is not None:
-            for generation in PARTS_GENERATIONS:
-                self._drop_parts(user, generation)
+        was_there = self._change(f"remove {user}", user, lambda keyring: keyring.delete(VAULT_SERVICE, user), None)
         self._list(user, False)
-        return found
+        return was_there
 
     def users(self) -> list[str] | None:
         """The users that have a value, or None if the keyring cannot list them (macOS, Windows)."""
-
-        def listed(backend: KeyringBackend) -> list[str] | None:
-            users = getattr(backend, "users", None)
-            return None if users is None else sorted(users(self.service))
-
-        return self._ask("list its entries", listed)
+        return self._ask("list its entries", lambda keyring: keyring.users(VAULT_SERVICE))
 
     def everyone(self) -> list[str]:
         """All users that may have a value, from our own list if the keyring cannot list them."""
-        listed = self.users()
-        return read_entries(self._entries) if listed is None else listed
+        users = self.users()
+        return read_entries(self._entries) if users is None else users
 
     def reach(self) -> None:
         """Raise KeyringUnavailable if there is no keyring. It may be locked, or have no collection yet."""
-        self._ask("answer", lambda backend: getattr(backend, "reach", bool)())
+        self._ask("answer", lambda keyring: keyring.reach())
 
     def check(self) -> str:
         """The keyring's name, if what is stored can be read. A Secret Service is not asked for a secret."""
-
-        def name(backend: KeyringBackend) -> str:
-            check = getattr(backend, "check", None)
-            if check is not None:
-                return str(check(self.service))
-            backend.get_password(self.service, "doctor")
-            return f"{type(backend).__module__}.{type(backend).__qualname__}"
-
-        return self._ask("answer", name)
+        return self._ask("answer", lambda keyring: keyring.check(VAULT_SERVICE))
 
     def get_json(self, user: str) -> dict[str, object] | None:
         import json
@@ -2030,23 +1972,13 @@ class Vault:
 
     def get_foreign(self, service: str, user: str) -> str | None:
         """What another program stored, unchanged (Atmos: service `atmos_NAME`, user `atmos-auth`)."""
-        if self._platform != "win32":
-            return self._ask(f"read {service}", lambda backend: backend.get_password(service, user))
-        # Go programs name the credential SERVICE:USER and write UTF-8 (zalando/go-keyring, keyring_windows.go).
-        # keyring decodes an even number of bytes as UTF-16, so ASCII text starts with a character beyond U+2000.
-        text = self._ask(f"read {service}", lambda backend: backend.get_password(f"{service}:{user}", ""))
-        if text and text[0] >= "\u2000":
-            try:
-                return text.encode("utf-16-le", "surrogatepass").decode()
-            except UnicodeDecodeError:
-                pass
-        return text
+        return self._ask(f"read {service}", lambda keyring: keyring.get_foreign(service, user))
 
     def _list(self, user: str, stored: bool) -> None:
         """Enter a user into our own list or remove it, if the keyring cannot list its users."""
         import json
 
-        if self._entries is None or self._ask("list its entries", lambda backend: hasattr(backend, "users")):
+        if self._entries is None or self._ask("store", lambda keyring: isinstance(keyring, SecretStore)):
             return
         before = set(read_entries(self._entries))
         after = before | {user} if stored else before - {user}
@@ -2058,83 +1990,37 @@ class Vault:
         except OSError as error:
             raise Problem(f"{self._entries} cannot be written: {error.strerror}") from error
 
-    def _joined(self, user: str, head: str) -> str | None:
-        """The value whose head item is `head`, or None if some of its parts are missing."""
-        try:
-            generation, count, digest = head.removeprefix(PARTS_MARK).split()
-            numbers = range(1, int(count) + 1)
-        except ValueError:
-            return None
-        pieces = [self._read(part_of(user, generation, number)) for number in numbers]
-        value = "".join(piece or "" for piece in pieces)
-        return value if sha256(value) == digest else None
+    def _change(self, doing: str, user: str, change: Callable[[Keyring], T], result: str | None) -> T:
+        """Make a change, and see that the user has the resulting value."""
 
-    def _drop_parts(self, user: str, generation: str) -> None:
-        """Remove a generation's parts, last one first, so that what an interruption leaves can still be counted."""
-        count = 0
-        while self._read(part_of(user, generation, count + 1)) is not None:
-            count += 1
-        for number in range(count, 0, -1):
-            self._remove(part_of(user, generation, number))
+        def made(keyring: Keyring) -> tuple[T, bool]:
+            return change(keyring), keyring.get(VAULT_SERVICE, user) == result
 
-    def _read(self, user: str) -> str | None:
-        name = self._name(user)
-        return self._ask(f"read {user}", lambda backend: backend.get_password(self.service, name))
+        answer, kept = self._ask(doing, made)
+        if (
+            not kept
+        ):  # KWallet accepts a change, but does not make it, if it is closed at that moment. Reading opens it.
+            _, kept = self._ask(doing, made)
+        if not kept:
+            hint = "look at it with the keyring's own program; PYTHON_KEYRING_BACKEND selects another one"
+            raise Problem(f"the keyring did not {doing}, although it reported no error", hint)
+        return answer
 
-    def _write(self, user: str, value: str) -> None:
-        name = self._name(user)
-
-        def written(backend: KeyringBackend) -> bool:
-            backend.set_password(self.service, name, value)
-            return backend.get_password(self.service, name) == value
-
-        # KWallet accepts a value, but does not store it, if it is closed at that moment. Reading opens it.
-        if not any(self._ask(f"store {user}", written) for _ in range(2)):
-            raise Problem(f"the keyring did not keep {user}, although it reported no error", UNKEPT_HINT)
-
-    def _remove(self, user: str) -> bool:
-        from keyring.errors import PasswordDeleteError
-
-        name = self._name(user)
-
-        def removed(backend: KeyringBackend) -> tuple[bool, bool]:
-            """Whether there was one, and whether there is none now."""
-            try:
-                backend.delete_password(self.service, name)
-            except PasswordDeleteError:  # backends raise it if there is none, but also for any failure
-                if backend.get_password(self.service, name) is not None:
-                    raise
-                return False, True
-            return True, backend.get_password(self.service, name) is None
-
-        was_there, is_gone = self._ask(f"remove {user}", removed)
-        if not is_gone:  # see _write
-            _, is_gone = self._ask(f"remove {user}", removed)
-        if not is_gone:
-            raise Problem(f"the keyring did not remove {user}, although it reported no error", UNKEPT_HINT)
-        return was_there
-
-    def _name(self, user: str) -> str:
-        """The user as it is stored. Windows ignores the case of names, but `Dev` must not return the value of `dev`."""
-        if self._platform != "win32":
-            return user
-        return "".join(f"%{ord(char):x};" if char != char.lower() or char == "%" else char for char in user)
-
-    def _ask(self, doing: str, question: Callable[[KeyringBackend], T]) -> T:
-        """The backend's answer to one question. Any failure becomes a Problem."""
+    def _ask(self, doing: str, question: Callable[[Keyring], T]) -> T:
+        """The keyring's answer to one question."""
         if self._unavailable is not None:
             raise self._unavailable
         try:
-            if self._backend is None:
-                self._backend = choose_backend(self._environ, self._platform, self._interactive)
-            return question(self._backend)
-        except Exception as error:
-            problem = error if isinstance(error, Problem) else keyring_problem(error, doing, self._backend)
-            if isinstance(problem, KeyringUnavailable) and not isinstance(problem, UnavailableNow):
-                self._unavailable = problem
-            if problem is error:
-                raise
-            raise problem from error
+            if self._keyring is None:
+                self._keyring = choose_keyring(*self._opened_by)
+            return question(self._keyring)
+        except KeyringFailure as failure:
+            raise Problem(f"the keyring could not {doing}: {failure}") from failure
+        except UnavailableNow:
+            raise
+        except KeyringUnavailable as problem:
+            self._unavailable = problem
+            raise
 
 
 def read_entries(path: str | None) -> list[str]:
@@ -2148,96 +2034,26 @@ def read_entries(path: str | None) -> list[str]:
         return []
 
 
-def part_of(user: str, generation: str, number: int) -> str:
-    return f"part:{generation}{number}:{user}"
+def choose_keyring(environ: Mapping[str, str], platform: str, interactive: bool) -> Keyring:
+    """The keyring set by PYTHON_KEYRING_BACKEND or keyringrc.cfg, or the platform's.
 
-
-def utf16_length(value: str) -> int:
-    """The length in UTF-16 code units, which is how Windows counts."""
-    return len(value) + sum(char > "\uffff" for char in value)
-
-
-def utf16_pieces(value: str, limit: int) -> list[str]:
-    """Cut `value` into pieces of at most `limit` UTF-16 code units, never inside a surrogate pair."""
-    pieces, start, size = [], 0, 0
-    for index, char in enumerate(value):
-        width = utf16_length(char)
-        if size + width > limit:
-            pieces.append(value[start:index])
-            start, size = index, 0
-        size += width
-    return [*pieces, value[start:]]
-
-
-def damaged(user: str, how: str) -> DamagedEntry:
-    kind, _, name = user.partition(":")
-    name = name if kind == "identity" and name else "NAME"
-    return DamagedEntry(
-        f"the keyring's entry {user} is {how}",
-        f"`eks-token login {shell_word(name)}` stores it again, `eks-token logout {shell_word(name)}` removes it",
-    )
-
-
-def no_keyring(reason: str, hint: str = UNREACHABLE_HINT) -> KeyringUnavailable:
-    return KeyringUnavailable(f"no keyring: {reason}", hint)
-
-
-def locked_keyring(reason: str) -> KeyringUnavailable:
-    return KeyringUnavailable(f"the keyring is locked: {reason}", LOCKED_HINT)
-
-
-def confirming_keyring(reason: str) -> KeyringUnavailable:
-    hint = f'{KEEPASSXC_SETTINGS} "Confirm when passwords are retrieved by clients"'
-    return KeyringUnavailable(f"KeePassXC is unlocked, but asks about each access: {reason}", hint)
-
-
-def unchanged_keyring(reason: str) -> KeyringUnavailable:
-    hint = f'allow it; or {KEEPASSXC_SETTINGS} "Confirm when clients request entry deletion"'
-    return KeyringUnavailable(f"the keyring is unchanged: {reason}", hint)
-
-
-def keyring_problem(error: Exception, doing: str, backend: KeyringBackend | None) -> Problem:
-    """Turn a backend's exception into one line that explains it.
-
-    Only the text of backends we know is shown. A third party's may quote the secret.
+    A backend is loaded by name. The keyring library itself tries all backends, which takes longer than everything else
+    a new token needs.
     """
-    from keyring.errors import InitError, KeyringError, KeyringLocked, NoKeyringError
-
-    known = type(backend).__module__ in (__name__, "keyring.backends.macOS", "keyring.backends.Windows")
-    words = str(error) if isinstance(error, KeyringError) else getattr(error, "strerror", None)
-    reason = " ".join(str(words).split()) if known and words else type(error).__name__
-    if type(error.__cause__).__module__ == "keyring.backends.macOS.api":
-        status = error.__cause__.args[0] if error.__cause__ and error.__cause__.args else 0
-        make, reason = KEYCHAIN_STATUSES.get(status, ("", f"the Keychain's status {status}"))
-        if make:
-            return locked_keyring(reason) if make == "locked" else no_keyring(reason)
-    if isinstance(error, KeyringLocked):
-        return locked_keyring(reason)
-    if isinstance(error, (InitError, NoKeyringError)) or getattr(error, "winerror", 0) == WINDOWS_NO_LOGON:
-        return no_keyring(reason)
-    return Problem(f"the keyring could not {doing}: {reason}")
-
-
-def choose_backend(environ: Mapping[str, str], platform: str, interactive: bool) -> KeyringBackend:
-    """The backend set by PYTHON_KEYRING_BACKEND or keyringrc.cfg, or the platform's.
-
-    It is loaded by name. keyring itself tries all backends, which takes longer than everything else a new token needs.
-    """
-    import logging
-
-    logging.getLogger("keyring").addHandler(logging.NullHandler())  # keep its warnings off our stderr
     configured, search_path = configured_backend(keyring_config(environ, platform))
     name = environ.get("PYTHON_KEYRING_BACKEND") or configured or NATIVE_BACKENDS.get(platform, "")
     refuse_unsafe(name, name)
     if not name or name in SECRET_SERVICE_NAMES:
-        return secret_service_backend()(environ, interactive)
+        return SecretStore(environ, interactive)
     backend = load_backend(name, search_path)
     if name == NATIVE_BACKENDS["darwin"]:
-        return keychain_backend(load_backend(name, ""), interactive)
+        return Keychain(backend, interactive)
+    if platform != "win32":
+        return StockKeyring(backend)
     if name == NATIVE_BACKENDS["win32"] and "KEYRING_PROPERTY_PERSIST" not in environ:
         # keyring's own choice would send the keys to every machine that a user of a domain signs in to.
         backend.persist = "local machine"  # type: ignore[attr-defined]
-    return backend
+    return WindowsKeyring(backend)
 
 
 def keyring_config(environ: Mapping[str, str], platform: str) -> str | None:
@@ -2278,10 +2094,12 @@ def refuse_unsafe(class_name: str, name: str) -> None:
 def load_backend(name: str, search_path: str) -> KeyringBackend:
     """An instance of the backend class `name`. Third-party backends may be in `search_path`."""
     import importlib
+    import logging
 
     from keyring.backend import KeyringBackend
 
-    if search_path and not name.startswith("keyring.backends."):
+    logging.getLogger("keyring").addHandler(logging.NullHandler())  # keep its warnings off our stderr
+    if search_path and not name.startswith(KEYRING_BACKENDS):
         sys.path.append(os.path.expanduser(search_path))  # last, so that its modules do not replace the bundled ones
     module, _, attribute = name.rpartition(".")
     try:
@@ -2301,185 +2119,433 @@ def load_backend(name: str, search_path: str) -> KeyringBackend:
     return backend
 
 
-def keychain_backend(keychain: KeyringBackend, interactive: bool) -> KeyringBackend:
-    """keyring's macOS backend, but a write that fails keeps the old value, and no dialog is shown if nobody is there.
+# The keyring library's backends
+
+
+class StockKeyring:
+    """A backend with the interface of the keyring library, which cannot list its users."""
+
+    def __init__(self, backend: KeyringBackend, name: str = "") -> None:
+        self.backend = backend
+        self.name = name or f"{type(backend).__module__}.{type(backend).__qualname__}"
+
+    def get(self, service: str, user: str) -> str | None:
+        return self.attempt(lambda: self.backend.get_password(service, user))
+
+    def set(self, service: str, user: str, value: str) -> None:
+        self.attempt(lambda: self.backend.set_password(service, user, value))
+
+    def delete(self, service: str, user: str) -> bool:
+        from keyring.errors import PasswordDeleteError
+
+        def deleted() -> bool:
+            try:
+                self.backend.delete_password(service, user)
+            except PasswordDeleteError:  # backends raise it if there is none, but also for any failure
+                if self.backend.get_password(service, user) is not None:
+                    raise
+                return False
+            return True
+
+        return self.attempt(deleted)
+
+    def get_foreign(self, service: str, user: str) -> str | None:
+        return self.get(service, user)
+
+    def users(self, service: str) -> list[str] | None:
+        return None
+
+    def reach(self) -> None:
+        pass
+
+    def check(self, service: str) -> str:
+        self.get(service, "doctor")
+        return self.name
+
+    def attempt(self, operation: Callable[[], T]) -> T:
+        try:
+            return operation()
+        except Exception as error:
+            raise stock_problem(error, type(self.backend).__module__) from error
+
+
+# OSStatus values of the Security framework (SecBase.h, MacErrors.h): what they mean for us, in words.
+KEYCHAIN_STATUSES: dict[int, tuple[Callable[[str], Exception], str]] = {
+    -25300: (KeyringFailure, "there is no such entry"),  # errSecItemNotFound
+    -25308: (locked_keyring, "it cannot show its dialog here"),  # errSecInteractionNotAllowed
+    -25293: (locked_keyring, "the password was wrong, or macOS does not let this Python read it"),  # errSecAuthFailed
+    -128: (locked_keyring, "the dialog was cancelled"),  # userCanceledErr
+    -25307: (no_keyring, "there is no default keychain"),  # errSecNoDefaultKeychain
+    -25294: (no_keyring, "the keychain does not exist"),  # errSecNoSuchKeychain
+    -25291: (no_keyring, "macOS offers no keychain here"),  # errSecNotAvailable
+}
+WINDOWS_NO_LOGON = 1312  # ERROR_NO_SUCH_LOGON_SESSION: there is no credential store over ssh or in a service
+
+
+def stock_problem(error: Exception, module: str) -> Exception:
+    """What an exception from the backend of this module means, in words.
+
+    Only the text of backends we know is shown. A third party's may quote the secret.
+    """
+    from keyring.errors import InitError, KeyringError, KeyringLocked, NoKeyringError
+
+    for each in (error, error.__cause__):
+        if type(each).__module__ == "keyring.backends.macOS.api":
+            status = each.args[0] if each and each.args else 0
+            make, reason = KEYCHAIN_STATUSES.get(status, (KeyringFailure, f"the Keychain's status {status}"))
+            return make(reason)
+    words = str(error) if isinstance(error, KeyringError) else getattr(error, "strerror", None)
+    known = module in ("keyring.backends.macOS", "keyring.backends.Windows")
+    reason = " ".join(str(words).split()) if known and words else type(error).__name__
+    if isinstance(error, KeyringLocked):
+        return locked_keyring(reason)
+    if isinstance(error, (InitError, NoKeyringError)) or getattr(error, "winerror", 0) == WINDOWS_NO_LOGON:
+        return no_keyring(reason)
+    return KeyringFailure(reason)
+
+
+class Keychain(StockKeyring):
+    """The macOS Keychain. A write that fails keeps the old value, and no dialog is shown if nobody is there.
 
     keyring deletes the old item before it adds the new one. SecItemUpdate does it in one step.
     """
-    import ctypes
 
-    from keyring.backends import macOS
-    from keyring.errors import KeyringLocked, PasswordSetError
+    def __init__(self, backend: KeyringBackend, interactive: bool) -> None:
+        import ctypes
 
-    api: Any = macOS.api  # which has no types
-    update, new_data = api._sec.SecItemUpdate, api._found.CFDataCreate
-    update.restype, update.argtypes = api.OS_status, (ctypes.c_void_p, ctypes.c_void_p)
-    new_data.restype, new_data.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_long)
+        from keyring.backends.macOS import api
 
-    class Keychain(type(keychain)):  # type: ignore[misc]
-        keychain = None  # KEYCHAIN_PATH: keyring ignores it, and writes a warning to stderr
+        super().__init__(backend, "the macOS Keychain")
+        backend.keychain = None  # type: ignore[attr-defined]  # KEYCHAIN_PATH: keyring only warns about it, on stderr
+        self.api: Any = api  # which has no types
+        self.api._sec.SecItemUpdate.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        self.api._found.CFDataCreate.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_long)
+        self.api._found.CFDataCreate.restype = ctypes.c_void_p
+        if not interactive:
+            self.api._sec.SecKeychainSetUserInteractionAllowed(ctypes.c_ubyte(0))
 
-        def set_password(self, service: str, username: str, password: str) -> None:
-            secret = password.encode()
-            value = {"kSecValueData": ctypes.c_void_p(new_data(None, secret, len(secret)))}
-            names = {"kSecAttrService": service, "kSecAttrAccount": username}
-            item = {"kSecClass": api.k_("kSecClassGenericPassword"), **names}
+    def set(self, service: str, user: str, value: str) -> None:
+        self.attempt(lambda: self.update(service, user, value.encode()))
+
+    def update(self, service: str, user: str, secret: bytes) -> None:
+        import ctypes
+
+        api = self.api
+        value = {"kSecValueData": ctypes.c_void_p(api._found.CFDataCreate(None, secret, len(secret)))}
+        names = {"kSecAttrService": service, "kSecAttrAccount": user}
+        item = {"kSecClass": api.k_("kSecClassGenericPassword"), **names}
+        status = api._sec.SecItemUpdate(api.create_query(**item), api.create_query(**value))
+        if status == api.error.item_not_found:
+            status = api.SecItemAdd(api.create_query(**item, **value), None)
+        api.Error.raise_for_status(status)
+
+
+# CredWrite accepts up to CRED_MAX_CREDENTIAL_BLOB_SIZE = 5 * 512 bytes (CREDENTIALW, Microsoft Learn), and keyring's
+# backend writes UTF-16 without a terminator, with up to four bytes for a character that is not ASCII.
+WINDOWS_BYTES = 2560
+PARTS_MARK = "eks-token-parts"  # how the first item of a split value starts
+PARTS_GENERATIONS = ("a", "b")  # two, so that what an interrupted write left can be found by name
+
+
+class WindowsKeyring(StockKeyring):
+    """The Credential Manager, which ignores the case of names and takes only short values.
+
+    A long value is split into numbered parts, and the user's own item, the head, says how many there are. A new value
+    is written next to the old one, in another generation of parts, until the head names it.
+    """
+
+    def get(self, service: str, user: str) -> str | None:
+        for _ in range(3):  # a writer may switch generations after we read the head and before we read its parts
+            head = self.read(service, user)
+            if head is None or not head.startswith(PARTS_MARK):
+                return head
+            value = self.joined(service, user, head)
+            if value is not None:
+                return value
+        raise damaged(user, "incomplete")
+
+    def set(self, service: str, user: str, value: str) -> None:
+        size = WINDOWS_BYTES // (2 if value.isascii() else 4)
+        stale = set(PARTS_GENERATIONS)
+        head = value
+        if len(value) > size or value.startswith(PARTS_MARK):
+            first, second = PARTS_GENERATIONS
+            fresh = second if (self.read(service, user) or "").startswith(f"{PARTS_MARK} {first} ") else first
+            stale -= {fresh}
+            self.drop_parts(service, user, fresh)
+            pieces = [value[start : start + size] for start in range(0, len(value), size)]
+            for number, piece in enumerate(pieces, 1):
+                self.write(service, part_of(user, fresh, number), piece)
+            head = f"{PARTS_MARK} {fresh} {len(pieces)} {sha256(value)}"
+        self.write(service, user, head)
+        try:
+            for generation in stale:
+                self.drop_parts(service, user, generation)
+        except (Problem, KeyringFailure):
+            pass  # the new value is stored; the user's next write cleans up
+
+    def delete(self, service: str, user: str) -> bool:
+        found = super().delete(service, without_case(user))
+        for generation in PARTS_GENERATIONS:
+            self.drop_parts(service, user, generation)
+        return found
+
+    def get_foreign(self, service: str, user: str) -> str | None:
+        """Go programs name the credential SERVICE:USER and write UTF-8 (zalando/go-keyring, keyring_windows.go).
+
+        keyring decodes an even number of bytes as UTF-16, so ASCII text starts with a character beyond U+2000.
+        """
+        text = super().get(f"{service}:{user}", "")
+        if text and text[0] >= "\u2000":
             try:
-                status = update(api.create_query(**item), api.create_query(**value))
-                if status == api.error.item_not_found:
-                    status = api.SecItemAdd(api.create_query(**item, **value), None)
-                api.Error.raise_for_status(status)
-            except api.KeychainDenied as error:
-                raise KeyringLocked("the write was denied") from error
-            except api.Error as error:
-                raise PasswordSetError("the write failed") from error
+                return text.encode("utf-16-le", "surrogatepass").decode()
+            except UnicodeDecodeError:
+                pass
+        return text
 
-        def check(self, service: str) -> str:
-            self.get_password(service, "doctor")
-            return "the macOS Keychain"
+    def read(self, service: str, user: str) -> str | None:
+        return super().get(service, without_case(user))
 
-    if not interactive:
-        api._sec.SecKeychainSetUserInteractionAllowed(ctypes.c_ubyte(0))
-    backend: KeyringBackend = Keychain()
-    return backend
+    def write(self, service: str, user: str, value: str) -> None:
+        super().set(service, without_case(user), value)
+
+    def joined(self, service: str, user: str, head: str) -> str | None:
+        """The value whose head item is `head`, or None if some of its parts are missing."""
+        try:
+            generation, count, digest = head.removeprefix(PARTS_MARK).split()
+            numbers = range(1, int(count) + 1)
+        except ValueError:
+            return None
+        pieces = [self.read(service, part_of(user, generation, number)) for number in numbers]
+        value = "".join(piece or "" for piece in pieces)
+        return value if sha256(value) == digest else None
+
+    def drop_parts(self, service: str, user: str, generation: str) -> None:
+        """Remove a generation's parts, last one first, so that what an interruption leaves can still be counted."""
+        count = 0
+        while self.read(service, part_of(user, generation, count + 1)) is not None:
+            count += 1
+        for number in range(count, 0, -1):
+            super().delete(service, without_case(part_of(user, generation, number)))
+
+
+def without_case(user: str) -> str:
+    """A name that `Dev` does not share with `dev`, although Windows ignores the case of names."""
+    return "".join(f"%{ord(char):x};" if char != char.lower() or char == "%" else char for char in user)
+
+
+def part_of(user: str, generation: str, number: int) -> str:
+    return f"part:{generation}{number}:{user}"
+
+
+# The Secret Service (freedesktop.org, "Secret Service API Draft" 0.2)
+
+SECRETS_BUS = "org.freedesktop.secrets"
+SECRETS_ROOT = "/org/freedesktop/secrets"
+SECRETS_API = "org.freedesktop.Secret."
+SECRET_METHODS = {  # the D-Bus types of what each takes and returns; (oayays) is a secret
+    "Service.OpenSession": ("sv", "vo"),
+    "Service.CreateCollection": ("a{sv}s", "oo"),
+    "Service.ReadAlias": ("s", "o"),
+    "Service.SearchItems": ("a{ss}", "aoao"),
+    "Service.Unlock": ("ao", "aoo"),
+    "Collection.CreateItem": ("a{sv}(oayays)b", "oo"),
+    "Item.Delete": ("", "o"),
+    "Item.GetSecret": ("o", "(oayays)"),
+    "Item.SetSecret": ("(oayays)", ""),
+    "Prompt.Prompt": ("s", ""),
+    "Prompt.Dismiss": ("", ""),
+}
+SECRET_PROPERTIES = {
+    "Service.Collections": "ao",
+    "Collection.Label": "s",
+    "Collection.Locked": "b",
+    "Item.Attributes": "a{ss}",
+    "Item.Locked": "b",
+    "Item.Modified": "t",
+}
+NOTHING = "/"  # the path that means no collection, or no prompt
+SECRET_SCHEMES = {  # KEYRING_PROPERTY_SCHEME: what the keyring library calls the attributes (SchemeSelectable)
+    "default": ("service", "username"),
+    "KeePassXC": ("Title", "UserName"),
+}
+SERVICE_NAMES = {  # the programs that are the Secret Service, by another name that they have on the bus
+    "org.gnome.keyring": "GNOME Keyring",
+    "org.kde.kwalletd6": "KWallet",
+    "org.kde.kwalletd5": "KWallet",
+    "org.keepassxc.KeePassXC.MainWindow": "KeePassXC",
+}
+KEEPASSXC_FIELDS = ("Title", "UserName", "URL", "Notes", "Uuid", "Path")
+KEEPASSXC_SETTINGS = "in KeePassXC's settings, Secret Service Integration, turn off"
+
+
+def confirming_keyring(reason: str) -> KeyringUnavailable:
+    hint = f'{KEEPASSXC_SETTINGS} "Confirm when passwords are retrieved by clients"'
+    return KeyringUnavailable(f"KeePassXC is unlocked, but asks about each access: {reason}", hint)
+
+
+def unchanged_keyring(reason: str) -> KeyringUnavailable:
+    hint = f'allow it; or {KEEPASSXC_SETTINGS} "Confirm when clients request entry deletion"'
+    return KeyringUnavailable(f"the keyring is unchanged: {reason}", hint)
 
 
 class LockedMeanwhile(Exception):
     """The service returned an empty secret because it has been locked since the search."""
 
 
-class SecretService:
-    """The Secret Service's items by their attributes (freedesktop.org, "Secret Service API Draft" 0.2).
+class Matches(NamedTuple):
+    """The paths of items that match a query, in all collections."""
 
-    The first operation opens the connection, and the others reuse it. Secrets travel over the user's own bus in a
-    session with the algorithm `plain`. What the services do differently was found by running them:
+    unlocked: Sequence[str]
+    locked: Sequence[str]
+
+
+class SecretStore:
+    """The Secret Service's items, which are found by their attributes. They are those of the keyring library too.
+
+    What the services do differently was found by running them:
 
     - KWallet is closed after each login until a program unlocks it, usually without a dialog. A closed wallet returns
       empty secrets, and accepts changes without making them. So we unlock first, and look at the result of a change.
     - KeePassXC does not show the items of a locked database, and answers every change with a prompt that completes at
       once. It can ask a person about each access, each time for one connection only.
     - GNOME Keyring shows locked items, but not their attributes.
-
-    Every method raises KeyringUnavailable or Problem.
     """
 
-    def __init__(self, environ: Mapping[str, str], interactive: bool, preferred: str = "") -> None:
-        self.environ = environ
-        self.may_show = not is_ahead(environ)
-        self.can_prompt = interactive and bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
-        self.preferred = preferred  # the name or path of the collection for new items; empty is the default one
-        self.connection: Any = None
-        self.session = ""
-        self.deadline = 0.0
+    def __init__(self, environ: Mapping[str, str], interactive: bool) -> None:
+        self.bus = SecretsBus(environ, interactive)
+        # The name or path of the collection for new items; empty is the default one.
+        self.preferred = environ.get("KEYRING_PROPERTY_PREFERRED_COLLECTION", "")
+        self.application = environ.get("KEYRING_PROPERTY_APPID") or "Python keyring library"
+        scheme = environ.get("KEYRING_PROPERTY_SCHEME") or "default"
+        if scheme not in SECRET_SCHEMES:
+            raise no_keyring(f"there is no scheme {scheme}, which KEYRING_PROPERTY_SCHEME names")
+        self.service_key, self.user_key = SECRET_SCHEMES[scheme]
 
-    # What can be asked
+    def get(self, service: str, user: str) -> str | None:
+        query = {self.service_key: service, self.user_key: user}
+        value = self.bus.perform(lambda: self.read(query))
+        try:
+            return None if value is None else value.decode()
+        except UnicodeDecodeError:
+            raise KeyringFailure("what is stored there is not text") from None
 
-    def read(self, attributes: dict[str, str]) -> bytes | None:
-        """The secret of the item with these attributes, or None if there is none."""
+    def set(self, service: str, user: str, value: str) -> None:
+        query = {self.service_key: service, self.user_key: user}
+        label = f"Password for '{user}' on '{service}'"
+        self.bus.perform(lambda: self.write(query, label, value.encode()))
 
-        def secret() -> bytes | None:
-            items = self.find(attributes)
-            return self.get_secret(items[0]) if items else None
+    def delete(self, service: str, user: str) -> bool:
+        return self.bus.perform(lambda: self.remove({self.service_key: service, self.user_key: user}))
 
-        return self.perform(secret)
+    def get_foreign(self, service: str, user: str) -> str | None:
+        return self.get(service, user)
 
-    def write(self, query: dict[str, str], more: dict[str, str], label: str, value: bytes) -> None:
-        """Update the item that matches `query` wherever it is, or make one. `more` are attributes for it to have too.
+    def users(self, service: str) -> list[str]:
+        def names() -> list[str]:
+            found = self.search_everywhere({self.service_key: service})
+            self.unlock([item for item in found.locked if self.user_key not in self.attributes(item)])
+            return [self.attributes(item).get(self.user_key, "") for item in [*found.unlocked, *found.locked]]
 
-        One item is left. Attributes that others have given it stay.
-        """
+        return sorted({*self.bus.perform(names)} - {""})
 
-        def store() -> None:
-            items = self.find(query, duplicates=True, hidden=False) if self.collections() else []
-            if not items:
-                return self.create_item(label, query | more, value)
-            self.call(items[0], "Item", "SetSecret", "(oayays)", self.secret(value))
-            self.add_attributes(items[0], more)
-            self.delete(items[1:])
+    def reach(self) -> None:
+        self.bus.perform(self.bus.collections)
 
-        self.perform(store)
-
-    def remove(self, attributes: dict[str, str]) -> bool:
-        """Remove the items with these attributes. Returns False if there were none."""
-
-        def removed() -> bool:
-            items = self.find(attributes, duplicates=True)
-            self.delete(items)
-            return bool(items)
-
-        return self.perform(removed)
-
-    def attributes_of(self, query: dict[str, str]) -> list[dict[str, str]]:
-        """The attributes of each item that matches."""
-
-        def listed() -> list[dict[str, str]]:
-            items = self.find(query, duplicates=True, unlock=False)
-            self.unlock([item for item in items if not query.items() <= self.get_attributes(item).items()])
-            return [self.get_attributes(item) for item in items]
-
-        return self.perform(listed)
-
-    def check(self, attributes: dict[str, str]) -> str:
-        """The service's name, if a stored item can be read, or if there is none. No secret is read."""
-
+    def check(self, service: str) -> str:
         def name() -> str:
-            self.find(attributes, hidden=False)
-            return self.service_name()
+            found = self.search({self.service_key: service})
+            if not found.unlocked:
+                self.unlock(found.locked)
+            return self.bus.service_name()
 
-        return self.perform(name)
+        return self.bus.perform(name)
+
+    # One operation each
+
+    def read(self, query: dict[str, str]) -> bytes | None:
+        """The secret of the item that matches, or None if there is none. Locked duplicates are left alone."""
+        found = self.search_everywhere(query)
+        if not found.unlocked:
+            self.unlock(found.locked)
+        items = self.newest_first(found.unlocked or found.locked)
+        if not items:
+            return None
+        ((_, _, value, _),) = self.bus.call(items[0], "Item.GetSecret", self.bus.session)
+        if not value and self.bus.get(items[0], "Item.Locked"):
+            raise LockedMeanwhile
+        return bytes(value)
+
+    def write(self, query: dict[str, str], label: str, value: bytes) -> None:
+        """Update the item that matches, wherever it is, or make one. One is left, with all attributes that it had."""
+        secret = (self.bus.session, b"", value, "text/plain")
+        # Without `application`, the keyring library would not find the item. It would make a second one, but read the
+        # first.
+        more = {"application": self.application}
+        found = self.search(query) if self.bus.collections() else Matches((), ())
+        if not any(found):
+            return self.create_item(label, query | more, secret)
+        self.unlock(found.locked)
+        item, *duplicates = self.newest_first([*found.unlocked, *found.locked])
+        self.bus.call(item, "Item.SetSecret", secret)
+        self.add_attributes(item, more)
+        self.delete_items(duplicates)
+
+    def remove(self, query: dict[str, str]) -> bool:
+        """Remove all items that match. Returns False if there were none."""
+        found = self.search_everywhere(query)
+        self.unlock(found.locked)
+        self.delete_items([*found.unlocked, *found.locked])
+        return any(found)
 
     # Items and collections
 
-    def find(
-        self, attributes: dict[str, str], duplicates: bool = False, unlock: bool = True, hidden: bool = True
-    ) -> list[str]:
-        """The paths of the matching items in all collections, last modified first.
-
-        They are unlocked, unless `unlock` is false. Locked ones are left out if there are others, unless `duplicates`
-        is true. If nothing is found, a collection that may hide items is an error, unless `hidden` is false. The last
-        modified is first because that is where an unfinished update wrote.
-        """
-        collections = self.collections()
+    def search(self, query: dict[str, str]) -> Matches:
+        """The matching items. If none can be seen, the collection for new items is unlocked, which may have them."""
+        collections = self.bus.collections()
         if not collections:
             raise no_keyring(
                 "the keyring service has no open collection",
                 "open one (in KeePassXC: unlock the database), then try again",
             )
         # Even a search makes KeePassXC ask for a password if all databases are locked, and nothing can dismiss that.
-        if all(self.is_locked(path) for path in collections):
-            home = self.home(collections)
-            self.unlock([home] if home in collections else collections)
-        unlocked, locked = self.search(attributes)
-        if not unlocked and not locked and (closed := [path for path in collections if self.is_locked(path)]):
-            home = self.home(collections)
-            if home in closed:
-                self.unlock([home])
-                unlocked, locked = self.search(attributes)
-            elif hidden and self.service_name() == "KeePassXC":
-                names = listed(self.label(path) for path in closed)
+        all_locked = all(map(self.is_locked, collections))
+        found = Matches((), ()) if all_locked else self.matches(query)
+        if any(found):
+            return found
+        home = self.home(collections)
+        if home in collections and self.is_locked(home):
+            self.unlock([home])
+        elif all_locked:
+            self.unlock(collections)
+        else:
+            return found
+        return self.matches(query)
+
+    def matches(self, query: dict[str, str]) -> Matches:
+        return Matches(*self.bus.call(SECRETS_ROOT, "Service.SearchItems", query))
+
+    def search_everywhere(self, query: dict[str, str]) -> Matches:
+        """Like `search`, but if nothing is found, a collection that may hide it is an error."""
+        found = self.search(query)
+        if not any(found):
+            closed = [path for path in self.bus.collections() if self.is_locked(path)]
+            if closed and self.bus.service_name() == "KeePassXC":
+                names = listed(map(self.label, closed))
                 message = f"the keyring shows no such entry, but {names} is locked and may have it"
                 raise UnavailableNow(message, f"unlock {names} in KeePassXC, or close it")
-        items = unlocked
-        if locked and (duplicates or not unlocked):
-            if unlock:
-                self.unlock(locked)
-            items = unlocked + locked
-        if len(items) > 1:
-            items.sort(key=lambda item: -int(self.get_property(item, "Item", "Modified")))
-        return items
+        return found
 
-    def search(self, attributes: dict[str, str]) -> tuple[list[str], list[str]]:
-        """The matching items of all collections: the unlocked ones, and the locked ones."""
-        unlocked, locked = self.call(SECRETS_ROOT, "Service", "SearchItems", "a{ss}", attributes)
-        return list(unlocked), list(locked)
-
-    def collections(self) -> list[str]:
-        return list(self.get_property(SECRETS_ROOT, "Service", "Collections"))
+    def newest_first(self, items: Sequence[str]) -> list[str]:
+        """Last modified first, because that is where an unfinished update wrote."""
+        if len(items) < 2:
+            return list(items)
+        return sorted(items, key=lambda item: -int(self.bus.get(item, "Item.Modified")))
 
     def home(self, collections: Sequence[str]) -> str:
         """The collection for new items: the preferred one, the default one, or NOTHING."""
         if not self.preferred:
-            (path,) = self.call(SECRETS_ROOT, "Service", "ReadAlias", "s", "default")
+            (path,) = self.bus.call(SECRETS_ROOT, "Service.ReadAlias", "default")
             return str(path)
         labels = {path: self.label(path) for path in collections}
         for path, label in labels.items():
@@ -2491,61 +2557,50 @@ class SecretService:
         )
 
     def label(self, collection: str) -> str:
-        return str(self.get_property(collection, "Collection", "Label")) or collection
+        return str(self.bus.get(collection, "Collection.Label")) or collection
 
-    def is_locked(self, path: str, interface: str = "Collection") -> bool:
-        return bool(self.get_property(path, interface, "Locked"))
+    def is_locked(self, collection: str) -> bool:
+        return bool(self.bus.get(collection, "Collection.Locked"))
 
-    def get_attributes(self, item: str) -> dict[str, str]:
-        return dict(self.get_property(item, "Item", "Attributes"))
-
-    def secret(self, value: bytes) -> tuple[str, bytes, bytes, str]:
-        return self.session, b"", value, "text/plain"
-
-    def get_secret(self, item: str) -> bytes:
-        ((_, _, value, _),) = self.call(item, "Item", "GetSecret", "o", self.session)
-        if not value and self.is_locked(item, "Item"):
-            raise LockedMeanwhile
-        return bytes(value)
+    def attributes(self, item: str) -> dict[str, str]:
+        return dict(self.bus.get(item, "Item.Attributes"))
 
     def add_attributes(self, item: str, more: dict[str, str]) -> None:
         """Add those that the item does not have yet. If the service refuses, the item is still ours to find."""
         from jeepney import DBusErrorResponse
 
-        old = self.get_attributes(item)
+        old = self.attributes(item)
         if more.items() <= old.items():
             return
         # Setting replaces the attributes. KeePassXC keeps the fields of the entry, and refuses to have them set.
         for kept in (old, {name: old[name] for name in old if name not in KEEPASSXC_FIELDS}):
-            arguments = (SECRETS_API + "Item", "Attributes", ("a{ss}", kept | more))
             try:
-                self.call_bus(SECRETS_BUS, item, DBUS + ".Properties", "Set", "ssv", *arguments)
+                self.bus.set(item, "Item.Attributes", kept | more)
             except DBusErrorResponse as error:
                 debug(f"the keyring service does not change an item's attributes: {error.name}")
             else:
                 return
 
-    def create_item(self, label: str, attributes: dict[str, str], value: bytes) -> None:
-        collection = self.home(self.collections())
+    def create_item(self, label: str, attributes: dict[str, str], secret: tuple[str, bytes, bytes, str]) -> None:
+        collection = self.home(self.bus.collections())
         if collection == NOTHING:
             of_new = {SECRETS_API + "Collection.Label": ("s", "Default")}
-            collection, prompt = self.call(SECRETS_ROOT, "Service", "CreateCollection", "a{sv}s", of_new, "default")
-            self.prompt(prompt, "create a keyring", no_keyring)
-            collection = self.home(self.collections()) if collection == NOTHING else collection
+            collection, prompt = self.bus.call(SECRETS_ROOT, "Service.CreateCollection", of_new, "default")
+            self.bus.prompt(prompt, "create a keyring", no_keyring)
+            collection = self.home(self.bus.collections()) if collection == NOTHING else collection
         if self.is_locked(collection):
             self.unlock([collection])
         properties = {
             SECRETS_API + "Item.Label": ("s", label),
             SECRETS_API + "Item.Attributes": ("a{ss}", attributes),
         }
-        arguments = (properties, self.secret(value), True)
-        _, prompt = self.call(collection, "Collection", "CreateItem", "a{sv}(oayays)b", *arguments)
-        self.prompt(prompt, "store an entry", unchanged_keyring)
+        _, prompt = self.bus.call(collection, "Collection.CreateItem", properties, secret, True)
+        self.bus.prompt(prompt, "store an entry", unchanged_keyring)
 
-    def delete(self, items: Sequence[str]) -> None:
+    def delete_items(self, items: Sequence[str]) -> None:
         for item in items:
-            (prompt,) = self.call(item, "Item", "Delete")
-            self.prompt(prompt, "remove an entry", unchanged_keyring)
+            (prompt,) = self.bus.call(item, "Item.Delete")
+            self.bus.prompt(prompt, "remove an entry", unchanged_keyring)
 
     def unlock(self, paths: Sequence[str]) -> None:
         """Unlock collections, or items with their collections."""
@@ -2554,47 +2609,42 @@ class SecretService:
         # KWallet unlocks a collection, KeePassXC also each item.
         collections = dict.fromkeys("/".join(path.split("/")[:6]) for path in paths)
         purpose, refusal = "unlock it", locked_keyring
-        if not any(self.is_locked(path) for path in collections):
+        if not any(map(self.is_locked, collections)):
             purpose, refusal = "let this program read an entry", confirming_keyring
-        _, prompt = self.call(SECRETS_ROOT, "Service", "Unlock", "ao", [*collections, *paths])
-        self.prompt(prompt, purpose, refusal)
+        _, prompt = self.bus.call(SECRETS_ROOT, "Service.Unlock", [*collections, *paths])
+        self.bus.prompt(prompt, purpose, refusal)
 
-    def prompt(self, path: str, purpose: str, refusal: Callable[[str], KeyringUnavailable]) -> None:
-        """Let the service do what it wants to ask a person about, and wait for the answer.
 
-        Many prompts complete without a person, so they are called even if nobody can be asked. One that stays
-        unanswered is dismissed, so that no dialog is left behind.
-        """
-        if path == NOTHING:
-            return
-        if not self.may_show:
-            raise refusal(f"nobody can be asked to {purpose}")
-        from jeepney import DBusErrorResponse, MatchRule
+BUS_SECONDS = 10.0  # for one keyring operation, not counting the time a person takes to answer
+PROMPT_SECONDS = 60.0  # for a person to answer the keyring's dialog
+UNATTENDED_PROMPT_SECONDS = 2.0  # for a prompt that completes without a person
+RESTART_SECONDS = 3.0  # for a keyring service that restarts while we use it
+DBUS = "org.freedesktop.DBus"
+GONE_ERRORS = tuple(
+    f"{DBUS}.Error.{name}"
+    for name in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Timeout", "TimedOut", "Disconnected")
+)
+VANISHED_ERRORS = (SECRETS_API + "Error.NoSuchObject", DBUS + ".Error.UnknownObject")
+SECRETS_LOCKED = SECRETS_API + "Error.IsLocked"
+# What a service says that has been locked, or restarted, since the last call.
+AGAIN_ERRORS = (SECRETS_LOCKED, SECRETS_API + "Error.NoSession", *VANISHED_ERRORS, *GONE_ERRORS)
 
-        seconds = PROMPT_SECONDS if self.can_prompt else UNATTENDED_PROMPT_SECONDS
-        interface = SECRETS_API + "Prompt"
-        completed = MatchRule(type="signal", path=path, interface=interface, member="Completed")
-        # GNOME Keyring sends the signal only to the caller, other services to everyone who listens.
-        self.call_bus(DBUS, "/org/freedesktop/DBus", DBUS, "AddMatch", "s", completed.serialise())
-        with self.connection.filter(completed) as signals:
-            try:
-                self.call(path, "Prompt", "Prompt", "s", "")
-                refused, _ = self.connection.recv_until_filtered(signals, timeout=seconds).body
-                reason = f"the request to {purpose} was dismissed or could not be shown" if refused else ""
-            except BaseException as error:  # also Ctrl-C
-                self.deadline = time.monotonic() + UNATTENDED_PROMPT_SECONDS
-                try:
-                    self.call(path, "Prompt", "Dismiss")
-                except (OSError, DBusErrorResponse):
-                    pass
-                if not isinstance(error, TimeoutError):
-                    raise
-                reason = f"nobody answered the request to {purpose} within {seconds:.0f} s"
-        self.deadline = time.monotonic() + BUS_SECONDS
-        if reason:
-            raise refusal(reason if self.can_prompt else f"nobody can be asked to {purpose}")
 
-    # The bus
+class SecretsBus:
+    """A connection to the Secret Service on the session bus.
+
+    The first operation opens it, and the others reuse it. Secrets travel over the user's own bus in a session with the
+    algorithm `plain`. `perform` raises KeyringUnavailable or KeyringFailure. The methods that an operation calls may
+    also raise OSError and jeepney's DBusErrorResponse, for `perform` to turn into these.
+    """
+
+    def __init__(self, environ: Mapping[str, str], interactive: bool) -> None:
+        self.environ = environ
+        self.may_show = not is_ahead(environ)
+        self.can_prompt = interactive and bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
+        self.connection: Any = None
+        self.session = ""  # the path of the Secret Service's session, which secrets are sent with
+        self.deadline = 0.0
 
     def perform(self, operation: Callable[[], T]) -> T:
         """Run one operation within BUS_SECONDS. It runs again if the service locked or restarted meanwhile."""
@@ -2623,31 +2673,36 @@ class SecretService:
         from jeepney.auth import AuthenticationError
         from jeepney.io.blocking import DBusConnection, prep_socket
 
-        service = self
+        bus = self
 
         class Connection(DBusConnection):  # type: ignore[misc]
-            """Every call ends when the operation's time is up. jeepney's own first call, Hello, would wait forever."""
+            """Every wait ends when the operation's time is up. jeepney's own first call, Hello, would wait forever."""
 
-            def send_and_get_reply(self, message: Any, *, timeout: float | None = None) -> Any:
-                return super().send_and_get_reply(message, timeout=service.seconds_left())
+            def receive(self, *, timeout: float | None = None) -> Any:
+                try:
+                    return super().receive(timeout=bus.seconds_left())
+                except OSError:  # among these is TimeoutError
+                    raise
+                except Exception as error:  # jeepney's parser raises whatever the bytes lead to
+                    raise no_keyring("the session bus sent something that is not a D-Bus message") from error
 
-        failure: Exception | None = None
+        reason: object = ""
         for address in session_bus_addresses(self.environ):
             try:
                 socket = prep_socket(address, timeout=self.seconds_left())
-                socket.settimeout(BUS_SECONDS)  # for sending; a selector waits for replies
             except TimeoutError:
                 raise
-            except (OSError, AuthenticationError) as error:
-                failure = error
-                continue
-            self.connection = Connection(socket)
-            self.introduce()
-            return
-        if failure is None:
+            except AuthenticationError:
+                reason = "it refused the authentication"
+            except OSError as error:
+                reason = error.strerror or error
+            else:
+                socket.settimeout(BUS_SECONDS)  # for sending; a selector waits for replies
+                self.connection = Connection(socket)
+                return self.introduce()
+        if not reason:
             raise no_keyring("no session bus (DBUS_SESSION_BUS_ADDRESS is not set)")
-        reason = getattr(failure, "strerror", None) or "the bus refused this user"
-        raise no_keyring(f"the session bus cannot be reached ({reason})") from failure
+        raise no_keyring(f"the session bus cannot be reached ({reason})")
 
     def introduce(self, wait: bool = False) -> None:
         """Register this connection with the service and open a session; `wait` for a service that restarts.
@@ -2665,7 +2720,7 @@ class SecretService:
         while True:
             try:
                 self.collections()
-                _, self.session = self.call(SECRETS_ROOT, "Service", "OpenSession", "sv", "plain", ("s", ""))
+                _, self.session = self.call(SECRETS_ROOT, "Service.OpenSession", "plain", ("s", ""))
             except DBusErrorResponse as error:
                 if not wait or error.name not in AGAIN_ERRORS or time.monotonic() > waits_until:
                     raise
@@ -2673,42 +2728,112 @@ class SecretService:
             else:
                 return
 
-    def service_name(self) -> str:
-        """The name of the program that is the Secret Service."""
-        from jeepney import DBusErrorResponse
-
-        owners = {}
-        for name in (SECRETS_BUS, *SERVICE_NAMES):
-            try:
-                (owners[name],) = self.call_bus(DBUS, "/org/freedesktop/DBus", DBUS, "GetNameOwner", "s", name)
-            except DBusErrorResponse:
-                pass
-        owner = owners.pop(SECRETS_BUS, "")
-        return next((SERVICE_NAMES[name] for name in owners if owners[name] == owner), "the Secret Service")
-
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
 
+    def collections(self) -> list[str]:
+        return list(self.get(SECRETS_ROOT, "Service.Collections"))
+
+    def service_name(self) -> str:
+        """The name of the program that is the Secret Service."""
+        from jeepney import DBusErrorResponse, message_bus
+
+        owners = {}
+        for name in (SECRETS_BUS, *SERVICE_NAMES):
+            try:
+                (owners[name],) = self.send(message_bus.GetNameOwner(name), "s")
+            except DBusErrorResponse:
+                pass
+        owner = owners.pop(SECRETS_BUS, "")
+        return next((SERVICE_NAMES[name] for name in owners if owners[name] == owner), "the Secret Service")
+
+    def prompt(self, path: str, purpose: str, refusal: Callable[[str], KeyringUnavailable]) -> None:
+        """Let the service do what it wants to ask a person about, and wait for the answer.
+
+        Many prompts complete without a person, so they are called even if nobody can be asked. One that stays
+        unanswered is dismissed, so that no dialog is left behind.
+        """
+        if path == NOTHING:
+            return
+        if not self.may_show:
+            raise refusal(f"nobody can be asked to {purpose}")
+        from jeepney import DBusErrorResponse, MatchRule, message_bus
+
+        seconds = PROMPT_SECONDS if self.can_prompt else UNATTENDED_PROMPT_SECONDS
+        completed = MatchRule(type="signal", path=path, interface=SECRETS_API + "Prompt", member="Completed")
+        # GNOME Keyring sends the signal only to the caller, other services to everyone who listens.
+        self.send(message_bus.AddMatch(completed), "")
+        with self.connection.filter(completed) as signals:
+            try:
+                self.call(path, "Prompt.Prompt", "")
+                self.deadline = time.monotonic() + seconds
+                dismissed, _ = checked(self.connection.recv_until_filtered(signals), "bv", "Completed")
+                reason = f"the request to {purpose} was dismissed or could not be shown" if dismissed else ""
+            except BaseException as error:  # also Ctrl-C
+                self.deadline = time.monotonic() + UNATTENDED_PROMPT_SECONDS
+                try:
+                    self.call(path, "Prompt.Dismiss")
+                except (OSError, DBusErrorResponse, Problem):
+                    pass
+                if not isinstance(error, TimeoutError):
+                    raise
+                reason = f"nobody answered the request to {purpose} within {seconds:.0f} s"
+        self.deadline = time.monotonic() + BUS_SECONDS
+        if reason:
+            raise refusal(reason if self.can_prompt else f"nobody can be asked to {purpose}")
+
     def seconds_left(self) -> float:
         return max(self.deadline - time.monotonic(), 0.001)
 
-    def call(self, path: str, interface: str, method: str, signature: str = "", *body: Any) -> Any:
-        return self.call_bus(SECRETS_BUS, path, SECRETS_API + interface, method, signature, *body)
+    def call(self, path: str, member: str, *arguments: Any) -> Any:
+        """The values that a method of the Secret Service returns."""
+        from jeepney import new_method_call
 
-    def call_bus(self, name: str, path: str, interface: str, method: str, signature: str, *body: Any) -> Any:
-        """The values of the reply. Raises jeepney's DBusErrorResponse if the reply is an error."""
-        from jeepney import DBusAddress, new_method_call
-        from jeepney.wrappers import unwrap_msg
+        takes, returns = SECRET_METHODS[member]
+        method = member.partition(".")[2]
+        return self.send(new_method_call(address(path, member), method, takes or None, arguments), returns)
 
-        message = new_method_call(DBusAddress(path, name, interface), method, signature or None, body)
-        return unwrap_msg(self.connection.send_and_get_reply(message))
+    def get(self, path: str, name: str) -> Any:
+        """A property's value."""
+        from jeepney import Properties
 
-    def get_property(self, path: str, interface: str, name: str) -> Any:
-        arguments = (SECRETS_API + interface, name)
-        ((_, value),) = self.call_bus(SECRETS_BUS, path, DBUS + ".Properties", "Get", "ss", *arguments)
+        ((signature, value),) = self.send(Properties(address(path, name)).get(name.partition(".")[2]), "v")
+        if signature != SECRET_PROPERTIES[name]:
+            raise KeyringFailure(f"the keyring service gave {name} as something else")
         return value
+
+    def set(self, path: str, name: str, value: object) -> None:
+        from jeepney import Properties
+
+        properties = Properties(address(path, name))
+        self.send(properties.set(name.partition(".")[2], SECRET_PROPERTIES[name], value), "")
+
+    def send(self, message: Any, returns: str) -> Any:
+        """The values of the reply, which have the D-Bus types `returns`."""
+        from jeepney import HeaderFields
+
+        reply = self.connection.send_and_get_reply(message)
+        return checked(reply, returns, message.header.fields[HeaderFields.member])
+
+
+def address(path: str, member: str) -> Any:
+    """jeepney's address of an object and its interface, for a member such as `Item.Delete`."""
+    from jeepney import DBusAddress
+
+    return DBusAddress(path, SECRETS_BUS, SECRETS_API + member.partition(".")[0])
+
+
+def checked(message: Any, signature: str, member: str) -> Any:
+    """The values of a message, which must have these D-Bus types. Raises DBusErrorResponse if it is an error."""
+    from jeepney import HeaderFields
+    from jeepney.wrappers import unwrap_msg
+
+    values = unwrap_msg(message)
+    if message.header.fields.get(HeaderFields.signature, "") != signature:
+        raise KeyringFailure(f"the keyring service answered {member} with something else")
+    return values
 
 
 def bus_problem(error: BaseException) -> Exception | None:
@@ -2717,21 +2842,25 @@ def bus_problem(error: BaseException) -> Exception | None:
     The text of a D-Bus error is left out, because it may quote anything.
     """
     from jeepney import DBusErrorResponse
-    from keyring.errors import KeyringError
 
     if isinstance(error, TimeoutError):
         return no_keyring(f"the session bus or its keyring service did not answer within {BUS_SECONDS:.0f} s")
     if isinstance(error, OSError):
-        return no_keyring(f"the connection to the session bus failed ({error.strerror})")
-    name = str(error.name) if isinstance(error, DBusErrorResponse) else ""
-    if isinstance(error, LockedMeanwhile) or name == SECRETS_LOCKED:
+        return no_keyring(f"the connection to the session bus failed ({error.strerror or error})")
+    if isinstance(error, LockedMeanwhile):
+        return locked_keyring("the service did not unlock it")
+    if not isinstance(error, DBusErrorResponse):
+        return None
+    name = str(error.name or "an error without a name")
+    if name == SECRETS_LOCKED:
         return locked_keyring("the service did not unlock it")
     if name in GONE_ERRORS or name.startswith(DBUS + ".Error.Spawn."):
         return UnavailableNow(f"no keyring: no service ({SECRETS_BUS}) is running on the session bus", UNREACHABLE_HINT)
-    short = name.removeprefix(DBUS + ".Error.")
-    if short == "LimitsExceeded":
+    if name in VANISHED_ERRORS:
+        return KeyringFailure("an entry or collection vanished meanwhile")
+    if name == DBUS + ".Error.LimitsExceeded":
         return no_keyring("the session bus does not accept more connections")
-    return KeyringError(f"the keyring service reported {short}") if name else None
+    return KeyringFailure(f"the keyring service reported {name.removeprefix(DBUS + '.Error.')[:100]}")
 
 
 def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
@@ -2763,53 +2892,6 @@ def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
     if not addresses:
         raise no_keyring("DBUS_SESSION_BUS_ADDRESS is not the address of a Unix socket")
     return addresses
-
-
-def secret_service_backend() -> Callable[[Mapping[str, str], bool], KeyringBackend]:
-    """Our Secret Service backend class. It is made here because the module does not import keyring at the top.
-
-    It reads and writes the same items as keyring's own backend (keyring.backends.SecretService).
-    """
-    from keyring.backend import KeyringBackend, SchemeSelectable
-    from keyring.errors import KeyringError, PasswordDeleteError
-
-    class SecretServiceKeyring(SchemeSelectable, KeyringBackend):
-        priority = 5.0
-        appid = "Python keyring library"
-        preferred_collection = ""  # KEYRING_PROPERTY_PREFERRED_COLLECTION
-
-        def __init__(self, environ: Mapping[str, str], interactive: bool) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.secrets = SecretService(environ, interactive, self.preferred_collection)
-
-        def get_password(self, service: str, username: str) -> str | None:
-            value = self.secrets.read(self._query(service, username))
-            try:
-                return None if value is None else value.decode()
-            except UnicodeDecodeError:
-                raise KeyringError("what is stored there is not text") from None
-
-        def set_password(self, service: str, username: str, password: str) -> None:
-            # Without `application`, keyring would not find the item. It would make a second one, but read the first.
-            label, more = f"Password for '{username}' on '{service}'", {"application": self.appid}
-            self.secrets.write(self._query(service, username), more, label, password.encode())
-
-        def delete_password(self, service: str, username: str) -> None:
-            if not self.secrets.remove(self._query(service, username)):
-                raise PasswordDeleteError("there is no such entry")
-
-        def users(self, service: str) -> set[str]:
-            key = self.schemes[self.scheme]["username"]
-            return {found.get(key, "") for found in self.secrets.attributes_of(self._query(service))} - {""}
-
-        def reach(self) -> None:
-            self.secrets.perform(self.secrets.collections)
-
-        def check(self, service: str) -> str:
-            """The service's name, if what is stored can be read without asking a person."""
-            return self.secrets.check(self._query(service))
-
-    return SecretServiceKeyring
 
 
 # -- 4. identities ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import test_login
 from servers import ACCOUNT, mfa_serial
 from test_login import ASK_CODE, CODE, DEAD_BUS, NOBODY, Scene, utc, words
 
-from eks_token import Vault
+from eks_token import SecretStore
 
 scene = test_login.scene
 
@@ -42,7 +42,7 @@ def write(scene: Scene, text: str, *, realm: str = "0123abcd", provider: str = "
 def put(scene: Scene, name: str, data: object, wrapped: str = "%s") -> None:
     """An item as Atmos makes it: service atmos_NAME, user atmos-auth."""
     text = wrapped % (data if isinstance(data, str) else json.dumps({"type": "aws", "data": data}))
-    Vault(scene.home.env, service=f"atmos_{name}").set("atmos-auth", text)
+    SecretStore(scene.home.env, False).set(f"atmos_{name}", "atmos-auth", text)
 
 
 def keys_of(scene: Scene, who: str, **more: object) -> dict[str, object]:
@@ -214,7 +214,7 @@ def test_an_sso_providers_entry_is_not_credentials(scene: Scene) -> None:
     ],
 )
 def test_an_item_that_atmos_did_not_make_is_one_line(text: str, scene: Scene) -> None:
-    Vault(scene.home.env, service="atmos_dev").set("atmos-auth", text)
+    SecretStore(scene.home.env, False).set("atmos_dev", "atmos-auth", text)
     assert "atmos_dev is not one that Atmos writes" in scene.refused(*words("demo", "-i", "dev"))
 
 

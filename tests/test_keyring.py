@@ -380,10 +380,9 @@ def test_an_item_of_another_collection_is_found_and_updated_there(desktop: Deskt
     assert vault.users() == []
 
 
-def test_a_preferred_collection_that_does_not_exist_is_named(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KEYRING_PROPERTY_PREFERRED_COLLECTION", "nowhere")
+def test_a_preferred_collection_that_does_not_exist_is_named(desktop: Desktop) -> None:
     with refused("no collection nowhere, which KEYRING_PROPERTY_PREFERRED_COLLECTION names") as caught:
-        desktop.vault().set("identity:dev", "x")
+        desktop.vault(KEYRING_PROPERTY_PREFERRED_COLLECTION="nowhere").set("identity:dev", "x")
     assert "Login" in caught.value.hint
 
 
@@ -395,7 +394,7 @@ def test_the_users_of_our_service_are_listed(desktop: Desktop) -> None:
     vault = desktop.vault()
     for user in ("identity:b", "identity:a", "sso:1"):
         vault.set(user, "x")
-    Vault(desktop.environ, service="other").set("identity:c", "x")
+    eks_token.SecretStore(desktop.environ, False).set("other", "identity:c", "x")
     assert vault.users() == ["identity:a", "identity:b", "sso:1"]
 
 
@@ -459,16 +458,16 @@ def test_many_processes_at_once_do_not_abort_gnome_keyring(own_desktop: Desktop)
 
     def read_often() -> None:
         for _ in range(300):
-            secrets = eks_token.SecretService(own_desktop.environ, False)
-            values.append(secrets.read({"username": "identity:dev"}))
-            secrets.close()
+            store = eks_token.SecretStore(own_desktop.environ, False)
+            values.append(store.get("eks-token", "identity:dev"))
+            store.bus.close()
 
     threads = [threading.Thread(target=read_often) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert values == [b"x"] * 1200
+    assert values == ["x"] * 1200
 
 
 def test_a_mint_imports_no_compiled_library(desktop: Desktop) -> None:
@@ -936,7 +935,11 @@ class LimitedBackend(keyring.backend.KeyringBackend):
 
 
 def windows_vault(backend: keyring.backend.KeyringBackend) -> Vault:
-    return Vault({}, platform="win32", backend=backend)
+    return Vault({}, keyring=eks_token.WindowsKeyring(backend))
+
+
+def stock_vault(backend: keyring.backend.KeyringBackend) -> Vault:
+    return Vault({}, keyring=eks_token.StockKeyring(backend))
 
 
 LENGTHS = [
@@ -1062,7 +1065,7 @@ def test_nothing_is_split_where_there_is_no_limit() -> None:
             self.items[service, username] = password
 
     backend = UnlimitedBackend()
-    vault = Vault({}, platform="linux", backend=backend)
+    vault = stock_vault(backend)
     vault.set("identity:dev", "x" * 6000)
     assert backend.items == {("eks-token", "identity:dev"): "x" * 6000}
 
@@ -1237,12 +1240,13 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 def backend_name(environ: Mapping[str, str], platform: str = "linux") -> str:
-    return type(eks_token.choose_backend({**os.environ, **environ}, platform, False)).__name__
+    chosen = eks_token.choose_keyring({**os.environ, **environ}, platform, False)
+    return type(chosen.backend if isinstance(chosen, eks_token.StockKeyring) else chosen).__name__
 
 
 @pytest.mark.parametrize("platform", ["linux", "freebsd14", "openbsd7"])
 def test_where_there_is_no_native_keyring_ours_is_chosen(platform: str) -> None:
-    assert backend_name({}, platform) == "SecretServiceKeyring"
+    assert backend_name({}, platform) == "SecretStore"
 
 
 def test_windows_has_its_own(windows: CredentialManager) -> None:
@@ -1265,7 +1269,7 @@ def test_the_secret_service_by_name_is_ours(configuration: Path, name: str, wher
         windows.symlink_to(configuration.parent)
     environ = {"PYTHON_KEYRING_BACKEND": name} if where == "environment" else {}
     environ["LOCALAPPDATA"] = str(configuration.parent.parent)
-    assert backend_name(environ, platform) == "SecretServiceKeyring"
+    assert backend_name(environ, platform) == "SecretStore"
 
 
 @pytest.mark.parametrize("where", ["environment", "file"])
@@ -1291,7 +1295,7 @@ def test_a_tilde_in_keyring_path_is_home(
 )
 def test_a_configuration_that_names_no_backend_changes_nothing(configuration: Path, text: str) -> None:
     configuration.write_text(text)
-    assert backend_name({"PYTHON_KEYRING_BACKEND": ""}) == "SecretServiceKeyring"
+    assert backend_name({"PYTHON_KEYRING_BACKEND": ""}) == "SecretStore"
 
 
 @pytest.mark.parametrize("content", [b"default-keyring=x\n", b"\xff\xfe\n", b"[backend]\n[backend]\n"])
@@ -1363,7 +1367,7 @@ def test_an_error_of_the_macos_keychain_is_one_line(status: int, kind: type[eks_
             raise keyring.errors.KeyringError("Can't get password") from KeychainError(status, "Unknown Error")
 
     with pytest.raises(eks_token.Problem, match=message) as caught:
-        Vault({}, platform="darwin", backend=Keychain()).get("identity:dev")
+        Vault({}, keyring=eks_token.StockKeyring(Keychain())).get("identity:dev")
     assert type(caught.value) is kind
 
 
@@ -1371,7 +1375,7 @@ def test_a_keyring_that_cannot_list_its_entries_gets_a_list_of_ours(tmp_path: Pa
     backend, path = LimitedBackend(), tmp_path / "data" / "entries.json"
 
     def vault() -> Vault:
-        return Vault({}, platform="darwin", backend=backend, entries=str(path))
+        return Vault({}, keyring=eks_token.StockKeyring(backend), entries=str(path))
 
     vault().set("identity:dev", "TOPSECRET")
     backend.changes, backend.fail_at = 0, 1
@@ -1389,7 +1393,7 @@ def test_a_keyring_that_cannot_list_its_entries_gets_a_list_of_ours(tmp_path: Pa
 def test_a_damaged_list_of_entries_is_started_again(tmp_path: Path, content: str) -> None:
     path = tmp_path / "entries.json"
     path.write_text(content)
-    vault = Vault({}, platform="darwin", backend=LimitedBackend(), entries=str(path))
+    vault = Vault({}, keyring=eks_token.StockKeyring(LimitedBackend()), entries=str(path))
     vault.set("identity:dev", "x")
     assert "identity:dev" in vault.everyone()
 
@@ -1415,30 +1419,30 @@ class ForgetfulBackend(LimitedBackend):
 
 
 def test_a_keyring_that_keeps_nothing_is_an_error() -> None:
-    with pytest.raises(eks_token.Problem, match="the keyring did not keep identity:dev"):
-        Vault({}, backend=ForgetfulBackend(9)).set("identity:dev", "TOPSECRET")
+    with pytest.raises(eks_token.Problem, match="the keyring did not store identity:dev"):
+        stock_vault(ForgetfulBackend(9)).set("identity:dev", "TOPSECRET")
     backend = ForgetfulBackend(1)
-    Vault({}, backend=backend).set("identity:dev", "x")
-    assert Vault({}, backend=backend).get("identity:dev") == "x"
+    stock_vault(backend).set("identity:dev", "x")
+    assert stock_vault(backend).get("identity:dev") == "x"
 
 
 def test_a_keyring_that_removes_nothing_is_an_error() -> None:
     backend = ForgetfulBackend(0)
-    Vault({}, backend=backend).set("identity:dev", "x")
+    stock_vault(backend).set("identity:dev", "x")
     backend.times = 1
-    assert Vault({}, backend=backend).delete("identity:dev") is True
+    assert stock_vault(backend).delete("identity:dev") is True
     assert backend.items == {}
-    Vault({}, backend=backend).set("identity:dev", "x")
+    stock_vault(backend).set("identity:dev", "x")
     backend.times = 9
     with pytest.raises(eks_token.Problem, match="the keyring did not remove identity:dev"):
-        Vault({}, backend=backend).delete("identity:dev")
+        stock_vault(backend).delete("identity:dev")
 
 
-def test_properties_from_the_environment_are_keyrings_business(
-    desktop: Desktop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KEYRING_PROPERTY_SCHEME", "KeePassXC")
-    desktop.vault().set("identity:dev", "x")
+def test_properties_from_the_environment_are_those_of_keyring(desktop: Desktop) -> None:
+    vault = desktop.vault(KEYRING_PROPERTY_SCHEME="KeePassXC", KEYRING_PROPERTY_APPID="mine")
+    vault.set("identity:dev", "x")
     (item,) = desktop.items(Title="eks-token")
-    assert desktop.attributes(item)["UserName"] == "identity:dev"
-    assert desktop.vault().users() == ["identity:dev"]
+    assert desktop.attributes(item) == {"Title": "eks-token", "UserName": "identity:dev", "application": "mine"}
+    assert vault.users() == ["identity:dev"]
+    with refused("no scheme odd, which KEYRING_PROPERTY_SCHEME names"):
+        desktop.vault(KEYRING_PROPERTY_SCHEME="odd").users()

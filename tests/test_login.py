@@ -18,7 +18,7 @@ import pytest
 from botocore.session import Session
 from conftest import Completed, KeyringDaemon, Sandbox, invocation
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy, SsoOidcServer, mfa_serial, wait_for
-from test_keyring import LimitedBackend
+from test_keyring import LimitedBackend, stock_vault
 from verifier import Identity, verify
 
 import eks_token
@@ -1450,7 +1450,7 @@ WRONG_TYPES: list[object] = [5, True, ["x"], {"x": "y"}]
 
 @pytest.mark.parametrize("value", WRONG_TYPES, ids=str)
 def test_a_field_of_a_wrong_type_in_the_keyring_damages_the_item_and_no_more(value: object, tmp_path: Path) -> None:
-    vault = eks_token.Vault({}, backend=LimitedBackend())
+    vault = stock_vault(LimitedBackend())
     store = eks_token.Store(invocation(environ={"HOME": str(tmp_path)}), None, interactive=False)
     store.vault = vault
     keys = {"aws_access_key_id": "A", "aws_secret_access_key": "S", "aws_session_token": "T", "expiration": utc(900)}
@@ -1477,7 +1477,7 @@ def test_a_field_of_a_wrong_type_in_atmoss_item_is_one_line(value: object) -> No
     for item in (value, {"type": "aws", "data": value}, *({"type": "aws", "data": {**data, of: value}} for of in data)):
         backend.items["atmos_dev", "atmos-auth"] = json.dumps(item)
         with pytest.raises(eks_token.Problem, match=r"is not one that Atmos writes|has no AWS keys"):
-            eks_token.atmos_keys("dev", eks_token.Vault({}, backend=backend), {})
+            eks_token.atmos_keys("dev", stock_vault(backend), {})
 
 
 def test_whoami_of_an_unknown_name_is_one_line_with_the_nearest(scene: Scene) -> None:

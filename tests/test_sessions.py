@@ -591,7 +591,7 @@ def test_a_keyring_with_the_limit_of_windows_keeps_long_sessions(
     for name, value in scene.home.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(scene.keys, "mint", mint_long)
-    monkeypatch.setattr(eks_token, "choose_backend", lambda *_: backend)
+    monkeypatch.setattr(eks_token, "choose_keyring", lambda *_: eks_token.WindowsKeyring(backend))
     monkeypatch.setattr(scene, "run", run)
     name, expected = flow(scene)
     assert scene.principal(name) == expected

@@ -345,11 +345,10 @@ def test_the_database_that_has_an_item_keeps_it(keepassxc: KeePassXC) -> None:
 
 
 @pytest.mark.parametrize("chosen", ["laptop", f"{ROOT}/collection/laptop"])
-def test_a_collection_can_be_preferred(keepassxc: KeePassXC, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collection_can_be_preferred(keepassxc: KeePassXC, chosen: str) -> None:
     keepassxc.make("second")
     keepassxc.open("second")
-    monkeypatch.setenv("KEYRING_PROPERTY_PREFERRED_COLLECTION", chosen)
-    keepassxc.desktop.vault().set("identity:dev", "x")
+    keepassxc.desktop.vault(KEYRING_PROPERTY_PREFERRED_COLLECTION=chosen).set("identity:dev", "x")
     wait_for(lambda: "identity:dev" in keepassxc.content("laptop"), "the database to be saved")
 
 
