@@ -2757,8 +2757,9 @@ class SecretsBus:
         """
         if path == NOTHING:
             return
+        unattended = refusal(f"nobody can be asked to {purpose}")
         if not self.may_show:
-            raise refusal(f"nobody can be asked to {purpose}")
+            raise unattended
         from jeepney import DBusErrorResponse, MatchRule, message_bus
 
         seconds = PROMPT_SECONDS if self.can_prompt else UNATTENDED_PROMPT_SECONDS
@@ -2769,20 +2770,23 @@ class SecretsBus:
             try:
                 self.call(path, "Prompt.Prompt", "")
                 self.deadline = time.monotonic() + seconds
-                dismissed, _ = checked(self.connection.recv_until_filtered(signals), "bv", "Completed")
-                reason = f"the request to {purpose} was dismissed or could not be shown" if dismissed else ""
-            except BaseException as error:  # also Ctrl-C
+                try:
+                    signal = self.connection.recv_until_filtered(signals)
+                except TimeoutError:
+                    reason = f"nobody answered the request to {purpose} within {seconds:.0f} s"
+                    raise (refusal(reason) if self.can_prompt else unattended) from None
+                dismissed, _ = checked(signal, "bv", "Completed")
+            except BaseException:  # also Ctrl-C
                 self.deadline = time.monotonic() + UNATTENDED_PROMPT_SECONDS
                 try:
                     self.call(path, "Prompt.Dismiss")
-                except (OSError, DBusErrorResponse, Problem):
+                except (OSError, DBusErrorResponse, Problem, KeyringFailure):
                     pass
-                if not isinstance(error, TimeoutError):
-                    raise
-                reason = f"nobody answered the request to {purpose} within {seconds:.0f} s"
+                raise
         self.deadline = time.monotonic() + BUS_SECONDS
-        if reason:
-            raise refusal(reason if self.can_prompt else f"nobody can be asked to {purpose}")
+        if dismissed:
+            reason = f"the request to {purpose} was dismissed or could not be shown"
+            raise refusal(reason) if self.can_prompt else unattended
 
     def seconds_left(self) -> float:
         return max(self.deadline - time.monotonic(), 0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -14,9 +15,9 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import keyring.backend
 import keyring.errors
@@ -569,186 +570,234 @@ def test_a_keyring_without_a_collection_is_empty_and_takes_nothing(own_desktop: 
         own_desktop.vault().set("identity:dev", "TOPSECRET")
 
 
-# --- a person answers: a service that follows a script ------------------------------------------------------
+# --- a bus that does as it is told --------------------------------------------------------------------------
 
 
-Reply = tuple[()] | tuple[str, tuple[object, ...]] | str | None
-"""The signature and values of a method's return, if it has values; an error's name; None for no reply at all."""
+Reply = tuple[()] | tuple[str, tuple[object, ...]] | str | bytes | None
+"""The signature and values of a return, if it has values; an error's name; bytes that are not a message, where none
+are the end of the connection; None for silence."""
+
+ERROR = "org.freedesktop.DBus.Error."
 
 
-class ScriptedService:
-    """A Secret Service of one item; what its dialog comes to, and what a locked collection shows, is told to it.
+class FakeBus:
+    """A session bus with a Secret Service of one item, which a person unlocks. `instead` has other replies.
 
-    It sends `Completed` to all who listen, as services other than GNOME Keyring do.
+    It sends `Completed` to whoever has asked for it, as services other than GNOME Keyring do.
     """
 
-    def __init__(self, desktop: Desktop, answer: str, shows_locked: bool = True, has_collection: bool = True) -> None:
-        from jeepney.io.blocking import DBusConnection, prep_socket
-
-        self.answer, self.shows_locked, self.has_collection = answer, shows_locked, has_collection
-        self.locked, self.secret, self.dialogs, self.hesitation = True, b"stored", 0, 0.0
+    def __init__(self, path: str) -> None:
+        self.environ = {"DBUS_SESSION_BUS_ADDRESS": f"unix:path={path}", "DISPLAY": ":0"}
+        self.greeting = b"OK 1234567890abcdef1234567890abcdef\r\n"
+        self.instead: dict[str, Iterator[Reply]] = {}
+        self.answer, self.shows_locked, self.has_collection = "unlock", True, True
+        self.locked, self.secret, self.hesitation, self.delay = True, b"stored", 0.0, 0.0
         self.collection = "/org/freedesktop/secrets/collection/one"
         self.attributes = {"application": "Python keyring library"}
-        self.methods: list[str] = []
-        self.bus = DBusConnection(prep_socket(eks_token.session_bus_addresses(desktop.environ)[0]))
-        self.bus.bus_proxy.RequestName(SECRETS)
+        self.calls: list[str] = []  # methods, and properties that were read
+        self.serials = itertools.count(1)
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(path)
+        self.server.listen()
+        self.connections: list[socket.socket] = []
         self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
-    def serve(self) -> None:
-        from jeepney import DBusAddress, HeaderFields, MessageType, new_error, new_method_return, new_signal
+    def vault(self) -> Vault:
+        return Vault(self.environ)
 
-        while True:
-            try:
-                message = self.bus.receive()
-            except (OSError, ValueError):
-                return
-            if message.header.message_type is not MessageType.method_call:
-                continue
-            self.methods.append(message.header.fields[HeaderFields.member])
-            reply = self.reply(self.methods[-1], message.body)
-            if reply is None:
-                continue
-            if isinstance(reply, str):
-                self.bus.send(new_error(message, reply, "s", ("the secret is TOPSECRET",)))
-                continue
-            self.bus.send(new_method_return(message, *reply))
-            if self.methods[-1] == "Prompt" and self.answer != "nobody":
+    def serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.connections.append(self.server.accept()[0])
+                with suppress(OSError):
+                    self.converse(self.connections[-1])
+
+    def close(self) -> None:
+        for each in [self.server, *self.connections]:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self.thread.join(10)
+
+    def converse(self, connection: socket.socket) -> None:
+        from jeepney import MessageType, Parser
+
+        with connection.makefile("rb") as stream:
+            stream.readline()
+            connection.sendall(self.greeting)
+            stream.readline()
+            parser = Parser()
+            while data := stream.read1(65536):
+                for message in parser.feed(data):
+                    if message.header.message_type is MessageType.method_call:
+                        self.handle(connection, message)
+
+    def handle(self, connection: socket.socket, message: Any) -> None:
+        from jeepney import DBusAddress, HeaderFields, new_error, new_method_return, new_signal
+
+        def send(answer: Any) -> None:
+            connection.sendall(answer.serialise(serial=next(self.serials)))
+
+        method = message.header.fields[HeaderFields.member]
+        self.calls.append(message.body[1] if method == "Get" else method)
+        time.sleep(self.delay)
+        try:
+            reply = next(self.instead.get(self.calls[-1], iter(())))
+        except StopIteration:
+            reply = self.reply(method, message.body)
+        if isinstance(reply, bytes):
+            connection.sendall(reply) if reply else connection.shutdown(socket.SHUT_RDWR)
+        elif isinstance(reply, str):
+            error = new_error(message, reply, "s", ("the secret is TOPSECRET",))
+            if not reply:
+                del error.header.fields[HeaderFields.error_name]
+            send(error)
+        elif reply is not None:
+            send(new_method_return(message, *reply))
+            if method == "Prompt" and self.answer != "nobody" and "AddMatch" in self.calls:
                 time.sleep(self.hesitation)
                 self.locked = self.answer != "unlock"
                 self.has_collection = not self.locked
                 prompt = DBusAddress("/prompt/1", interface="org.freedesktop.Secret.Prompt")
-                self.bus.send(new_signal(prompt, "Completed", "bv", (self.locked, ("s", ""))))
+                send(new_signal(prompt, "Completed", "bv", (self.locked, ("s", ""))))
 
     def reply(self, method: str, body: Any) -> Reply:
-        if method == "OpenSession":
-            return "vo", (("s", ""), "/session/1")
-        if method == "ReadAlias":
-            return "o", (self.collection if self.has_collection else "/",)
-        if method == "SearchItems":
-            found = [f"{self.collection}/1"] if self.shows_locked or not self.locked else []
-            return "aoao", ([], found) if self.locked else (found, [])
-        if method == "Unlock":
-            return "aoo", ([], "/prompt/1")
-        if method == "CreateCollection":
-            return "oo", ("/", "/prompt/1")
-        if method == "CreateItem":
-            self.secret = body[1][2]
-            return "oo", (f"{self.collection}/1", "/")
-        if method == "Get":
-            collections = [self.collection] if self.has_collection else []
-            properties = {
-                "Collections": ("ao", collections),
-                "Locked": ("b", self.locked),
-                "Attributes": ("a{ss}", self.attributes),
-                "Label": ("s", "one"),
-            }
-            return "v", (properties[body[1]],)
-        if method == "Prompt":
-            self.dialogs += 1
-            return ()
-        if method == "Set":
-            self.attributes = body[2][1]
+        found = [f"{self.collection}/1"] if self.shows_locked or not self.locked else []
+        properties = {
+            "Collections": ("ao", [self.collection] if self.has_collection else []),
+            "Locked": ("b", self.locked),
+            "Attributes": ("a{ss}", self.attributes),
+            "Label": ("s", "one"),
+        }
         if method in ("GetSecret", "SetSecret") and self.locked:
             return "org.freedesktop.Secret.Error.IsLocked"
-        if method == "GetSecret":
-            return "(oayays)", (("/session/1", b"", self.secret, "text/plain"),)
-        if method == "Mute":
-            return None
+        if method == "CreateItem":
+            self.secret = body[1][2]
         if method == "SetSecret":
             self.secret = body[0][2]
-        return ()
-
-
-class StartsService(Protocol):
-    def __call__(self, answer: str, **behaviour: bool) -> tuple[ScriptedService, Vault]: ...
+        returns: dict[str, Reply] = {
+            "Hello": ("s", (":1.1",)),
+            "OpenSession": ("vo", (("s", ""), "/session/1")),
+            "ReadAlias": ("o", (self.collection if self.has_collection else "/",)),
+            "SearchItems": ("aoao", ([], found) if self.locked else (found, [])),
+            "Unlock": ("aoo", ([], "/prompt/1")),
+            "CreateCollection": ("oo", ("/", "/prompt/1")),
+            "CreateItem": ("oo", (f"{self.collection}/1", "/")),
+            "GetSecret": ("(oayays)", (("/session/1", b"", self.secret, "text/plain"),)),
+            "GetNameOwner": ERROR + "NameHasNoOwner",
+        }
+        return ("v", (properties[body[1]],)) if method == "Get" else returns.get(method, ())
 
 
 @pytest.fixture
-def scripted(own_desktop: Desktop) -> Iterator[StartsService]:
-    services: list[ScriptedService] = []
-
-    def start(answer: str, **behaviour: bool) -> tuple[ScriptedService, Vault]:
-        services.append(ScriptedService(own_desktop, answer, **behaviour))
-        return services[-1], own_desktop.vault(DISPLAY=":0")
-
-    yield start
-    for service in services:
-        service.bus.sock.shutdown(socket.SHUT_RDWR)
-        service.thread.join(10)
-        service.bus.close()
+def bus() -> Iterator[FakeBus]:
+    with tempfile.TemporaryDirectory(prefix="ekt") as directory:
+        bus = FakeBus(f"{directory}/bus")
+        yield bus
+        bus.close()
 
 
-@pytest.mark.parametrize("shows_locked", [True, False], ids=["as GNOME Keyring", "locked shows nothing, as KeePassXC"])
-def test_a_person_unlocks_the_keyring(scripted: StartsService, shows_locked: bool) -> None:
-    service, vault = scripted("unlock", shows_locked=shows_locked)
+SHOWN = pytest.mark.parametrize(
+    "shows_locked", [True, False], ids=["as GNOME Keyring", "locked shows nothing, as KeePassXC"]
+)
+
+
+@SHOWN
+def test_a_person_unlocks_the_keyring(bus: FakeBus, shows_locked: bool) -> None:
+    bus.shows_locked = shows_locked
+    vault = bus.vault()
     assert vault.get("identity:dev") == "stored"
     vault.set("identity:dev", "new")
-    assert service.secret == b"new"
-    assert service.dialogs == 1
+    assert bus.secret == b"new"
+    assert bus.calls.count("Prompt") == 1
 
 
-def test_few_messages_make_a_read(scripted: StartsService) -> None:
-    service, vault = scripted("unlock")
-    service.locked = False
+def test_few_messages_make_a_read(bus: FakeBus) -> None:
+    bus.locked = False
+    vault = bus.vault()
     assert vault.get("identity:dev") == vault.get("identity:dev") == "stored"
-    # the first is what GNOME Keyring can be asked before it knows the client
-    introduction = ["Get", "OpenSession"]
-    # the collections, whether the first of them is locked
-    read = ["Get", "Get", "SearchItems", "GetSecret"]
-    assert service.methods == [*introduction, *read, *read]
+    # the second is what GNOME Keyring can be asked before it knows the client
+    introduction = ["Hello", "Collections", "OpenSession"]
+    read = ["Collections", "Locked", "SearchItems", "GetSecret"]
+    assert bus.calls == [*introduction, *read, *read]
 
 
-@pytest.mark.parametrize("shows_locked", [True, False], ids=["as GNOME Keyring", "locked shows nothing, as KeePassXC"])
-def test_a_dismissed_dialog_is_shown_once(scripted: StartsService, shows_locked: bool) -> None:
-    service, vault = scripted("dismiss", shows_locked=shows_locked)
+@SHOWN
+def test_a_dismissed_dialog_is_shown_once(bus: FakeBus, shows_locked: bool) -> None:
+    bus.answer, bus.shows_locked = "dismiss", shows_locked
+    vault = bus.vault()
     for _ in range(3):
         with refused("the keyring is locked: the request to unlock it was dismissed"):
             vault.get("identity:dev")
-    assert service.dialogs == 1
+    assert bus.calls.count("Prompt") == 1
 
 
-def test_a_dialog_that_nobody_answers_is_given_up(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dialog_that_nobody_answers_is_given_up(bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eks_token, "PROMPT_SECONDS", 0.2)
-    service, vault = scripted("nobody")
+    bus.answer = "nobody"
     with refused("the keyring is locked: nobody answered the request to unlock it"):
-        vault.get("identity:dev")
-    assert service.methods[-1] == "Dismiss"
+        bus.vault().get("identity:dev")
+    assert bus.calls[-1] == "Dismiss"
 
 
-def test_the_time_a_person_takes_is_not_the_services(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_a_person_takes_is_not_the_services(bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.5)
-    service, vault = scripted("unlock")
-    service.hesitation = 0.8
-    reply = service.reply
-
-    def slow_reply(method: str, body: Any) -> Reply:
-        time.sleep(0.02)
-        return reply(method, body)
-
-    monkeypatch.setattr(service, "reply", slow_reply)
-    assert vault.get("identity:dev") == "stored"
+    bus.hesitation, bus.delay = 0.8, 0.02
+    assert bus.vault().get("identity:dev") == "stored"
 
 
-def test_a_person_creates_the_default_collection(scripted: StartsService) -> None:
-    service, vault = scripted("unlock", has_collection=False)
-    vault.set("identity:dev", "new")
-    assert (service.secret, service.dialogs) == (b"new", 1)
+def test_a_person_creates_the_default_collection(bus: FakeBus) -> None:
+    bus.has_collection = False
+    bus.vault().set("identity:dev", "new")
+    assert (bus.secret, bus.calls.count("Prompt")) == (b"new", 1)
 
 
-def test_the_words_of_a_service_are_not_repeated(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
-    service, vault = scripted("unlock")
-    monkeypatch.setattr(service, "reply", lambda method, body: "org.example.Error.Odd")
-    with pytest.raises(eks_token.Problem, match=r"reported org\.example\.Error\.Odd") as caught:
-        vault.set("identity:dev", "TOPSECRET")
-    assert "TOPSECRET" not in caught.value.message + caught.value.hint
+GARBAGE = [
+    pytest.param(None, id="silence"),
+    pytest.param(b"", id="the end of the connection"),
+    pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="another protocol"),
+    pytest.param(bytes(64), id="zeros"),
+    pytest.param(b"l\2\1\1" + b"\xff\xff\xff\x7f" * 3, id="a message without end"),
+    pytest.param("", id="an error without a name"),
+    pytest.param("org.example.Error." + "Odd" * 80, id="an error of its own"),
+]
+ANSWERS = [*GARBAGE, pytest.param((), id="no values"), pytest.param(("u", (1,)), id="a number")]
+# What a read calls, and what each of these may say instead. The first three return nothing that we need.
+NONSENSE = {
+    **dict.fromkeys(("Hello", "AddMatch", "Prompt"), GARBAGE),
+    **dict.fromkeys(("Collections", "OpenSession", "Locked", "ReadAlias", "Unlock", "SearchItems"), ANSWERS),
+    "GetSecret": ANSWERS,
+}
 
 
-def test_a_service_that_never_answers_is_given_up(scripted: StartsService, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("call", "garbage"),
+    [
+        pytest.param(call, *each.values, id=f"{call}: {each.id}")
+        for call, answers in NONSENSE.items()
+        for each in answers
+    ],
+)
+def test_nonsense_from_the_bus_or_the_service_is_one_line(
+    bus: FakeBus, call: str, garbage: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.3)
-    service, vault = scripted("unlock")
-    monkeypatch.setattr(service, "reply", lambda method, body: None)
-    with refused("no keyring: .* did not answer"):
+    bus.instead[call] = itertools.repeat(garbage)
+    with pytest.raises(eks_token.Problem) as caught:
+        bus.vault().get("identity:dev")
+    said = caught.value.message
+    assert said.startswith(("no keyring: ", "the keyring could not read identity:dev: "))
+    assert len(said) < 200 and "\n" not in said
+    assert not any(word in said for word in ("None", "TOPSECRET", "Traceback", "()"))
+
+
+def test_a_collection_that_vanishes_is_looked_for_once_more(bus: FakeBus) -> None:
+    vault = bus.vault()
+    bus.instead["Locked"] = iter([ERROR + "UnknownObject"])
+    assert vault.get("identity:dev") == "stored"
+    bus.instead["Locked"] = itertools.repeat(ERROR + "UnknownObject")
+    with pytest.raises(eks_token.Problem, match="could not read identity:dev: an entry or collection vanished"):
         vault.get("identity:dev")
 
 
@@ -764,10 +813,10 @@ def test_a_bus_without_a_keyring_service_is_said(own_desktop: Desktop) -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        pytest.param("unix:path=/nonexistent/bus", "cannot be reached", id="no such socket"),
-        pytest.param(
-            "tcp:host=localhost,port=1", "is not the address of a Unix socket", id="a transport we do not speak"
-        ),
+        pytest.param("unix:path=/nonexistent/bus", r"cannot be reached \(No such file or directory", id="no socket"),
+        pytest.param(f"unix:path=/{'x' * 200}", r"cannot be reached \(AF_UNIX path too long", id="too long"),
+        pytest.param("unix:path=/a%00b", "cannot be reached", id="a zero byte"),
+        pytest.param("tcp:host=localhost,port=1", "is not the address of a Unix socket", id="another transport"),
         pytest.param("nonsense", "is not the address of a Unix socket", id="no address"),
         pytest.param(";;", "is not the address of a Unix socket", id="nothing but separators"),
     ],
@@ -784,62 +833,24 @@ def test_no_bus_at_all_is_said(environ: Mapping[str, str], tmp_path: Path, monke
         Vault({**environ, "XDG_RUNTIME_DIR": str(tmp_path)}).get("identity:dev")
 
 
-class DumbBus:
-    """A Unix socket that accepts, answers so many lines of the authentication, and then nothing more."""
-
-    def __init__(self, path: str, replies: list[bytes]) -> None:
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(path)
-        self.server.listen()
-        self.replies = replies
-        self.connections: list[socket.socket] = []
-        self.thread = threading.Thread(target=self.serve, daemon=True)
-        self.thread.start()
-
-    def serve(self) -> None:
-        try:
-            while True:
-                connection, _ = self.server.accept()
-                self.connections.append(connection)
-                with connection.makefile("rb") as lines:
-                    for reply in self.replies:
-                        lines.readline()
-                        connection.sendall(reply)
-        except OSError:
-            pass
-
-    def close(self) -> None:
-        self.server.shutdown(socket.SHUT_RDWR)
-        self.thread.join(10)
-        for connection in [self.server, *self.connections]:
-            connection.close()
-
-
 @pytest.mark.parametrize(
-    "replies",
+    ("greeting", "message"),
     [
-        pytest.param([], id="accepts only"),
-        pytest.param([b"OK 1234567890abcdef1234567890abcdef\r\n"], id="authenticates, then is mute to Hello"),
+        pytest.param(b"", "did not answer", id="mute"),
+        pytest.param(b"REJECTED KERBEROS\r\n", "it refused the authentication", id="refuses"),
+        pytest.param(b"x" * 9000, "it refused the authentication", id="another protocol"),
     ],
 )
-def test_a_mute_bus_is_given_up_once_for_all_questions(replies: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bus_that_does_not_let_us_in_is_asked_once_for_all(
+    bus: FakeBus, greeting: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(eks_token, "BUS_SECONDS", 0.4)
-    with tempfile.TemporaryDirectory(prefix="ekt") as directory:
-        bus = DumbBus(f"{directory}/bus", replies)
-        vault = Vault({"DBUS_SESSION_BUS_ADDRESS": f"unix:path={directory}/bus;unix:path={directory}/bus"})
-        with refused("did not answer", 1.0):
-            vault.get("identity:dev")
-        with refused("did not answer", 0.1):
-            vault.set("identity:dev", "TOPSECRET")
-        bus.close()
-
-
-def test_a_bus_that_refuses_us_is_said() -> None:
-    with tempfile.TemporaryDirectory(prefix="ekt") as directory:
-        bus = DumbBus(f"{directory}/bus", [b"REJECTED KERBEROS\r\n"])
-        with refused("cannot be reached"):
-            Vault({"DBUS_SESSION_BUS_ADDRESS": f"unix:path={directory}/bus"}).get("identity:dev")
-        bus.close()
+    bus.greeting = greeting
+    vault = Vault({"DBUS_SESSION_BUS_ADDRESS": ";".join([bus.environ["DBUS_SESSION_BUS_ADDRESS"]] * 2)})
+    with refused(message, 1.0):
+        vault.get("identity:dev")
+    with refused(message, 0.1):
+        vault.set("identity:dev", "TOPSECRET")
 
 
 def test_ten_seconds_are_the_limit_and_a_minute_for_a_person() -> None:
