@@ -5335,6 +5335,7 @@ REQUESTS_AT_ONCE = 8
 KUBECTL_LOCK_SECONDS = 10
 EDIT_SECONDS = 60  # how long to try again if another program keeps changing the file
 MOST_LEVELS, MOST_NODES = 100, 1_000_000  # of a kubeconfig's YAML
+KUBECTL_KEYS = ("apiVersion", "clusters", "contexts", "current-context", "extensions", "kind", "preferences", "users")
 TYPES: dict[type, str] = {dict: "mapping", list: "list", str: "string"}
 FIX_KUBECONFIG = "fix {}, or pass another file with --kubeconfig"
 
@@ -5473,20 +5474,14 @@ def write_entries(invocation: Invocation, wanted: Provision) -> int:
     for role_arn in filter(None, (wanted.role_arn, wanted.request.role_arn)):
         check_role_arn(role_arn)
     files = read_kubeconfigs(kubeconfig_paths(invocation, wanted.kubeconfig))  # before we ask anybody for anything
-    # kubectl writes what is new to the first file that exists ("kubectl config --help").
-    default = next((file.path for file in files if file.content is not None), files[-1].path)
     command = exec_command(invocation, wanted.command)
     found = describe(invocation, wanted)
     entries = found.entries
-    gone = {name for file in files for name in gone_users(file, found)} if wanted.prune else set()
+    gone = gone_users(files, found) if wanted.prune else set()
 
-    def change(configs: Mapping[str, Config]) -> None:
-        remove_users(configs, gone)
-        for entry in entries:
-            write_entry(configs, default, entry, wanted, command)
-        current = next(filter(None, (config.get("current-context") for config in configs.values())), None)
-        if wanted.set_current and entries and current != entries[-1].context:
-            configs[default]["current-context"] = entries[-1].context
+    def change(files: Sequence[Kubeconfig], patches: Patches) -> None:
+        remove_users(files, gone, patches)
+        put_entries(files, entries, wanted, command, patches)
 
     if wanted.dry_run:
         new = [decoded(new) for file, new in rewritten(files, change) if new != file.content]
@@ -5515,14 +5510,25 @@ class Described(NamedTuple):
     failed: bool = False  # whether some of several could not be described
 
 
-def gone_users(file: Kubeconfig, found: Described) -> Iterable[str]:
-    """The users of the described identity's entries for clusters that are not there any more."""
-    for context in file.contexts.values():
-        user = file.users.get(context.user)
-        region, name = region_and_name(context.cluster)
-        gone = region in found.names and name not in found.names[region]
-        if gone and user and our_arguments(user) is not None and entry_identity(user) == found.identity:
-            yield context.user
+def gone_users(files: Sequence[Kubeconfig], found: Described) -> set[str]:
+    """The users of the described identity's entries, all of whose clusters are not there any more."""
+    clusters: dict[str, list[str]] = {}
+    for context in (context for file in files for context in file.contexts.values()):
+        clusters.setdefault(context.user, []).append(context.cluster)
+
+    def is_gone(arn: str) -> bool:
+        region, name = region_and_name(arn)
+        return region in found.names and name not in found.names[region]
+
+    return {
+        name
+        for file in files
+        for name, user in file.users.items()
+        if our_arguments(user) is not None
+        and entry_identity(user) == found.identity
+        and name in clusters
+        and all(map(is_gone, clusters[name]))
+    }
 
 
 def region_and_name(arn: str) -> tuple[str, str]:
@@ -5686,63 +5692,63 @@ def new_entry(found: Mapping[str, Any], name: str, identity: str, wanted: Provis
     return Entry(arn, found["endpoint"], certificate, user, tuple(arguments), wanted.alias or arn)
 
 
-def write_entry(
-    configs: Mapping[str, Config], default: str, entry: Entry, wanted: Provision, command: Sequence[str]
+def put_entries(
+    files: Sequence[Kubeconfig],
+    entries: Sequence[Entry],
+    wanted: Provision,
+    command: Sequence[str],
+    patches: Patches,
 ) -> None:
-    """Put an entry into these kubeconfigs. Anything else that a user has set in it, such as a namespace, stays."""
-    cluster = settings(configs, default, "cluster", entry.cluster)
-    cluster["server"] = entry.server
-    if entry.certificate:
-        cluster["certificate-authority-data"] = entry.certificate
-    if entry.certificate and "insecure-skip-tls-verify" in cluster:  # kubectl refuses it next to a certificate
-        cluster["insecure-skip-tls-verify"] = Bare("false")
-    if wanted.proxy_url:
-        cluster["proxy-url"] = wanted.proxy_url
-    settings(configs, default, "context", entry.context).update(cluster=entry.cluster, user=entry.user)
-    plugin = part(settings(configs, default, "user", entry.user), "exec", dict)
-    if str(plugin.get("apiVersion")).removeprefix(CLIENT_AUTHENTICATION) not in ("v1", "v1beta1"):
-        plugin["apiVersion"] = EXEC_API_VERSION
-    plugin.update(args=[*command[1:], *entry.arguments], command=command[0])
-    for key, value in (("installHint", INSTALL_HINT), ("interactiveMode", "IfAvailable")):
-        plugin[key] = plugin.get(key) or value
+    """Add what has to change for these entries. What else a user has set in them, such as a namespace, stays."""
+    # kubectl writes what is new to the first file that exists ("kubectl config --help").
+    default = next((file for file in files if file.content is not None), files[-1])
+    if entries and not default.data:
+        patches.setdefault(default.path, {}).update(apiVersion="v1", kind="Config")
+
+    def put(kind: str, name: str, about: Patch) -> None:
+        file = next((file for file in files if name in getattr(file, kind)), default)
+        items_of(patches, file.path, kind)[name] = {kind.removesuffix("s"): about}
+
+    clusters = {name: insecure for file in reversed(files) for name, insecure in file.clusters.items()}
+    users = {name: user for file in reversed(files) for name, user in file.users.items()}
+    for entry in entries:
+        cluster: Patch = {"server": entry.server}
+        if entry.certificate:
+            cluster["certificate-authority-data"] = entry.certificate
+        if entry.certificate and clusters.get(entry.cluster):  # kubectl refuses it next to a certificate
+            cluster["insecure-skip-tls-verify"] = Bare("false")
+        if wanted.proxy_url:
+            cluster["proxy-url"] = wanted.proxy_url
+        put("clusters", entry.cluster, cluster)
+        put("contexts", entry.context, {"cluster": entry.cluster, "user": entry.user})
+        now = users.get(entry.user, KubeUser("", (), {}, ""))
+        version = now.api_version.removeprefix(CLIENT_AUTHENTICATION)
+        plugin: Patch = {
+            "apiVersion": now.api_version if version in ("v1", "v1beta1") else EXEC_API_VERSION,
+            "args": [*command[1:], *entry.arguments],
+            "command": command[0],
+            "installHint": now.install_hint or INSTALL_HINT,
+            "interactiveMode": now.mode or "IfAvailable",
+        }
+        put("users", entry.user, {"exec": plugin})
+    current = next((file.current for file in files if file.current), "")
+    if wanted.set_current and entries and current != entries[-1].context:
+        patches.setdefault(default.path, {})["current-context"] = entries[-1].context
 
 
-def settings(configs: Mapping[str, Config], default: str, kind: str, name: str) -> Config:
-    """What a kubeconfig says about a cluster, a context or a user. A new one is made in the default file."""
-    for config in configs.values():
-        for item in items_of(config, f"{kind}s"):
-            if item["name"] == name:
-                return part(item, kind, dict)
-    if not configs[default]:
-        configs[default].update(apiVersion="v1", kind="Config")
-    made: Config = {"name": name, kind: {}}
-    part(configs[default], f"{kind}s", list).append(made)
-    return part(made, kind, dict)
-
-
-def items_of(config: Config, key: str) -> list[Config]:
-    """The mappings in a list of a kubeconfig. The list may be missing or null."""
-    found = config.get(key)
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-
-
-def part(within: Config, key: str, kind: type[T]) -> T:
-    """The mapping or list under this key, which is made if there is none."""
-    found: object = within.get(key)
-    if isinstance(found, kind):
-        return found
-    made = kind()  # for null or nothing; parse_kubeconfig accepts nothing else
-    within[key] = made  # type: ignore[assignment]
-    return made
+def items_of(patches: Patches, path: str, kind: str) -> Items:
+    """What changes in a list of this kubeconfig: its clusters, contexts or users."""
+    found = patches.setdefault(path, {}).setdefault(kind, Items())
+    assert isinstance(found, Items)
+    return found
 
 
 def summary(entries: Sequence[Entry], wanted: Provision, command: Sequence[str]) -> str:
     """A kubeconfig with nothing but these entries, and without their certificates."""
-    config: Config = {}
-    for entry in entries:
-        hidden = entry._replace(certificate="DATA+OMITTED" if entry.certificate else "")
-        write_entry({"": config}, "", hidden, wanted, command)
-    return "".join(f"{line}\n" for line in lines_of(config))
+    hidden = [entry._replace(certificate=entry.certificate and "DATA+OMITTED") for entry in entries]
+    patches: Patches = {}
+    put_entries([Kubeconfig("")], hidden, wanted, command, patches)
+    return "".join(f"{line}\n" for line in lines_of(patched(None, patches[""])))
 
 
 def remove_entries(invocation: Invocation, names: Sequence[str], named: str) -> None:
@@ -5757,31 +5763,26 @@ def remove_entries(invocation: Invocation, names: Sequence[str], named: str) -> 
         files = read_kubeconfigs(paths)
         users = {name for file in files for name, user in file.users.items() if entry_identity(user) in names}
         if users:
-            edit(files, lambda configs: remove_users(configs, users))
+            edit(files, lambda files, patches: remove_users(files, users, patches))
         for user in sorted(users):
             say(f"removed the user {user} from the kubeconfig")
     except Problem as problem:
         warn(f"the identity's kubeconfig entries were not removed: {problem.message}")
 
 
-def remove_users(configs: Mapping[str, Config], users: Collection[str]) -> None:
-    """Remove these users from kubeconfigs, with their contexts, and the clusters that only those use."""
-    every = [
-        (item["name"], part(item, "context", dict)) for each in configs.values() for item in items_of(each, "contexts")
-    ]
-    gone = {str(name): context.get("cluster") for name, context in every if context.get("user") in users}
-    still_used = {context.get("cluster") for _, context in every if context.get("user") not in users}
-    removed: dict[str, Collection[object]] = {
-        "users": set(users),
-        "contexts": set(gone),
-        "clusters": set(gone.values()) - still_used,
-    }
-    for config in configs.values():
-        for kind, names in removed.items():
-            if any(item["name"] in names for item in items_of(config, kind)):
-                config[kind] = [item for item in items_of(config, kind) if item["name"] not in names]
-        if config.get("current-context") in gone:
-            config["current-context"] = ""
+def remove_users(files: Sequence[Kubeconfig], users: Collection[str], patches: Patches) -> None:
+    """Add what has to change to remove these users, their contexts, and the clusters that only those use."""
+    contexts = [(name, context) for file in files for name, context in file.contexts.items()]
+    gone = {name: context.cluster for name, context in contexts if context.user in users}
+    still_used = {context.cluster for _, context in contexts if context.user not in users}
+    unused = set(gone.values()) - still_used
+    for file in files:
+        lists = (("users", file.users, users), ("contexts", file.contexts, gone), ("clusters", file.clusters, unused))
+        for kind, now, names in lists:
+            for name in now.keys() & names:
+                items_of(patches, file.path, kind)[name] = None
+        if file.current in gone:
+            patches.setdefault(file.path, {})["current-context"] = ""
 
 
 # The programs that exec entries start
@@ -5954,6 +5955,7 @@ class KubeUser(NamedTuple):
     variables: Mapping[str, str]
     api_version: str
     mode: str = ""  # interactiveMode
+    install_hint: str = ""
     others: Mapping[str, str] = {}  # the user's other ways to authenticate, with the paths of files
 
     def plugin(self) -> str:
@@ -5971,14 +5973,14 @@ class Kubeconfig(NamedTuple):
     """A kubeconfig file, and by name what we need from it."""
 
     path: str
-    content: bytes | None  # None if there is no such file
-    text: str
-    root: Node | None  # of the first document; None if that is empty
-    data: Config
-    users: Mapping[str, KubeUser]
-    contexts: Mapping[str, KubeContext]
-    clusters: frozenset[str]
-    current: str  # the context's name
+    content: bytes | None = None  # None if there is no such file
+    text: str = ""
+    root: Node | None = None  # of the first document; None if that is empty
+    data: Yaml = None  # the same without places in the text
+    users: Mapping[str, KubeUser] = {}
+    contexts: Mapping[str, KubeContext] = {}
+    clusters: Mapping[str, bool] = {}  # whether they say anything about insecure-skip-tls-verify
+    current: str = ""  # the context's name
 
 
 def read_kubeconfigs(paths: Iterable[str]) -> list[Kubeconfig]:
@@ -6007,13 +6009,13 @@ def parse_kubeconfig(path: str, content: bytes | None) -> Kubeconfig:
             content,
             text,
             root,
-            plain_mapping(root),
+            plain(root),
             {name: kube_user(user) for name, user in named(config, "user").items()},
             {
                 name: KubeContext(string(context, "cluster"), string(context, "user"))
                 for name, context in named(config, "context").items()
             },
-            frozenset(named(config, "cluster")),
+            {name: "insecure-skip-tls-verify" in cluster for name, cluster in named(config, "cluster").items()},
             string(config, "current-context"),
         )
     except Fault as fault:
@@ -6044,6 +6046,7 @@ def kube_user(given: Mapping[str, Node]) -> KubeUser:
         {string(pair, "name"): string(pair, "value") for pair in variables},
         string(entry, "apiVersion"),
         string(entry, "interactiveMode"),
+        string(entry, "installHint"),
         {key: string(given, key) if key in KEY_FILES else "" for key in (*KEY_FILES, *OTHER_WAYS) if key in given},
     )
 
@@ -6072,13 +6075,13 @@ def kubectl_fault(user: KubeUser, path: str) -> str:
     return ""
 
 
-# Changing files: all or none, in place, and under kubectl's locks
+# Changing files: all or none, and under kubectl's locks
 
 
 def edit(
     files: Sequence[Kubeconfig], change: Change, backup: Callable[[str, bytes, bytes], str] | None = None
 ) -> list[str]:
-    """Let `change` edit what these files hold, and write all the files that differ then, or none. Returns their paths.
+    """Make the changes that `change` wants to these files, to all or to none. Returns the paths of those that changed.
 
     If another program has written one of them since it was read, all are read again. `backup` gets a path, the old and
     the new content, and returns the path of the backup. Raises Problem.
@@ -6095,22 +6098,25 @@ def edit(
 
 def rewritten(files: Sequence[Kubeconfig], change: Change) -> Iterable[tuple[Kubeconfig, bytes]]:
     """These files, and the content that each of them has after the change. Raises Problem."""
-    configs = {file.path: plain_mapping(file.root) for file in files}
-    change(configs)
+    patches: Patches = {}
+    change(files, patches)
     for file in files:
-        wanted = configs[file.path]
-        if wanted == file.data:
+        patch = patches.get(file.path)
+        if patch is None or (wanted := patched(file.data, patch)) == file.data:
             yield file, file.content or b""
             continue
-        edits = Edits(file.text)
-        edits.amend(file.root, wanted)
-        new = edits.result().encode(encoding_of(file.content or b""))
-        if parse_kubeconfig(file.path, new).data != wanted:
+        new = patched_text(file, patch).encode(encoding_of(file.content or b""))
+        if for_kubectl(parse_kubeconfig(file.path, new).data) != for_kubectl(wanted):
             raise Problem(
                 f"{file.path} cannot be changed without changing more: it may use YAML aliases",
                 "change it in an editor",
             )
         yield file, new
+
+
+def for_kubectl(data: Yaml) -> Yaml:
+    """The part of a kubeconfig that kubectl reads. The rest may only have anchors that this part has aliases for."""
+    return {key: value for key, value in data.items() if key in KUBECTL_KEYS} if isinstance(data, dict) else data
 
 
 def replace_contents(
@@ -6124,7 +6130,8 @@ def replace_contents(
 
     with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
         for lock in kubectl_locks(path for path, _, _ in contents):
-            held.enter_context(KubectlLock(lock))
+            take_kubectl_lock(lock)
+            held.callback(discard, lock)
         if any(read_bytes(path) != old for path, old, _ in contents):
             return False
         for path, before, new in contents:
@@ -6133,25 +6140,33 @@ def replace_contents(
                 undo.callback(discard, backup(path, old, new))
             if before is None:
                 undo.callback(discard, path)
-            write_in_place(path, old, new)
-            undo.callback(write_in_place, path, new, old)
+            write_kubeconfig(path, old, new)
+            undo.callback(write_kubeconfig, path, new, old)
         undo.pop_all()
     return True
 
 
-def write_in_place(path: str, old: bytes, new: bytes) -> None:
-    """Write a kubeconfig as kubectl does, into the existing file. So a link stays a link, and mode, owner and a
-    container's mount point stay as they are. If the new content does not fit, the old content is restored."""
+def write_kubeconfig(path: str, old: bytes, new: bytes) -> None:
+    """Write a kubeconfig. If we are killed, it has the old content or the new; links, mode and owner stay.
+
+    A new file takes its place. A file that has several names or another owner, or is in a directory where we cannot
+    write (or is mounted by itself, as in a container), is overwritten, which is how kubectl writes. If the new content
+    does not fit, the old content is restored. Raises Problem.
+    """
     import stat
 
+    real = os.path.realpath(path)
     try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        make_directories(os.path.dirname(real))
+        file = os.open(real, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
     try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
+        state = os.fstat(file)
+        if not stat.S_ISREG(state.st_mode):
             raise Problem(f"{path} is not a regular file", "pass another file with --kubeconfig")
+        if state.st_nlink == 1 and state.st_uid == getattr(os, "geteuid", int)() and replaced(real, new, state):
+            return
         try:
             overwrite(file, new)
         except BaseException as error:
@@ -6161,6 +6176,31 @@ def write_in_place(path: str, old: bytes, new: bytes) -> None:
             raise
     finally:
         os.close(file)
+
+
+def replaced(real: str, new: bytes, state: os.stat_result) -> bool:
+    """Put a new file in the place of a kubeconfig whose lock we hold. Returns False if that is not possible."""
+    import shutil
+
+    # A name that no program takes for a kubeconfig. If we are killed, the next one to write removes the file.
+    beside = os.path.join(os.path.dirname(real), f".{os.path.basename(real)}.{PROGRAM}")
+    discard(beside)
+    try:
+        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        try:
+            overwrite(file, new)
+        finally:
+            os.close(file)
+        if os.name == "posix":
+            os.chown(beside, -1, state.st_gid)
+        shutil.copystat(real, beside)  # mode and access control list
+        os.utime(beside)
+        replace_file(beside, real)
+    except OSError:
+        return False
+    finally:
+        discard(beside)
+    return True
 
 
 def overwrite(file: int, content: bytes) -> None:
@@ -6186,31 +6226,22 @@ def kubectl_locks(paths: Iterable[str]) -> list[str]:
     return sorted(locks)
 
 
-class KubectlLock:
-    """One of kubectl's locks. kubectl itself does not wait for it, but we do."""
-
-    def __init__(self, lock: str) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
-        while True:
-            try:
-                os.makedirs(os.path.dirname(self._lock), 0o700, exist_ok=True)
-                os.close(os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-                return
-            except FileExistsError:
-                if time.monotonic() > deadline:
-                    raise Problem(
-                        f"another program has held the lock {self._lock} for {KUBECTL_LOCK_SECONDS} s",
-                        "remove that file if no kubectl is running",
-                    ) from None
-                time.sleep(0.05)
-            except OSError as error:
-                raise Problem(f"{self._lock} cannot be created: {error.strerror}") from error
-
-    def __exit__(self, *exception: object) -> None:
-        discard(self._lock)
+def take_kubectl_lock(lock: str) -> None:
+    """Take one of kubectl's locks. kubectl itself does not wait for it, but we do. Raises Problem."""
+    deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
+    while True:
+        try:
+            make_directories(os.path.dirname(lock))
+            return os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            if time.monotonic() > deadline:
+                raise Problem(
+                    f"another program has held the lock {lock} for {KUBECTL_LOCK_SECONDS} s",
+                    "remove that file if no kubectl is running",
+                ) from None
+            time.sleep(0.05)
+        except OSError as error:
+            raise Problem(f"{lock} cannot be created: {error.strerror}") from error
 
 
 def discard(path: str) -> None:
@@ -6229,6 +6260,10 @@ class Bare(NamedTuple):
     """A number or a boolean, as it is written."""
 
     text: str
+
+
+class Items(dict["str", "Patch | None"]):
+    """What changes in a list of items with names: the items by name. None removes an item."""
 
 
 if TYPE_CHECKING:
@@ -6251,8 +6286,9 @@ if TYPE_CHECKING:
         end_mark: Mark
 
     Yaml = dict[str, "Yaml"] | list["Yaml"] | str | Bare | None
-    Config = dict[str, Yaml]
-    Change = Callable[[Mapping[str, Config]], None]
+    Patch = dict[str, "Patch | Items | list[str] | str | Bare"]  # what changes in a mapping: values, and new keys
+    Patches = dict[str, Patch]  # by the path of the file
+    Change = Callable[[Sequence[Kubeconfig], Patches], None]  # adds what has to change to the patches
 
 
 class Fault(Exception):
@@ -6264,16 +6300,16 @@ class Fault(Exception):
 
 
 def encoding_of(content: bytes) -> str:
-    """The encoding of a kubeconfig, by its byte order mark. kubectl reads UTF-16 too."""
+    """The encoding of a kubeconfig, by its byte order mark. kubectl reads UTF-16 too, which PowerShell 5 writes."""
     import codecs
 
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16-le" if content.startswith(codecs.BOM_UTF16_LE) else "utf-16-be"
-    return "utf-8"
+        return "utf-16"
+    return "utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-8"
 
 
 def decoded(content: bytes) -> str:
-    """A kubeconfig's text, with its byte order mark. Raises Fault."""
+    """A kubeconfig's text, without a byte order mark. Raises Fault."""
     try:
         return content.decode(encoding_of(content))
     except UnicodeDecodeError as error:
@@ -6332,29 +6368,21 @@ def parts(node: Node) -> dict[str, Node] | list[Node] | str | Bare | None:
     return merged | own
 
 
-def plain(node: Node, known: dict[int, tuple[Yaml, int]] | None = None) -> Yaml:
-    """A node with everything in it. What an alias stands for is the same object as at its anchor. Raises Fault."""
-    known = {} if known is None else known  # by the node's id: the value, and how many nodes are in it
-    if id(node) in known:
-        return known[id(node)][0]
-    found = parts(node)
-    inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-    values = [plain(item, known) for item in inside]
-    size = 1 + sum(known[id(item)][1] for item in inside)
-    if size > MOST_NODES:
-        raise Fault(line_of(node), "its aliases stand for too much")
-    value: Yaml
-    if isinstance(found, dict):
-        value = dict(zip(found, values, strict=True))
-    else:
-        value = values if isinstance(found, list) else found
-    known[id(node)] = value, size
-    return value
+def plain(root: Node | None) -> Yaml:
+    """A node with everything in it. What has an alias occurs several times. Raises Fault."""
+    left = MOST_NODES
 
+    def value_of(node: Node) -> Yaml:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Fault(line_of(node), "its aliases stand for too much")
+        found = parts(node)
+        if isinstance(found, dict):
+            return {key: value_of(value) for key, value in found.items()}
+        return [value_of(item) for item in found] if isinstance(found, list) else found
 
-def plain_mapping(node: Node | None) -> Config:
-    found = plain(node) if node else {}
-    return found if isinstance(found, dict) else {}
+    return None if root is None else value_of(root)
 
 
 def line_of(node: Node) -> int:
@@ -6386,18 +6414,47 @@ def string(within: Mapping[str, Node], key: str) -> str:
 # Editing YAML text
 
 
-class Edits:
-    """Changes to a text that make its YAML hold something else, and leave every other byte as it is.
+def patched(old: Yaml, patch: Patch | Items | list[str] | str | Bare | None) -> Yaml:
+    """What a value becomes by a patch."""
+    if isinstance(patch, Items):
+        kept: dict[str, Yaml] = {}
+        for item in old if isinstance(old, list) else []:
+            name = str(item.get("name")) if isinstance(item, dict) else ""
+            if name not in patch:
+                kept[name] = item
+            elif change := patch[name]:
+                kept[name] = patched(item, change)
+        for name, change in patch.items():
+            if name not in kept and change is not None:
+                kept[name] = patched({"name": name}, change)
+        return list(kept.values())
+    if isinstance(patch, dict):
+        before = old if isinstance(old, dict) else {}
+        return {**before, **{key: patched(before.get(key), value) for key, value in patch.items()}}
+    return [*patch] if isinstance(patch, list) else patch
 
-    They take what people write into account, but not every way to write YAML. So check what the result holds.
+
+def patched_text(file: Kubeconfig, patch: Patch) -> str:
+    """The file's text with a patch. All else stays as it is, to the byte.
+
+    This takes what people write into account, but not every way to write YAML. So check what the result holds.
     """
+    edits = Edits(file.text)
+    if file.root is None:
+        edits.insert_lines(len(file.text), lines_of(patched(None, patch)), 0)
+    else:
+        edits.patch(file.root, patch)
+    return edits.result()
+
+
+class Edits:
+    """Changes to a YAML text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._newline = "\r\n" if "\r\n" in text else "\n"
-        self._json = text.lstrip("\ufeff \t\r\n").startswith("{")
         self._edits: list[tuple[int, int, str]] = []  # from, to, and what to put there
-        self._amended: set[int] = set()  # nodes with an anchor may occur again
+        self._patched: set[int] = set()  # nodes with an anchor may occur again
 
     def result(self) -> str:
         done, at = [], 0
@@ -6406,117 +6463,109 @@ class Edits:
             at = max(at, end)
         return "".join(done) + self._text[at:]
 
-    def amend(self, node: Node | None, wanted: Yaml) -> None:
-        """Make a node, or an empty document, hold this instead."""
-        if node is None:
-            self._insert_lines(len(self._text), lines_of(wanted), 0)
-        elif plain(node) != wanted and id(node) not in self._amended:
-            self._amended.add(id(node))
-            if isinstance(wanted, dict) and node.id == "mapping":
-                self._amend_mapping(node, wanted)
-            elif isinstance(wanted, list) and node.id == "sequence":
-                self._amend_sequence(node, wanted)
-            elif node.id == "scalar" and not isinstance(wanted, (dict, list)):
-                start = node.start_mark.index + len(properties(node))
-                self._put(start, self._end(node), self._scalar(wanted, node.style))
+    def patch(self, node: Node, patch: Patch | Items) -> None:
+        """Patch a mapping, or a list of items with names, that is not null or empty."""
+        if id(node) in self._patched:
+            return
+        self._patched.add(id(node))
+        if isinstance(patch, Items):
+            self._patch_items(node, patch)
+            return
+        own = {key.value: (key, value) for key, value in node.value}
+        now = take(node, dict, "")
+        new: dict[str, Yaml] = {}
+        for name, change in patch.items():
+            old = plain(now.get(name))
+            if (value := patched(old, change)) == old:
+                continue
+            if name not in own:  # a key that is merged from another mapping is written as well
+                new[name] = value
+            elif isinstance(change, dict) and parts(own[name][1]):
+                self._patch_inside(*own[name], change, value)
+            else:
+                self._replace(*own[name], value, in_brackets=node.flow_style)
+        if node.flow_style:
+            self._patch_brackets(node, (), [f"{in_quotes(name)}: {flow(value)}" for name, value in new.items()])
+        elif new:
+            self.insert_lines(self._end(node), lines_of(new), node.value[0][0].start_mark.column)
+
+    def _patch_inside(self, key: Node, old: Node, change: Patch | Items, value: Yaml) -> None:
+        if not value and not old.flow_style:
+            colon = self._after_colon(key)
+            self._put(colon, colon, " []")
+        self.patch(old, change)
+
+    def _patch_items(self, node: Node, patch: Items) -> None:
+        names = [string(fields(item, ""), "name") for item in node.value]
+        gone = [number for number, name in enumerate(names) if patch.get(name, {}) is None]
+        new = patched([], Items({name: change for name, change in patch.items() if name not in names}))
+        for item, name in zip(node.value, names, strict=True):
+            if change := patch.get(name):
+                self.patch(item, change)
+        if node.flow_style:
+            self._patch_brackets(node, gone, [flow(item) for item in new] if isinstance(new, list) else [])
+            return
+        for number in gone:
+            item = node.value[number]
+            self._put(self._dash(item)[0], self._line_end(self._end(item)), "")
+        if new:
+            self.insert_lines(self._end(node), lines_of(new), self._dash(node.value[0])[1])
+
+    def _replace(self, key: Node, old: Node, value: Yaml, in_brackets: bool) -> None:
+        """Write another value of a mapping. The old one may be null or empty."""
+        start, end = old.start_mark.index + len(properties(old)), self._end(old)
+        if start >= end:
+            start = end = self._after_colon(key)
+        if isinstance(value, str) and old.id == "scalar":
+            text = scalar_text(value, old.style)
+            self._put(start, end, text if old.end_mark.index > old.start_mark.index else f" {text}")
+        elif in_brackets or isinstance(value, (str, Bare)) or (parts(old) and old.flow_style):
+            self._put(start, end, flow(value) if start < end else f" {flow(value)}")
+        else:  # a block, below its key
+            self._put(self._after_colon(key), end, "")
+            column = key.start_mark.column
+            self.insert_lines(end, lines_of(value), column if isinstance(value, list) else column + 2)
+
+    def _patch_brackets(self, node: Node, gone: Collection[int], new: Sequence[str]) -> None:
+        """Remove the items with these numbers from a mapping or a sequence, and append others."""
+        pairs = node.value if node.id == "mapping" else [(item, item) for item in node.value]
+        starts = [int(first.start_mark.index) for first, _ in pairs]
+        ends = [int(last.end_mark.index) for _, last in pairs]
+        opening = self._text.index("{" if node.id == "mapping" else "[", node.start_mark.index) + 1
+        close = node.end_mark.index - 1
+        if len(gone) == len(pairs):
+            self._put(opening, close, ", ".join(new))
+            return
+        kept = min(number for number in range(len(pairs)) if number not in gone)
+        for number in gone:
+            if number > kept:
+                self._put(ends[number - 1], ends[number], "")
+            else:
+                self._put(starts[number], starts[number + 1], "")
+        if new:
+            last = len(self._text[:close].rstrip())
+            comma = "" if self._text[last - 1] == "," else ","
+            self._put(last, last, f"{comma} " + ", ".join(new))
 
     def _put(self, start: int, end: int, new: str) -> None:
         self._edits.append((start, end, new))
 
-    def _amend_mapping(self, node: Node, wanted: Mapping[str, Yaml]) -> None:
-        """Change values, and append keys. A key that is merged from another mapping is appended too."""
-        own = {key.value: (key, value) for key, value in node.value}
-        now = plain_mapping(node)
-        changed = {name: value for name, value in wanted.items() if name not in now or now[name] != value}
-        new = {name: value for name, value in changed.items() if name not in own}
-        for name, value in changed.items():
-            if name in own:
-                self._amend_value(*own[name], value, in_brackets=node.flow_style)
-        if new and node.flow_style:
-            lead = self._lead(node.value[0][0].start_mark.index) if node.value else ""
-            items = [f"{self._scalar(name)}: {self._flow(value, lead)}" for name, value in new.items()]
-            self._replace_in_brackets(node, len(node.value), len(node.value), items)
-        elif new:
-            self._insert_lines(self._end(node), lines_of(new), node.value[0][0].start_mark.column)
-
-    def _amend_value(self, key: Node, old: Node, value: Yaml, in_brackets: bool) -> None:
-        """Change a mapping's value, which may be null or empty."""
-        colon = self._text.find(":", key.end_mark.index) + 1
-        if parts(old):
-            if value == [] and not old.flow_style:
-                self._put(colon, colon, " []")
-            self.amend(old, value)
-            return
-        end = self._end(old) if old.start_mark.index < old.end_mark.index else colon
-        if in_brackets or not isinstance(value, (dict, list)) or not value:
-            self._put(colon, end, " " + self._flow(value, self._lead(key.start_mark.index)))
-        else:
-            self._put(colon, end, "")
-            column = key.start_mark.column
-            self._insert_lines(end, lines_of(value), column if isinstance(value, list) else column + 2)
-
-    def _amend_sequence(self, node: Node, wanted: Sequence[Yaml]) -> None:
-        """Change, delete and insert items. An item with a name is the same one if its name is."""
-        import difflib
-
-        now = [label(plain(item)) for item in node.value]
-        matcher = difflib.SequenceMatcher(None, now, [label(item) for item in wanted], autojunk=False)
-        for tag, start, end, first, last in matcher.get_opcodes():
-            words = all(isinstance(item, str) for item in wanted[first:last])
-            kept = min(end - start, last - first) if tag == "equal" or words else 0
-            for offset in range(kept):
-                self.amend(node.value[start + offset], wanted[first + offset])
-            if kept < max(end - start, last - first):
-                self._replace(node, start + kept, end, wanted[first + kept : last])
-
-    def _replace(self, node: Node, start: int, end: int, values: Sequence[Yaml]) -> None:
-        """Replace items of a sequence that is not empty."""
-        if node.flow_style:
-            lead = self._lead(node.value[0].start_mark.index)
-            self._replace_in_brackets(node, start, end, [self._flow(value, lead) for value in values])
-            return
-        for item in node.value[start:end]:
-            self._put(self._dash(item)[0], self._line_end(self._end(item)), "")
-        if values:
-            line, column = self._dash(node.value[end] if end < len(node.value) else node.value[0])
-            at = line - 1 if end < len(node.value) else self._end(node)
-            self._insert_lines(at, lines_of(list(values)), column)
-
-    def _replace_in_brackets(self, node: Node, start: int, end: int, new: Sequence[str]) -> None:
-        """Replace items of a mapping or a sequence. The new ones are separated as the first one is from its bracket."""
-        pairs = node.value if node.id == "mapping" else [(item, item) for item in node.value]
-        starts = [int(first.start_mark.index) for first, _ in pairs]
-        ends = [self._end(last) for _, last in pairs]
-        close = node.end_mark.index - 1
-        ends[-1:] = [len(self._text[:close].rstrip().removesuffix(","))]  # the last may be an alias
-        gap = (self._lead(starts[0]) if starts else "") or " "
-        if start:
-            self._put(ends[start - 1], ends[end - 1], "".join(f",{gap}{item}" for item in new))
-        elif end < len(starts):
-            self._put(starts[0], starts[end], "".join(f"{item},{gap}" for item in new))
-        else:
-            opening = self._text.index("{" if node.id == "mapping" else "[", node.start_mark.index)
-            self._put(opening + 1, close, f",{gap}".join(new))
-
-    def _insert_lines(self, at: int, lines: Sequence[str], column: int) -> None:
+    def insert_lines(self, at: int, lines: Sequence[str], column: int) -> None:
         """Insert lines below the one with this index."""
         text = "".join(f"{' ' * column}{line}{self._newline}" for line in lines)
         at = self._line_end(at)
-        if at and self._text[at - 1] not in "\n\ufeff":  # the last line has no end
+        if at and self._text[at - 1] != "\n":  # the last line has no end
             text = self._newline + text.removesuffix(self._newline)
         self._put(at, at, text)
+
+    def _after_colon(self, key: Node) -> int:
+        return self._text.find(":", key.end_mark.index) + 1
 
     def _line_start(self, index: int) -> int:
         return self._text.rfind("\n", 0, index) + 1
 
     def _line_end(self, index: int) -> int:
         return self._text.find("\n", index) + 1 or len(self._text)
-
-    def _lead(self, index: int) -> str:
-        """The line break and the spaces before what is here, or "" if something else is on the line."""
-        start = self._line_start(index)
-        before = self._text[start:index]
-        return self._newline + before if start and not before.strip() else ""
 
     def _dash(self, item: Node) -> tuple[int, int]:
         """The start of the line that has the dash of a block sequence's item, and the dash's column."""
@@ -6540,34 +6589,13 @@ class Edits:
                 return end
             end = start
 
-    def _scalar(self, value: Yaml, style: str | None = None) -> str:
-        return scalar_text(value, '"' if self._json else style)
-
-    def _flow(self, value: Yaml, lead: str) -> str:
-        """A value in brackets, on one line, or on several if it follows this line break."""
-        if not isinstance(value, (dict, list)) or not value:
-            return self._scalar(value)
-        inner = lead + "  " if lead and self._json else ""
-        inside = (
-            [f"{self._scalar(key)}: {self._flow(item, inner)}" for key, item in value.items()]
-            if isinstance(value, dict)
-            else [self._flow(item, inner) for item in value]
-        )
-        brackets = "{}" if isinstance(value, dict) else "[]"
-        return brackets[0] + inner + f",{inner or ' '}".join(inside) + (lead if inner else "") + brackets[1]
-
-
-def label(item: Yaml) -> str:
-    """What tells an item of a list from the others."""
-    return repr(item["name"] if isinstance(item, dict) and "name" in item else item)
-
 
 def lines_of(value: Yaml) -> list[str]:
     """A value as a block of YAML."""
     if isinstance(value, dict) and value:
         found = []
         for key, item in value.items():
-            name, lines = scalar_text(key, None), lines_of(item)
+            name, lines = scalar_text(key), lines_of(item)
             if isinstance(item, (dict, list)) and item:
                 margin = "  " if isinstance(item, dict) else ""
                 found += [f"{name}:", *(margin + line for line in lines)]
@@ -6577,22 +6605,31 @@ def lines_of(value: Yaml) -> list[str]:
     if isinstance(value, list) and value:
         blocks = [lines_of(item) for item in value]
         return [("  " if number else "- ") + line for block in blocks for number, line in enumerate(block)]
-    return [scalar_text(value, None)]
+    return [scalar_text(value) if isinstance(value, str) else flow(value)]
 
 
-def scalar_text(value: Yaml, style: str | None) -> str:
-    """A scalar as YAML, in these quotes if it can be, or without any if it does not need them; or an empty value."""
-    import json
+def flow(value: Yaml) -> str:
+    """A value in brackets, on one line, as JSON."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{in_quotes(key)}: {flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    return in_quotes(value) if isinstance(value, str) else value.text if value else "null"
+
+
+def scalar_text(value: str, style: str | None = None) -> str:
+    """A string as YAML, in these quotes if it can be, or without any if it does not need them."""
     import re
 
-    if value is None or isinstance(value, Bare):
-        return value.text if value else "null"
-    if not isinstance(value, str):
-        return "{}" if isinstance(value, dict) else "[]"
     if style == "'" and value.isprintable():
         return "'" + value.replace("'", "''") + "'"
-    if style != '"' and is_string(value) and re.fullmatch(NEEDS_NO_QUOTES, value):
-        return value
+    return value if style != '"' and is_string(value) and re.fullmatch(NEEDS_NO_QUOTES, value) else in_quotes(value)
+
+
+def in_quotes(value: str) -> str:
+    """A string in double quotes, as both YAML and JSON have it, and as a terminal can show it."""
+    import json
+
     text = json.dumps(value, ensure_ascii=False)
     codes = {char: f"\\u{ord(char):04x}" if char < "\U00010000" else f"\\U{ord(char):08x}" for char in set(text)}
     return "".join(char if char.isprintable() else codes[char] for char in text)
@@ -6650,7 +6687,9 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
     elif options.dry_run:
         say("nothing was written: this is a dry run")
     else:
-        changed = edit(files, lambda configs: swap_in(configs, chosen), lambda *file: keep_backup(directory, *file))
+        changed = edit(
+            files, lambda files, patches: swap_in(files, chosen, patches), lambda *file: keep_backup(directory, *file)
+        )
         undoing = our_command("adopt --undo", {"--kubeconfig": options.kubeconfig}, invocation.platform)
         say(f"adopted {len(chosen)} in {', '.join(changed)}; to restore what was there: `{undoing}`")
     return 1 if options.context and any(one.refusal for one in found) else 0
@@ -6767,45 +6806,18 @@ def is_chosen(one: Found, options: Namespace) -> bool:
     return ask("  adopt it? [y/N] ").lower() in ("y", "yes")
 
 
-def swap_in(configs: Mapping[str, Config], chosen: Sequence[Found]) -> None:
-    """Write the new entries. Raises Problem if one has changed since it was shown."""
-    names = {(one.path, one.user): one for one in chosen}
-    entries = [
-        (path, str(user["name"]), exec_of(user))
-        for path, config in configs.items()
-        for user in items_of(config, "users")
-    ]
-    done: dict[int, Found] = {}
-    for path, name, entry in entries:
-        one = names.get((path, name))
-        if one is None or id(entry) in done:
-            continue
-        old, new = one.entry, one.new
-        if (entry.get("command"), entry.get("args") or []) != (old.command, list(old.arguments)):
-            raise Problem(f"{path}: the user {name} has changed meanwhile", "try again")
-        if old.arguments != new.arguments:
-            entry["args"] = [*new.arguments]
-        for key, before, after in (
-            ("apiVersion", old.api_version, new.api_version),
-            ("command", old.command, new.command),
-            ("interactiveMode", old.mode, new.mode),
-        ):
-            if before != after:
-                entry[key] = after
-        done[id(entry)] = one
-    for path, name, entry in entries:
-        if id(entry) in done and (path, name) not in names:
-            raise Problem(
-                f"{path}: the user {name} has an alias for the entry of {done[id(entry)].user}",
-                "adopt both, or write the entry twice",
-            )
-
-
-def exec_of(user: Config) -> Config:
-    """The exec entry of an item in users, or an empty mapping if it has none."""
-    about = user.get("user")
-    entry = about.get("exec") if isinstance(about, dict) else None
-    return entry if isinstance(entry, dict) else {}
+def swap_in(files: Sequence[Kubeconfig], chosen: Sequence[Found], patches: Patches) -> None:
+    """Add what has to change for the new entries. Raises Problem if one has changed since it was shown."""
+    now = {(file.path, name): user for file in files for name, user in file.users.items()}
+    for one in chosen:
+        if now.get((one.path, one.user)) != one.entry:
+            raise Problem(f"{one.path}: the user {one.user} has changed meanwhile", "try again")
+        keys = (("apiVersion", "api_version"), ("command", "command"), ("interactiveMode", "mode"))
+        values = ((key, getattr(one.entry, field), getattr(one.new, field)) for key, field in keys)
+        entry: Patch = {key: new for key, old, new in values if new != old}
+        if one.new.arguments != one.entry.arguments:
+            entry["args"] = [*one.new.arguments]
+        items_of(patches, one.path, "users")[one.user] = {"user": {"exec": entry}}
 
 
 # The name of a backup ends with a number and the hash of the file's new content. So --undo can tell whether somebody

@@ -138,7 +138,7 @@ def adopt_here(path: Path) -> int:
     data = str(path.parent / "data")
     eks_token.edit(
         files,
-        lambda configs: eks_token.swap_in(configs, chosen),
+        lambda files, patches: eks_token.swap_in(files, chosen, patches),
         lambda *file: eks_token.keep_backup(data, *file),
     )
     return len(chosen)
@@ -404,7 +404,7 @@ def test_an_alias_is_not_changed_behind_a_users_back(tmp_path: Path) -> None:
     path = tmp_path / "config"
     text = str(WILD["anchors"]).replace("{exec: *aws}", "{exec: *aws, token: x}")
     path.write_text(text)
-    with pytest.raises(eks_token.Problem, match="the user two has an alias for the entry of one"):
+    with pytest.raises(eks_token.Problem, match="cannot be changed without changing more: it may use YAML aliases"):
         adopt_here(path)
     assert path.read_text() == text
 
