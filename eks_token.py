@@ -6157,7 +6157,7 @@ def write_kubeconfig(path: str, old: bytes, new: bytes) -> None:
 
     real = os.path.realpath(path)
     try:
-        make_directories(os.path.dirname(real))
+        os.makedirs(os.path.dirname(real), 0o700, exist_ok=True)
         file = os.open(real, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
@@ -6231,7 +6231,7 @@ def take_kubectl_lock(lock: str) -> None:
     deadline = time.monotonic() + KUBECTL_LOCK_SECONDS
     while True:
         try:
-            make_directories(os.path.dirname(lock))
+            os.makedirs(os.path.dirname(lock), 0o700, exist_ok=True)
             return os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except FileExistsError:
             if time.monotonic() > deadline:
