@@ -3207,6 +3207,8 @@ def as_go_reads(
                 return found
             name = source
             continue
+        if not base and len(trail) > 2:
+            raise Problem(f"{trail[-2]}: its source_profile {name} has no credentials")
         if not base and "role_arn" in keys:
             in_container = any(environ.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("FULL", "RELATIVE"))
             base = {"credential_source": "EcsContainer" if in_container else "Ec2InstanceMetadata"}
@@ -4861,6 +4863,36 @@ def changing_source(resolver: Resolver, request: Request) -> str:
         if "credential_process" in profiles.get(name, {}):
             return f"the credential_process of {name}"
     return ""
+
+
+def unlike_authenticator(resolver: Resolver, request: Request) -> list[str]:
+    """What aws-iam-authenticator does otherwise with such a request, in words. Nothing is asked. Raises Problem.
+
+    These are all known differences in the principal that we cannot, or do not want to, remove.
+    """
+    if request.grammar != AUTHENTICATOR.name:
+        return []
+    environ = resolver.store.environ
+    choice = choose_identity(request, environ, resolver.store.stored)
+    profiles = resolver.open_session(choice, request).full_config["profiles"]
+    name = choice.profile or choice.fallback or "default"
+    in_environment = [each for each in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE") if environ.get(each)]
+    profile = {} if choice.environment and in_environment else profiles.get(name, {})
+    found, unnamed = [], ""
+    if request.role_arn:
+        given = bool(request.session_name) or request.forward_session_name
+        unnamed = "" if given else f"named {ROLE_SESSION_NAME}, not aws-go-sdk-TIME; -s NAME"
+    elif choice.environment and in_environment == ["AWS_WEB_IDENTITY_TOKEN_FILE"]:
+        given = "AWS_ROLE_SESSION_NAME" in environ
+        unnamed = "" if given else "named botocore-session-TIME, not TIME; AWS_ROLE_SESSION_NAME"
+    elif "role_arn" in profile and not profile.get("role_session_name"):
+        unnamed = f"named botocore-session-TIME, not aws-go-sdk-TIME; role_session_name in the profile {name}"
+    if unnamed:
+        found.append(f"the role session is {unnamed} sets the name for both")
+    login = next((each for each in sources(profiles, name) if "login_session" in profiles.get(each, {})), "")
+    if profile and login:
+        found.append(f"the login_session of {login} is used, which aws-iam-authenticator does not know")
+    return found
 
 
 PROCESS_VARIABLE = "EKS_TOKEN_PROCESS_OF"  # the profiles whose credential_process is running, one a line

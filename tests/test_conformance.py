@@ -3,6 +3,7 @@ refused by both. There is no keyring here, because AWS config needs none.
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -13,10 +14,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import test_login
-from conftest import Completed, Program, Sandbox
+from conftest import Completed, Program, Sandbox, invocation
 from servers import ACCOUNT, HttpServer, Incoming, Keys, RecordingProxy, Reply, SsoOidcServer, mfa_serial
 from test_login import CODE, REGION, SSO_REGION, utc
 from verifier import decoded_url, identity, verify
+
+import eks_token
 
 OTHER_ACCOUNT = "210987654321"
 PEER = """
@@ -324,6 +327,19 @@ GO_SHAPES = {
     "a source with keys and a role, which is assumed as well": Shape(
         "second", f"[profile p]\nrole_arn = ROLE-second\nsource_profile = work\n[profile work]\n{ADMIN}", WORK, "p"
     ),
+    "a profile of settings alone, in a container": Shape(
+        "guest", "[profile p]\nregion = eu-west-1\n", "", "p", env={"CONTAINER": "guest"}
+    ),
+    "a source of settings alone, in a container": Shape(
+        None, f"{ROLE}[profile work]\nregion = eu-west-1\n", "", "p", env={"CONTAINER": "guest"}
+    ),
+    "a source of a role alone, in a container": Shape(
+        None,
+        f"[profile p]\nrole_arn = ROLE-second\nsource_profile = work\n[profile work]\n{ADMIN}",
+        "",
+        "p",
+        env={"CONTAINER": "guest"},
+    ),
     "a source before the profile's own keys": Shape("admin", f"{ROLE}KEYS-bob\n", WORK, "p"),
     "keys before a credential_source, whose role they assume": Shape(
         "admin", f"[profile p]\n{ADMIN}credential_source = Environment\nKEYS-alice\n", "", "p"
@@ -522,6 +538,47 @@ def test_a_shape_of_aws_config_means_what_it_means_to_aws_iam_authenticator(
     assert ours.returncode == theirs.returncode == 0, ours.stderr + theirs.stderr
     assert world.principal(verify(ours.stdout.strip(), cluster="demo", secrets=world.keys).arn) == shape.expected
     assert world.principal(world.keys[key_id_of(theirs.stdout)].arn).partition("/")[0] == shape.expected
+
+
+WEB_IDENTITY = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/pod", "AWS_WEB_IDENTITY_TOKEN_FILE": "/token"}
+OTHER_NAME = "the role session is named {}, not {}; {} sets the name for both"
+OF_PROFILE = OTHER_NAME.format("botocore-session-TIME", "aws-go-sdk-TIME", "role_session_name in the profile p")
+OF_POD = OTHER_NAME.format("botocore-session-TIME", "TIME", "AWS_ROLE_SESSION_NAME")
+ON_TOP = OTHER_NAME.format("EKSGetTokenAuth", "aws-go-sdk-TIME", "-s NAME")
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "env", "expected"),
+    [
+        pytest.param("", "", {}, [], id="nothing"),
+        pytest.param("[profile p]\nKEYS-alice\n", "", {}, [], id="keys"),
+        pytest.param(ROLE, "", {}, [OF_PROFILE], id="a role"),
+        pytest.param(f"{ROLE}role_session_name = me\n", "", {}, [], id="a role with a session name"),
+        pytest.param(ROLE, "", {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "s"}, [], id="environment keys"),
+        pytest.param(ROLE, "", WEB_IDENTITY, [OF_POD], id="a pod"),
+        pytest.param("", "-r arn:aws:iam::111122223333:role/x", {}, [ON_TOP], id="a role on top"),
+        pytest.param("", "-r arn:aws:iam::111122223333:role/x -s me", {}, [], id="a role on top with a session name"),
+        pytest.param(
+            "[profile p]\nlogin_session = arn:aws:iam::1:user/a\n",
+            "",
+            {},
+            ["the login_session of p is used, which aws-iam-authenticator does not know"],
+            id="aws login",
+        ),
+    ],
+)
+def test_what_differs_from_aws_iam_authenticator_is_said_in_words(
+    config: str, more: str, env: Mapping[str, str], expected: list[str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.home.config(world.fill(config or "[profile p]\nregion = us-east-2\n"))
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name, value in world.home.environment({"AWS_PROFILE": "p", **env}).items():
+        monkeypatch.setenv(name, value)
+    line = ["token", "-i", "demo", *more.split()]
+    request = eks_token.parse_request(line, os.environ, "v1beta1")
+    resolver = eks_token.Resolver(invocation(*line), None, interactive=False)
+    assert eks_token.unlike_authenticator(resolver, request) == expected
 
 
 def key_id_of(token: str) -> str:
