@@ -1473,8 +1473,8 @@ def conditions_for_sh(answer: Answer, home: str) -> Conditions:
     no date may be so new that the file can change again within the same second, and those of files and of their
     directories must not be the one that all files of an archive have.
 
-    The launcher's variables et_line and et_here are the request line and the directory of the answer. It has checked
-    FRESH_UNTIL, but not that the answer was issued in the past.
+    The launcher is in the cache directory. Its variables et_line and et_here are the request line and the directory of
+    the answer. It has checked FRESH_UNTIL, but not that the answer was issued in the past.
     """
     settled = time.time_ns() - SETTLE_SECONDS * 10**9
     issued = answer.issued * 10**9 - 1  # what is newer is of that second, even in a shell that compares whole seconds
@@ -1504,7 +1504,7 @@ def conditions_for_sh(answer: Answer, home: str) -> Conditions:
             raise PythonOnly(f"the date of {path} is not that of its last change: {rfc3339(date / 1e9)}")
     newest = max(further.values(), default=issued)
     stamps = dict.fromkeys([*dates.values(), newest])
-    tests = [f"""[ "$et_line" = '{answer.line}' ]""", f'[ "$et_cache/now" -nt {stamp(issued)} ]']
+    tests = [f"""[ "$et_line" = '{answer.line}' ]""", f'[ ./now -nt {stamp(issued)} ]']
     tests += [f"[ -e {stamp(date)} ]" for date in stamps if date != issued]  # without it, nothing is newer in dash
     tests += absent + links
     for path, date in dates.items():
