@@ -1504,7 +1504,7 @@ def conditions_for_sh(answer: Answer, home: str) -> Conditions:
             raise PythonOnly(f"the date of {path} is not that of its last change: {rfc3339(date / 1e9)}")
     newest = max(further.values(), default=issued)
     stamps = dict.fromkeys([*dates.values(), newest])
-    tests = [f"""[ "$et_line" = '{answer.line}' ]""", f'[ ./now -nt {stamp(issued)} ]']
+    tests = [f"""[ "$et_line" = '{answer.line}' ]""", f"[ ./now -nt {stamp(issued)} ]"]
     tests += [f"[ -e {stamp(date)} ]" for date in stamps if date != issued]  # without it, nothing is newer in dash
     tests += absent + links
     for path, date in dates.items():
