@@ -534,58 +534,43 @@ def ignored(options: str) -> dict[str, str]:
     return dict.fromkeys(options.split(), "")
 
 
-OUR_FLAGS = {"--refresh": "refresh", "--debug": "debug"}
-CACHE_FLAG = {"--cache": "cache"}
-ATMOS_VALUES = ignored(
-    "-C --chdir --base-path --config --config-path --logs-level --logs-file --redirect-stderr --profiler-host"
-    " --profiler-port --profile-file --profile-type --heatmap-mode --skill --settings-list-merge-strategy --edition"
-    " --use-version"
+def named_alike(options: str) -> dict[str, str]:
+    """Options that set the field of their own name: --cluster-name sets cluster_name."""
+    return {option: option.removeprefix("--").replace("-", "_") for option in options.split()}
+
+
+OUR_FLAGS = named_alike("--refresh --debug")
+CACHE_FLAG = named_alike("--cache")
+BARE_VALUES = (
+    ignored(
+        "-C --chdir --base-path --config --config-path --logs-level --logs-file --redirect-stderr --profiler-host"
+        " --profiler-port --profile-file --profile-type --heatmap-mode --skill --settings-list-merge-strategy --edition"
+        " --use-version"
+    )
+    | named_alike("--cluster-name --cluster-id --region --identity --role-arn --external-id --session-name --profile")
+    | {"-i": "identity"}
 )
-ATMOS_FLAGS = ignored(
+BARE_FLAGS = ignored(
     "--no-color --force-color --force-tty --mask --interactive --profiler-enabled --heatmap --ai -v --verbose"
 )
-BARE_VALUES = ATMOS_VALUES | {
-    "--cluster-name": "cluster_name",
-    "--cluster-id": "cluster_id",
-    "--region": "region",
-    "--identity": "identity",
-    "-i": "identity",
-    "--role-arn": "role_arn",
-    "--external-id": "external_id",
-    "--session-name": "session_name",
-    "--profile": "profile",
-}
 
 # The AWS CLI's global options, of v1 and v2 ("AWS CLI Command Reference", Global Options).
-AWS_VALUES = ignored("--endpoint-url --color --cli-binary-format --cli-error-format") | {
-    "--region": "region",
-    "--profile": "identity",
-    "--output": "output",
-    "--query": "query",
-    "--ca-bundle": "ca_bundle",
-    "--cli-connect-timeout": "connect_timeout",
-    "--cli-read-timeout": "read_timeout",
-    "--cluster-name": "cluster_name",
-    "--cluster-id": "cluster_id",
-    "--role-arn": "role_arn",
-    "--role": "role_arn",
-}
+AWS_GLOBALS = (
+    ignored("--color --cli-binary-format --cli-error-format")
+    | named_alike("--region --output --query --ca-bundle --cli-connect-timeout --cli-read-timeout --endpoint-url")
+    | {"--profile": "identity"}
+)
+AWS_VALUES = AWS_GLOBALS | named_alike("--cluster-name --cluster-id --role-arn") | {"--role": "role_arn"}
 AWS_FLAGS = ignored(
     "--no-paginate --no-sign-request --no-cli-pager --cli-auto-prompt --no-cli-auto-prompt --v2-debug"
-) | {"--no-verify-ssl": "no_verify_ssl"}
-AUTHENTICATOR_VALUES = ignored("-c --config -l --log-format -v --log-verbosity --feature-gates") | {
-    "-i": "cluster_id",
-    "--cluster-id": "cluster_id",
-    "-r": "role_arn",
-    "--role": "role_arn",
-    "-e": "external_id",
-    "--external-id": "external_id",
-    "-s": "session_name",
-    "--session-name": "session_name",
-    "--region": "region",
-}
-AUTHENTICATOR_FLAGS = {"--forward-session-name": "forward_session_name", "--token-only": "token_only"}
-BARE = Grammar(PROGRAM, (), BARE_VALUES, ATMOS_FLAGS | OUR_FLAGS | CACHE_FLAG, frozenset({"--pager", "--cast"}))
+) | named_alike("--no-verify-ssl")
+AUTHENTICATOR_VALUES = (
+    ignored("-c --config -l --log-format -v --log-verbosity --feature-gates")
+    | named_alike("--cluster-id --external-id --session-name --region")
+    | {"-i": "cluster_id", "-r": "role_arn", "--role": "role_arn", "-e": "external_id", "-s": "session_name"}
+)
+AUTHENTICATOR_FLAGS = named_alike("--forward-session-name --token-only")
+BARE = Grammar(PROGRAM, (), BARE_VALUES, BARE_FLAGS | OUR_FLAGS | CACHE_FLAG, frozenset({"--pager", "--cast"}))
 ATMOS = BARE._replace(name="atmos", words=("aws", "eks", "token"))
 AWS = Grammar("aws", ("eks", "get-token"), AWS_VALUES, AWS_FLAGS | OUR_FLAGS | CACHE_FLAG)
 AUTHENTICATOR = Grammar(
@@ -683,19 +668,17 @@ def parse_request(argv: Sequence[str], environ: Mapping[str, str], version: str)
     # Go programs treat an empty value as not given. We do not for the region: if the cache sees --region, it assumes
     # that a region was given.
     may_be_empty = ["", "identity"]
-    if grammar.name == "aws-iam-authenticator":
+    if grammar.name == AUTHENTICATOR.name:
         may_be_empty += ["role_arn", "external_id", "session_name"]
     check_words(grammar, taken, may_be_empty)
     options = taken.options
-    if "profile" in options:
-        raise usage("--profile does not select an AWS profile here", "use --identity with the name of the AWS profile")
-    read = {
-        "aws": aws_request,
-        "aws-iam-authenticator": authenticator_request,
-    }.get(grammar.name, bare_request)
-    request = read(options, environ)._replace(
-        grammar=grammar.name, version=version, cache=options.get("cache") == "true"
-    )
+    if grammar.name == AWS.name:
+        request = aws_request(options, environ)
+    elif grammar.name == AUTHENTICATOR.name:
+        request = authenticator_request(options, environ)
+    else:
+        request = bare_request(grammar, options)
+    request = request._replace(version=version, cache=options.get("cache") == "true")
     check_request(request)
     return request
 
@@ -742,40 +725,42 @@ def is_cluster_name(name: str) -> bool:
     return name.isascii() and name[:1].isalnum() and plain.isalnum() and len(name) <= 100
 
 
-def bare_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
+def in_all_grammars(grammar: Grammar, options: Mapping[str, str], cluster: str, region: str) -> Request:
+    """A request with the options that mean the same in every grammar."""
+
+    def given(field: str) -> str:
+        return options.get(field, "")
+
+    return Request(
+        grammar.name, cluster, region, given("identity"), given("role_arn"), given("external_id"), given("session_name")
+    )
+
+
+def bare_request(grammar: Grammar, options: Mapping[str, str]) -> Request:
+    if "profile" in options:
+        raise usage("--profile does not select an AWS profile here", "use --identity with the name of the AWS profile")
     cluster = named_cluster(options)
     if not options.get("region"):
         raise usage("--region is missing", "pass the cluster's AWS region, for example --region us-east-2")
-    return Request(
-        "",
-        cluster,
-        options["region"],
-        options.get("identity", ""),
-        options.get("role_arn", ""),
-        options.get("external_id", ""),
-        options.get("session_name", ""),
-    )
+    return in_all_grammars(grammar, options, cluster, options["region"])
 
 
 def aws_request(options: Mapping[str, str], environ: Mapping[str, str]) -> Request:
     output = options.get("output", "json")
     if output not in ("json", "text"):
         raise usage(f"--output {output} is not supported", "use json or text")
-    for field, name in (("connect_timeout", "--cli-connect-timeout"), ("read_timeout", "--cli-read-timeout")):
-        if not options.get(field, "0").isdecimal():
-            raise usage(f"{name} must be a whole number of seconds, not {options[field]!r}")
-    return Request(
-        "",
-        named_cluster(options, any_name=True),
-        options.get("region") or region_variable(environ),
-        options.get("identity", ""),
-        options.get("role_arn", ""),
+    timeouts = [options.get(f"cli_{kind}_timeout", "") for kind in ("connect", "read")]
+    for kind, seconds in zip(("connect", "read"), timeouts, strict=True):
+        if seconds and not seconds.isdecimal():
+            raise usage(f"--cli-{kind}-timeout must be a whole number of seconds, not {seconds!r}")
+    cluster = named_cluster(options, any_name=True)
+    return in_all_grammars(AWS, options, cluster, options.get("region") or region_variable(environ))._replace(
         output=output,
         query=options.get("query", ""),
         ca_bundle=options.get("ca_bundle", ""),
         verify_tls=options.get("no_verify_ssl") != "true",
-        connect_timeout=options.get("connect_timeout", ""),
-        read_timeout=options.get("read_timeout", ""),
+        connect_timeout=timeouts[0],
+        read_timeout=timeouts[1],
     )
 
 
@@ -786,15 +771,10 @@ def authenticator_request(options: Mapping[str, str], environ: Mapping[str, str]
     forward = options.get("forward_session_name") == "true"
     if forward and options.get("session_name"):
         raise usage("--forward-session-name and --session-name cannot be used together")
-    return Request(
-        "",
-        cluster,
-        options.get("region") or region_variable(environ),
-        "",
-        options.get("role_arn", environ.get("DEFAULT_ROLE", "")),
-        options.get("external_id", ""),
-        options.get("session_name", ""),
-        forward,
+    request = in_all_grammars(AUTHENTICATOR, options, cluster, options.get("region") or region_variable(environ))
+    return request._replace(
+        role_arn=options.get("role_arn", environ.get("DEFAULT_ROLE", "")),
+        forward_session_name=forward,
         output="token" if options.get("token_only") == "true" else "json",
     )
 
@@ -831,17 +811,10 @@ def check_role_arn(role_arn: str) -> None:
 UPDATE_KUBECONFIG = Grammar(
     "aws",
     ("eks", "update-kubeconfig"),
-    {name: field for name, field in AWS_VALUES.items() if name not in ("--cluster-name", "--cluster-id", "--role")}
-    | {
-        "--name": "cluster_name",
-        "--kubeconfig": "kubeconfig",
-        "--alias": "alias",
-        "--user-alias": "user_alias",
-        "--proxy-url": "proxy_url",
-        "--assume-role-arn": "assume_role_arn",
-        "--endpoint-url": "endpoint_url",
-    },
-    AWS_FLAGS | {"--debug": "debug", "--dry-run": "dry_run", "--verbose": "verbose"},
+    AWS_GLOBALS
+    | named_alike("--role-arn --kubeconfig --alias --user-alias --proxy-url --assume-role-arn")
+    | {"--name": "cluster_name"},
+    AWS_FLAGS | named_alike("--debug --dry-run --verbose"),
 )
 
 
@@ -855,136 +828,61 @@ def is_update_kubeconfig(argv: Sequence[str]) -> bool:
 SHELLS = ("bash", "zsh", "fish")
 
 
+class Option(NamedTuple):
+    """An option or argument of one of our own commands, as argparse adds it."""
+
+    names: str
+    metavar: str  # "" for a flag
+    help: str  # "" for one that help does not show
+    more: Mapping[str, object] = {}
+
+
 class Command(NamedTuple):
     summary: str
-    arguments: Callable[[ArgumentParser], None]
-    examples: str = ""
+    options: Sequence[Option | str]  # a string is the heading of those after it
+    examples: str
 
 
-def login_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "name", nargs="?", default="", metavar="NAME", help="the identity (default: the default or only one)"
-    )
-    keys = parser.add_argument_group("an access key")
-    keys.add_argument(
-        "--stdin", action="store_true", help="read the keys from stdin, in the JSON format of credential_process"
-    )
-    keys.add_argument("--new-keys", action="store_true", help="ask for keys even if some are stored")
-    keys.add_argument("--import-profile", default="", metavar="PROFILE", help="import the keys of an AWS profile")
-    mfa = parser.add_argument_group("multi-factor authentication")
-    mfa.add_argument("--mfa-serial", default="", metavar="ARN", help="the MFA device for the keys or the role")
-    mfa.add_argument(
-        "--mfa-process", default="", metavar="COMMAND", help="a command that prints the MFA code, instead of asking you"
-    )
-    mfa.add_argument("--mfa-code-stdin", action="store_true", help="read the MFA code from stdin, after any JSON")
-    role = parser.add_argument_group("a role")
-    role.add_argument("--role-arn", default="", metavar="ARN", help="the role to assume")
-    role.add_argument("--source", default="", metavar="NAME", help="the identity or AWS profile that assumes it")
-    role.add_argument(
-        "--external-id", default="", metavar="ID", help="the external ID that the role's trust policy requires"
-    )
-    role.add_argument("--role-session-name", default="", metavar="NAME", help="the name of the role session")
-    role.add_argument("--duration-seconds", default="", metavar="N", help="how long the role or MFA session lasts")
-    sso = parser.add_argument_group("AWS SSO (IAM Identity Center)")
-    sso.add_argument("--sso-start-url", default="", metavar="URL", help="the URL to sign in at")
-    sso.add_argument("--sso-region", default="", metavar="REGION", help="the AWS region of the start URL")
-    sso.add_argument(
-        "--sso-session", default="", metavar="NAME", help="an sso-session in the AWS config file, instead of both"
-    )
-    sso.add_argument("--sso-account-id", default="", metavar="ID", help="the account (default: you choose)")
-    sso.add_argument(
-        "--sso-role-name", default="", metavar="NAME", help="the role in that account (default: you choose)"
-    )
-    sso.add_argument("--no-browser", action="store_true", help="only show the link, do not open a browser")
-    cluster = parser.add_argument_group("a cluster")
-    cluster.add_argument(
-        "--cluster-name", default="", metavar="NAME", help="also write a kubeconfig entry for this cluster"
-    )
-    parser.add_argument("--default", action="store_true", help="use this identity if none is given")
-    parser.add_argument("--region", default="", help="the identity's AWS region")
-    parser.add_argument("--no-verify", action="store_true", help="do not check the credentials with AWS")
-
-
-def logout_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the identity")
-    parser.add_argument("--all", action="store_true", help="every identity, session and SSO token")
-    parser.add_argument("--keep-kubeconfig", action="store_true", help="keep the identity's kubeconfig entries")
-    parser.add_argument(
-        "--kubeconfig", default="", metavar="PATH", help="the file they are in (default: as for kubectl)"
-    )
-
-
-def identities_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="the output format")
-
-
-def whoami_arguments(parser: ArgumentParser) -> None:
-    identities_arguments(parser)
-    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity (default: as for a token)")
-    parser.add_argument("--region", default="", help="the AWS region of the STS endpoint to ask")
-
-
-def credentials_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("-i", "--identity", required=True, metavar="NAME", help="a stored identity or an AWS profile")
-
-
-COMMAND_HELP = "how kubectl starts this program (default: its name if PATH has it, else its whole path)"
-
-
-def kubeconfig_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--cluster-name", default="", metavar="NAME", help="the EKS cluster")
-    parser.add_argument("--all", action="store_true", help="every cluster in the region; keeps the current context")
-    parser.add_argument("--region", required=True, help="the cluster's AWS region; with --all, `all` is every region")
-    parser.add_argument(
-        "--prune", action="store_true", help="with --all, also remove the identity's entries whose cluster is gone"
-    )
-    parser.add_argument("-i", "--identity", default="", metavar="NAME", help="the identity (default: as for a token)")
-    parser.add_argument("--role-arn", default="", metavar="ARN", help="a role that the entry also assumes")
-    parser.add_argument("--external-id", default="", metavar="ID", help="the external ID that the role requires")
-    parser.add_argument("--session-name", default="", metavar="NAME", help="the name of the role session")
-    parser.add_argument("--alias", default="", metavar="NAME", help="the context's name (default: the cluster's ARN)")
-    parser.add_argument("--user-alias", default="", metavar="NAME", help="the kubeconfig user's name")
-    parser.add_argument("--command", default="", metavar="PATH", help=COMMAND_HELP)
-    parser.add_argument("--kubeconfig", default="", metavar="PATH", help="the file to write (default: as for kubectl)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be written, without writing it")
-    parser.add_argument("--no-set-current", action="store_true", help="do not change the current context")
-
-
-def adopt_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--context", nargs="+", action="extend", default=[], metavar="NAME", help="adopt the entries of these contexts"
-    )
-    parser.add_argument("--all", action="store_true", help="adopt every entry (default: you are asked for each)")
-    parser.add_argument(
-        "--kubeconfig", default="", metavar="PATH", help="the file (default: as for kubectl, and Atmos's own)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show what would change, without changing it")
-    parser.add_argument("--undo", action="store_true", help="restore the files as they were before")
-    parser.add_argument(
-        "--unwrap", action="store_true", help="also replace a wrapper that only chooses a profile, such as aws-vault"
-    )
-    parser.add_argument("--command", default="", metavar="PATH", help=COMMAND_HELP)
-
-
-def doctor_arguments(parser: ArgumentParser) -> None:
-    identities_arguments(parser)
-    parser.add_argument("--online", action="store_true", help="also compare this machine's clock with AWS's")
-    parser.add_argument(
-        "--kubeconfig", default="", metavar="PATH", help="the file to check (default: as for kubectl, and Atmos's own)"
-    )
-
-
-def completion_arguments(parser: ArgumentParser) -> None:
-    import argparse
-
-    parser.add_argument("shell", choices=SHELLS, help="the shell to print the script for")
-    parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-
+OUTPUT = Option(
+    "-o --output", "", "the output format", {"action": "store", "choices": ("text", "json"), "default": "text"}
+)
+IDENTITY = Option("-i --identity", "NAME", "the identity (default: as for a token)")
+START = Option(
+    "--command", "PATH", "how kubectl starts this program (default: its name if PATH has it, else its whole path)"
+)
 
 COMMANDS = {
     "login": Command(
         "sign in: store an identity, or use a stored one",
-        login_arguments,
+        (
+            Option("name", "NAME", "the identity (default: the default or only one)", {"nargs": "?"}),
+            Option("--default", "", "use this identity if none is given"),
+            Option("--region", "REGION", "the identity's AWS region"),
+            Option("--no-verify", "", "do not check the credentials with AWS"),
+            "an access key",
+            Option("--stdin", "", "read the keys from stdin, in the JSON format of credential_process"),
+            Option("--new-keys", "", "ask for keys even if some are stored"),
+            Option("--import-profile", "PROFILE", "import the keys of an AWS profile"),
+            "multi-factor authentication",
+            Option("--mfa-serial", "ARN", "the MFA device for the keys or the role"),
+            Option("--mfa-process", "COMMAND", "a command that prints the MFA code, instead of asking you"),
+            Option("--mfa-code-stdin", "", "read the MFA code from stdin, after any JSON"),
+            "a role",
+            Option("--role-arn", "ARN", "the role to assume"),
+            Option("--source", "NAME", "the identity or AWS profile that assumes it"),
+            Option("--external-id", "ID", "the external ID that the role's trust policy requires"),
+            Option("--role-session-name", "NAME", "the name of the role session"),
+            Option("--duration-seconds", "N", "how long the role or MFA session lasts"),
+            "AWS SSO (IAM Identity Center)",
+            Option("--sso-start-url", "URL", "the URL to sign in at"),
+            Option("--sso-region", "REGION", "the AWS region of the start URL"),
+            Option("--sso-session", "NAME", "an sso-session in the AWS config file, instead of both"),
+            Option("--sso-account-id", "ID", "the account (default: you choose)"),
+            Option("--sso-role-name", "NAME", "the role in that account (default: you choose)"),
+            Option("--no-browser", "", "only show the link, do not open a browser"),
+            "a cluster",
+            Option("--cluster-name", "NAME", "also write a kubeconfig entry for this cluster"),
+        ),
         f"""\
   {PROGRAM} login dev                               asks how dev signs in, or signs in again
   {PROGRAM} login dev --stdin < keys.json           keys in the JSON format of credential_process
@@ -995,28 +893,33 @@ COMMANDS = {
     ),
     "logout": Command(
         "remove an identity and everything stored for it",
-        logout_arguments,
+        (
+            Option("name", "NAME", "the identity", {"nargs": "?"}),
+            Option("--all", "", "every identity, session and SSO token"),
+            Option("--keep-kubeconfig", "", "keep the identity's kubeconfig entries"),
+            Option("--kubeconfig", "PATH", "the file they are in (default: as for kubectl)"),
+        ),
         f"""\
   {PROGRAM} logout dev      removes its keys, sessions, SSO token and kubeconfig entries
   {PROGRAM} logout --all    removes everything""",
     ),
     "identities": Command(
         "list identities and AWS profiles",
-        identities_arguments,
+        (OUTPUT,),
         f"""\
   {PROGRAM} identities              does not open the keyring
   {PROGRAM} identities -o json      the same list as JSON""",
     ),
     "whoami": Command(
         "ask AWS who an identity is",
-        whoami_arguments,
+        (OUTPUT, IDENTITY, Option("--region", "REGION", "the AWS region of the STS endpoint to ask")),
         f"""\
   {PROGRAM} whoami -i dev
   {PROGRAM} whoami -i dev -o json""",
     ),
     "credentials": Command(
         "print credentials for other AWS tools, as their credential_process",
-        credentials_arguments,
+        (IDENTITY._replace(help="a stored identity or an AWS profile", more={"required": True}),),
         f"""\
   in ~/.aws/config, for the AWS CLI, the AWS SDKs and Terraform:
     [profile dev]
@@ -1024,7 +927,24 @@ COMMANDS = {
     ),
     "kubeconfig": Command(
         "write a cluster's kubeconfig entry",
-        kubeconfig_arguments,
+        (
+            Option("--cluster-name", "NAME", "the EKS cluster"),
+            Option("--all", "", "every cluster in the region; keeps the current context"),
+            Option(
+                "--region", "REGION", "the cluster's AWS region; with --all, `all` is every region", {"required": True}
+            ),
+            Option("--prune", "", "with --all, also remove the identity's entries whose cluster is gone"),
+            IDENTITY,
+            Option("--role-arn", "ARN", "a role that the entry also assumes"),
+            Option("--external-id", "ID", "the external ID that the role requires"),
+            Option("--session-name", "NAME", "the name of the role session"),
+            Option("--alias", "NAME", "the context's name (default: the cluster's ARN)"),
+            Option("--user-alias", "NAME", "the kubeconfig user's name"),
+            START,
+            Option("--kubeconfig", "PATH", "the file to write (default: as for kubectl)"),
+            Option("--dry-run", "", "show what would be written, without writing it"),
+            Option("--no-set-current", "", "do not change the current context"),
+        ),
         f"""\
   {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --identity dev
   {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --alias main --no-set-current
@@ -1032,7 +952,20 @@ COMMANDS = {
     ),
     "adopt": Command(
         "switch other plugins' kubeconfig entries to eks-token",
-        adopt_arguments,
+        (
+            Option(
+                "--context",
+                "NAME",
+                "adopt the entries of these contexts",
+                {"nargs": "+", "action": "extend", "default": []},
+            ),
+            Option("--all", "", "adopt every entry (default: you are asked for each)"),
+            Option("--kubeconfig", "PATH", "the file (default: as for kubectl, and Atmos's own)"),
+            Option("--dry-run", "", "show what would change, without changing it"),
+            Option("--undo", "", "restore the files as they were before"),
+            Option("--unwrap", "", "also replace a wrapper that only chooses a profile, such as aws-vault"),
+            START,
+        ),
         f"""\
   {PROGRAM} adopt --all --dry-run
   {PROGRAM} adopt --context main
@@ -1040,7 +973,11 @@ COMMANDS = {
     ),
     "doctor": Command(
         "find what keeps kubectl from getting a token",
-        doctor_arguments,
+        (
+            OUTPUT,
+            Option("--online", "", "also compare this machine's clock with AWS's"),
+            Option("--kubeconfig", "PATH", "the file to check (default: as for kubectl, and Atmos's own)"),
+        ),
         f"""\
   {PROGRAM} doctor              exits with status 1 if a check fails
   {PROGRAM} doctor --online     also compares this machine's clock with AWS's
@@ -1048,7 +985,10 @@ COMMANDS = {
     ),
     "completion": Command(
         "print a shell completion script",
-        completion_arguments,
+        (
+            Option("shell", "", "the shell to print the script for", {"action": "store", "choices": SHELLS}),
+            Option("words", "", "", {"action": "store", "nargs": "..."}),  # what is on a command line
+        ),
         f"""\
   eval "$({PROGRAM} completion bash)"        in ~/.bashrc
   source <({PROGRAM} completion zsh)         in ~/.zshrc, after compinit
@@ -1072,12 +1012,17 @@ def command_parser(name: str) -> ArgumentParser:
     parser = Parser(
         prog=f"{PROGRAM} {name}",
         description=command.summary,
-        epilog=f"examples:\n{command.examples}" if command.examples else None,
+        epilog=f"examples:\n{command.examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--debug", action="store_true", help="show on stderr what is done")
-    command.arguments(parser)
+    group: argparse._ActionsContainer = parser
+    for option in (Option("--debug", "", "show on stderr what is done"), *command.options):
+        if isinstance(option, str):
+            group = parser.add_argument_group(option)
+            continue
+        kind = {"default": "", "metavar": option.metavar} if option.metavar else {"action": "store_true"}
+        group.add_argument(*option.names.split(), help=option.help or argparse.SUPPRESS, **{**kind, **option.more})  # type: ignore[arg-type]
     return parser
 
 
@@ -5462,7 +5407,7 @@ def update_kubeconfig_command(invocation: Invocation) -> int:
     if not options.get("cluster_name"):
         raise usage("no cluster given", "pass --name")
     general = {field: value for field, value in options.items() if field not in ("role_arn", "output", "query")}
-    request = aws_request(general, invocation.environ)._replace(grammar="aws")
+    request = aws_request(general, invocation.environ)
     if assumed := options.get("assume_role_arn", ""):
         request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # the AWS CLI's
     return write_entries(
