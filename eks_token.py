@@ -1207,7 +1207,7 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
     parts = [*map(quoted, arguments), "", *variables]
     line = "".join(part + "|" for part in parts)
     # A keyring backend that is not keyring's own may read any property, and the launcher cannot list the environment.
-    foreign = not environ.get("PYTHON_KEYRING_BACKEND", KEYRING_BACKENDS).startswith(KEYRING_BACKENDS)
+    foreign = not (environ.get("PYTHON_KEYRING_BACKEND") or KEYRING_BACKENDS).startswith(KEYRING_BACKENDS)
     if platform != "win32" and not foreign and all(is_plain(part) for part in parts if part):
         return Key(line, line.replace("|", "|/"))
     return Key(line, f"%{sha256(line)}")

@@ -51,7 +51,7 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.fixture
 def debugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the module says about its steps."""
+    """The module's debug messages."""
     said: list[str] = []
     monkeypatch.setattr(eks_token, "debug", said.append)
     yield said
@@ -125,7 +125,7 @@ Asked = tuple[str, list[str], dict[str, str]]
 
 
 def meaning(version: str, argv: Sequence[str], environ: Mapping[str, str]) -> object:
-    """What a request comes to: two with another meaning must never share an answer."""
+    """What a request means. Requests that mean different things must never share an answer."""
     words = tuple(word for word in argv if word not in ("--refresh", "--debug"))
     named = any(word == "--region" or word.startswith("--region=") for word in words)
     relevant = {
@@ -147,7 +147,7 @@ def test_two_requests_share_a_line_only_if_they_mean_the_same(one: Asked, other:
 
 @given(one=asked, platform=st.sampled_from(["linux", "darwin", "win32"]))
 @settings(max_examples=500, deadline=None)
-def test_an_answers_directory_lies_below_the_tokens_and_is_no_file_of_an_answer(one: Asked, platform: str) -> None:
+def test_an_answers_directory_is_below_tokens_and_never_one_of_an_answers_files(one: Asked, platform: str) -> None:
     key = eks_token.request_key(*one, platform)
     assert key
     components = key.directory.removesuffix("/").split("/")
@@ -164,7 +164,7 @@ def test_refresh_and_debug_do_not_make_another_request() -> None:
 
 
 @pytest.mark.parametrize("name", eks_token.variables_of("secret"))
-def test_a_secret_variable_enters_as_its_hash(name: str) -> None:
+def test_a_secret_variable_is_entered_as_its_hash(name: str) -> None:
     key, other = key_of(*TOKEN, **{name: "hush-hush"}), key_of(*TOKEN, **{name: "hush-hush!"})
     assert key.line != other.line
     assert "hush" not in key.line and f"|{name}#" in key.line
@@ -181,7 +181,7 @@ def test_a_secret_variable_enters_as_its_hash(name: str) -> None:
         pytest.param("/x/$SOMEWHERE/config", "/x/some/where/config", id="with a variable within"),
     ],
 )
-def test_a_file_that_is_named_in_two_ways_is_one(
+def test_two_names_of_one_file_make_one_request(
     value: str, same: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -221,7 +221,7 @@ def test_the_variables_stand_in_the_order_of_the_request_line() -> None:
 
 
 def homes(environ: Mapping[str, str], platform: str) -> set[str | None]:
-    """The cache directory as the module has it, the start (which has the module's rule once it is built), and sh."""
+    """The cache directory, as the module, the built start.py and the launcher find it."""
     start: dict[str, Any] = {"__name__": "start"}
     exec(package.self_contained("start.py"), start)
     found = {eks_token.cache_home(environ, platform), start["cache_home"](environ, platform)}
@@ -229,7 +229,7 @@ def homes(environ: Mapping[str, str], platform: str) -> set[str | None]:
 
 
 def launchers_home(environ: Mapping[str, str], platform: str) -> str | None:
-    """The launcher's rule alone: the directory need not be there, and the system is the one that is named."""
+    """The launcher's rule, for this platform. The directory does not have to exist."""
     function = re.search(r"^et_find_cache\(\) \{\n.*?^\}\n", package.launcher_text(), re.DOTALL | re.MULTILINE)
     assert function
     rule = re.sub(r"\t\tif ! \[ -O.*?\t\tfi\n", "", function[0], flags=re.DOTALL)
@@ -312,13 +312,13 @@ def test_every_request_can_have_an_answer(cache: Cache, argv: Sequence[str]) -> 
     assert sorted(os.listdir(os.path.dirname(cache.root))) == ["cache"]
 
 
-def test_a_path_longer_than_the_system_allows_is_no_error(cache: Cache) -> None:
+def test_a_path_that_is_too_long_for_the_system_is_a_miss(cache: Cache) -> None:
     key = key_of(*["x" * 200] * 30)
     keep(cache, key)
     assert look_up(cache, key) is None
 
 
-def test_an_answer_that_is_longer_another_answer_begins_with_are_two(cache: Cache) -> None:
+def test_answers_can_share_directories_but_never_files(cache: Cache) -> None:
     """tokens/a|/ and tokens/a/b|/ share directories, and no files."""
     keys = [key_of(*argv) for argv in (["a"], ["a/b"], ["a", "b"], ["a/b", "c"], ["a|", "b"], [])]
     for number, key in enumerate(keys):
@@ -332,7 +332,7 @@ def test_a_newer_answer_takes_the_place_of_an_older_one(cache: Cache, tmp_path: 
     aged(config, age=100)
     keep(cache, key_of(*TOKEN), "new", [config])
     assert look_up(cache, key_of(*TOKEN)) == "new"
-    # the stamps of the former times are gone, and nothing that was written halfway is left
+    # the stamps of the old times are gone, and there are no temporary files
     (answer,) = answers_in(cache)
     stamps = set(re.findall(r"%\d+", answer.read_text()))
     assert f"%{config.stat().st_mtime_ns}" in stamps
@@ -352,10 +352,10 @@ def test_an_answer_is_served_until_a_minute_before_the_token_ends(cache: Cache) 
     [
         pytest.param({"life": 60}, id="a minute to go"),
         pytest.param({"life": -10}, id="over"),
-        pytest.param({"cacheable": False}, id="said not to be kept"),
+        pytest.param({"cacheable": False}, id="not cacheable"),
     ],
 )
-def test_what_ends_too_soon_is_not_kept(cache: Cache, details: dict[str, Any]) -> None:
+def test_what_ends_too_soon_is_not_stored(cache: Cache, details: dict[str, Any]) -> None:
     keep(cache, key_of(*TOKEN), **details)
     assert answers_in(cache) == []
 
@@ -364,7 +364,7 @@ def test_what_ends_too_soon_is_not_kept(cache: Cache, details: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(("age", "kept"), [(0, False), (1, False), (-1, False), (-3600, True), (3, True)])
-def test_an_answer_from_a_file_that_just_changed_is_not_kept(
+def test_an_answer_is_not_stored_if_one_of_its_files_has_just_changed(
     cache: Cache, tmp_path: Path, age: float, kept: bool
 ) -> None:
     """It may change again within the same tick of the file system's clock."""
@@ -372,7 +372,7 @@ def test_an_answer_from_a_file_that_just_changed_is_not_kept(
     assert look_up(cache, key_of(*TOKEN)) == ("answer" if kept else None)
 
 
-def test_a_file_that_changes_between_look_and_store_makes_the_answer_stale(cache: Cache, tmp_path: Path) -> None:
+def test_an_answer_is_not_stored_if_one_of_its_files_changes_meanwhile(cache: Cache, tmp_path: Path) -> None:
     config, key = aged(tmp_path / "config", age=500), key_of(*TOKEN)
     before = eks_token.look_at([str(config)])
     aged(config, age=100)
@@ -380,7 +380,7 @@ def test_a_file_that_changes_between_look_and_store_makes_the_answer_stale(cache
     assert look_up(cache, key) is None
 
 
-def test_another_clock_in_the_file_system_keeps_the_answer_out(
+def test_nothing_is_stored_if_the_file_system_has_another_clock(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, debugged: list[str]
 ) -> None:
     """The launcher's only clock is the time of a file just written."""
@@ -405,12 +405,12 @@ def test_emptying_forgets_every_answer(cache: Cache) -> None:
     assert look_up(cache, keys[0]) == "answer"
 
 
-def test_emptying_what_is_empty_is_no_error(cache: Cache) -> None:
+def test_an_empty_cache_can_be_emptied(cache: Cache) -> None:
     cache.empty()
     cache.empty()
 
 
-def test_an_answer_that_was_begun_before_the_emptying_is_not_kept_after_it(cache: Cache) -> None:
+def test_an_answer_that_was_started_before_the_cache_was_emptied_is_not_stored(cache: Cache) -> None:
     begun = [cache.generation()]
     for _ in range(3):
         cache.empty()
@@ -423,7 +423,7 @@ def test_an_answer_that_was_begun_before_the_emptying_is_not_kept_after_it(cache
     assert look_up(cache, key_of(*TOKEN)) == "answer"
 
 
-def test_an_identity_that_changes_during_a_mint_never_leaves_its_former_token(
+def test_no_token_of_an_identity_that_changes_meanwhile_is_stored(
     home: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`login` ends between the reading of the identities and the look at their files."""
@@ -442,7 +442,7 @@ def test_an_identity_that_changes_during_a_mint_never_leaves_its_former_token(
 
 
 def let_time_pass(cache: Cache, seconds: int) -> None:
-    """Date everything that is stored so many seconds back."""
+    """Make everything that is stored this many seconds older."""
     for path in (Path(cache.root, "swept"), *answers_in(cache)):
         if path.exists():
             os.utime(path, (path.stat().st_mtime - seconds,) * 2)
@@ -472,7 +472,7 @@ def test_an_answer_that_was_renewed_is_not_removed(cache: Cache) -> None:
     assert look_up(cache, key_of(*TOKEN)) == "renewed"
 
 
-def test_one_mint_does_not_remove_for_long(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_does_not_spend_long_on_old_answers(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     for word in ("a", "b", "c"):
         keep(cache, key_of(*TOKEN, word))
     let_time_pass(cache, 4000)
@@ -502,7 +502,7 @@ PLACES = ["generation", "now", "swept", "lock", "tokens", "%answer"]
 @posix
 @pytest.mark.parametrize("kind", ["fifo", "directory"])
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_in_the_place_of_a_file_of_the_cache_is_a_miss_and_no_hang(cache: Cache, place: str, kind: str) -> None:
+def test_a_pipe_or_directory_instead_of_a_file_is_a_miss_and_hangs_nobody(cache: Cache, place: str, kind: str) -> None:
     key = key_of(*TOKEN)
     keep(cache, key)
     path = Path(cache.directory(key) if place == "%answer" else cache.root, place)
@@ -525,7 +525,7 @@ def test_what_is_in_the_place_of_a_file_of_the_cache_is_a_miss_and_no_hang(cache
 
 
 def stored(cache: Cache, key: Key) -> Path:
-    """The file of an answer that depends on a file."""
+    """The file with an answer that depends on other files."""
     keep(cache, key, watched=[aged(Path(cache.root).parent / "config"), Path(cache.root).parent / "absent"])
     assert look_up(cache, key) == "answer"
     return Path(cache.directory(key), "%answer")
@@ -533,7 +533,7 @@ def stored(cache: Cache, key: Key) -> Path:
 
 @given(data=st.binary(max_size=300))
 @settings(max_examples=100, deadline=None)
-def test_garbage_in_an_answers_place_is_a_miss(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_garbage_instead_of_an_answer_is_a_miss(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     key, cache = key_of(*TOKEN), Cache(str(tmp_path_factory.getbasetemp() / "garbage"))
     path = Path(cache.directory(key), "%answer")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -565,7 +565,7 @@ def test_an_answer_that_does_not_parse_is_a_miss(cache: Cache, old: str, new: st
 
 
 @pytest.mark.parametrize("name", ["%answer", "", "/"])
-def test_what_stands_in_an_answers_place_is_no_error(cache: Cache, name: str) -> None:
+def test_something_else_instead_of_an_answer_is_a_miss(cache: Cache, name: str) -> None:
     key = key_of(*TOKEN)
     here = Path(cache.root, "tokens", key.directory)
     if name.startswith("%"):
@@ -578,7 +578,7 @@ def test_what_stands_in_an_answers_place_is_no_error(cache: Cache, name: str) ->
     assert look_up(cache, key) is None
 
 
-def test_a_generation_that_is_garbage_is_one_like_any_other(cache: Cache) -> None:
+def test_a_generation_may_be_garbage(cache: Cache) -> None:
     Path(cache.root, "generation").write_bytes(b"\xff\x00garbage")
     keep(cache, key_of(*TOKEN))
     assert look_up(cache, key_of(*TOKEN)) == "answer"
@@ -631,7 +631,7 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
-    """The file is deleted each time, so that a wrong order there shows here too."""
+    """Each holder deletes the file, so this also fails if it does so in the wrong order."""
     counter = tmp_path / "counter"
     counter.write_text("0")
     processes = [started(COUNTER, tmp_path / "lock", counter) for _ in range(6)]
@@ -655,7 +655,7 @@ def test_waiters_give_up_after_two_minutes(tmp_path: Path) -> None:
     assert Lock(str(tmp_path / "lock")).seconds == 120
 
 
-def test_a_killed_holder_lets_go(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
+def test_a_lock_is_free_when_its_holder_is_killed(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait(10)
     assert (tmp_path / "lock").exists()
@@ -664,7 +664,7 @@ def test_a_killed_holder_lets_go(tmp_path: Path, holder: "subprocess.Popen[str]"
     assert not (tmp_path / "lock").exists()
 
 
-def test_an_error_in_the_block_lets_go(tmp_path: Path) -> None:
+def test_a_lock_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError), Lock(str(tmp_path / "lock")):
         raise ValueError
     with Lock(str(tmp_path / "lock"), seconds=0):
@@ -672,10 +672,8 @@ def test_an_error_in_the_block_lets_go(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_lock_on_a_file_that_was_deleted_is_not_taken_for_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The former holder deletes the file between this one's open and its lock."""
+def test_a_lock_on_a_deleted_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last holder deletes the file after we have opened it and before we have locked it."""
     path = tmp_path / "lock"
     real = eks_token.lock_file
     deleted: list[Path] = []
@@ -702,7 +700,7 @@ def test_descriptors_of_failed_tries_are_closed(tmp_path: Path, holder: "subproc
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-def test_locks_that_do_not_work_are_told_from_held_ones(
+def test_locks_that_do_not_work_are_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def broken(file: int) -> bool:
@@ -713,7 +711,7 @@ def test_locks_that_do_not_work_are_told_from_held_ones(
         pass
 
 
-def test_a_directory_in_the_locks_place_means_no_locks(cache: Cache, debugged: list[str]) -> None:
+def test_without_a_directory_for_them_there_are_no_locks(cache: Cache, debugged: list[str]) -> None:
     Path(cache.root, "lock").write_text("a file")
     with pytest.raises(LocksUnavailable):
         cache.lock("cache")
@@ -722,17 +720,17 @@ def test_a_directory_in_the_locks_place_means_no_locks(cache: Cache, debugged: l
     assert "LocksUnavailable" in debugged[-1]
 
 
-def test_each_request_has_a_lock_of_its_own(cache: Cache) -> None:
+def test_each_name_has_its_own_lock(cache: Cache) -> None:
     names = ["cache", "vault", "request a", "request b", "session x", "request " + "x" * 5000, "request ../../x"]
     paths = [cache.lock(name).path for name in names]
     assert len(set(paths)) == len(paths)
     assert {os.path.dirname(path) for path in paths} == {os.path.join(cache.root, "lock")}
 
 
-def test_a_cache_that_stays_locked_costs_its_answer_and_no_token(
+def test_a_token_is_printed_if_the_cache_stays_locked(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, debugged: list[str]
 ) -> None:
-    """Another process was stopped in the middle of its store."""
+    """Another process was stopped while it stored an answer."""
     process = started(HOLDER, Path(cache.lock("cache").path))
     assert process.stdout and process.stdout.readline() == "held\n"
     monkeypatch.setattr(eks_token, "Lock", lambda path, seconds: Lock(path, seconds=0.1))
@@ -746,7 +744,7 @@ def test_a_cache_that_stays_locked_costs_its_answer_and_no_token(
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, home: Sandbox, **more: str) -> None:
-    """This process's environment, which botocore reads: the sandbox's, with keys."""
+    """Set this process's environment, which botocore reads, to the sandbox's, with keys."""
     for name in list(os.environ):
         monkeypatch.delenv(name)
     for name, value in {**home.env, **KEYS, **more}.items():
@@ -799,7 +797,7 @@ def test_a_token_is_printed_if_locks_do_not_work_or_nothing_can_be_written(
     assert answers_in(Cache(str(home.cache))) == []
 
 
-def test_a_write_that_fails_midway_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
@@ -811,7 +809,7 @@ def test_a_write_that_fails_midway_leaves_nothing_behind(tmp_path: Path, monkeyp
     assert (tmp_path / "file").read_text() == "old"
 
 
-def test_an_interrupted_mint_lets_its_lock_go(home: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_mint_frees_its_lock(home: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> Minted:
         raise KeyboardInterrupt
 
@@ -874,8 +872,8 @@ def test_root_caches_nothing_below_another_users_directory(
 
 
 @posix
-def test_a_disk_that_is_full_costs_the_answer_and_not_the_token(home: Sandbox) -> None:
-    """A limit of no bytes for any file: what was unpacked before is still run."""
+def test_a_token_is_printed_if_the_disk_is_full(home: Sandbox) -> None:
+    """No file can get any bytes. What was unpacked before still runs."""
     assert home.run(*TOKEN, env=KEYS).returncode == 0
     limited = ["sh", "-c", 'ulimit -f 0; trap "" XFSZ; exec "$@"', "sh", str(home.executable)]
     other = ("--cluster-name", "other", "--region", "us-east-2")
@@ -889,7 +887,7 @@ def test_a_disk_that_is_full_costs_the_answer_and_not_the_token(home: Sandbox) -
 
 @posix
 @pytest.mark.parametrize("umask", ["000", "022", "777"])
-def test_everything_in_the_cache_is_the_users_alone(home: Sandbox, umask: str) -> None:
+def test_everything_in_the_cache_is_private(home: Sandbox, umask: str) -> None:
     anyway = ["sh", "-c", f'umask {umask}; exec "$@"', "sh", str(home.executable)]
     for argv in (TOKEN, (*TOKEN, "--refresh"), TOKEN):
         assert home.run(*argv, env=KEYS, command=anyway).returncode == 0
@@ -925,7 +923,7 @@ def profile(access_key: str, name: str = "default") -> str:
 
 
 def test_no_secret_is_in_any_file_or_file_name(home: Sandbox) -> None:
-    """But for the session token in a cached token's URL, which is useless without its secret key."""
+    """Except for the session token in a cached token's URL, which is useless without its secret key."""
     session = "IQoJb3JpZ2luX2VjEXAMPLE/SESSION+TOKEN=="
     secrets: dict[str, str] = {
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -946,7 +944,7 @@ def test_no_secret_is_in_any_file_or_file_name(home: Sandbox) -> None:
 def test_the_token_follows_a_web_identity_token_file(
     home: Sandbox, moto: RecordingProxy, keyring_daemon: KeyringDaemon, named_by: str
 ) -> None:
-    """It is replaced as in a pod: a link leads to another directory. A session in the keyring is the former one's."""
+    """As in a pod: a link leads to another directory. The session in the keyring belongs to the old token."""
     role, pod = moto.create_role("web"), home.home / "pod"
     for name in ("one", "two"):
         aged(make(pod / name) / "token", f"eyJhbGciOiJub25lIn0.{name}.")
@@ -987,21 +985,21 @@ def test_a_token_is_asked_for_twice_and_minted_once(home: Sandbox) -> None:
 
 
 def refreshing(home: Sandbox, *argv: str, env: Mapping[str, str | None] | None = None) -> str:
-    """The token of a call that may start a process behind it."""
+    """The token that a call prints, which may start a refresh in the background."""
     done = home.run(*(argv or TOKEN), env={"EKS_TOKEN_REFRESH": None, **(env or {})})
     assert (done.returncode, done.stderr) == (0, "")
     return token_of(done.stdout)
 
 
 def let_half_its_life_pass(home: Sandbox) -> Path:
-    """The file whose date says when the next token is signed; its date is now."""
+    """Return the file whose date says when the next token is signed, after dating it now."""
     (path,) = (home.cache / "tokens").rglob("%refresh")
     os.utime(path)
     return path
 
 
 def settle(home: Sandbox, refresh: Path) -> None:
-    """Waits until nothing goes on behind an answer: the refresh is put off, and no request is locked."""
+    """Wait until no refresh is running: the next one is due later, and no request is locked."""
     locks = home.cache / "lock"
     wait_for(lambda: refresh.stat().st_mtime > time.time() and not list(locks.iterdir()), "the end of a refresh")
 
@@ -1055,7 +1053,7 @@ def test_a_claim_that_a_killed_process_left_is_taken_over(cache: Cache) -> None:
 
 
 @posix
-def test_the_refresh_asks_nobody_and_shows_no_dialog(home: Sandbox) -> None:
+def test_the_refresh_asks_nobody(home: Sandbox) -> None:
     """Not even for an MFA code that mfa_process would print: it may wait for a touch."""
     resolver = eks_token.Resolver(invocation(environ={**home.env, "EKS_TOKEN_REFRESH": "ahead"}), None, False)
     resolver.mfa_process = lambda: "touch your-key"  # type: ignore[method-assign]
@@ -1071,7 +1069,7 @@ def test_a_refresh_of_an_answer_that_is_gone_signs_nothing(home: Sandbox) -> Non
     assert answers_in(Cache(str(home.cache))) == []
 
 
-def test_debug_tells_of_the_refresh(home: Sandbox) -> None:
+def test_debug_mentions_the_refresh(home: Sandbox) -> None:
     home.credentials(profile(ACCESS_KEY))
     refreshing(home)
     refresh = let_half_its_life_pass(home)
@@ -1089,7 +1087,7 @@ def sessions_asked_for(scene: Scene) -> dict[str, int]:
 
 
 def shorten_role_sessions(scene: Scene, seconds: float) -> None:
-    """Lets sessions of an hour end in so many seconds. MFA sessions, of twelve hours, stay as they are."""
+    """Make sessions of an hour end in this many seconds. MFA sessions, which last twelve hours, stay as they are."""
     vault = eks_token.Vault(scene.home.env)
     for user in scene.kept():
         if user.startswith("session:"):
@@ -1113,7 +1111,7 @@ def left_behind(home: Sandbox) -> list[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux: it looks for processes in /proc")
 def test_after_the_first_call_nobody_waits_for_aws(scene: Scene, kubectl: Path, api_server: ApiServer) -> None:
-    """Two identities, one behind an MFA session and one of SSO, for three half lives of their answers.
+    """Two identities, one with an MFA session and one with SSO, for three times half the life of an answer.
 
     AWS does not answer before all the calls have ended. A call that waited for it would print a new token.
     """
@@ -1186,7 +1184,7 @@ GRAMMARS = [
 
 
 class LocalServer(HttpServer):
-    """As aws-vault and aws-sso-cli have one: credentials of whichever role is chosen at the moment."""
+    """A local server like those of aws-vault and aws-sso-cli: it gives credentials of the role that is chosen now."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1206,7 +1204,7 @@ def local_server() -> Iterator[LocalServer]:
 
 @pytest.mark.parametrize("source", ["credential_process", "container"])
 @pytest.mark.parametrize("argv", GRAMMARS)
-def test_a_source_that_may_give_others_is_asked_each_time(
+def test_a_source_that_may_answer_differently_is_asked_each_time(
     home: Sandbox, local_server: LocalServer, argv: Sequence[str], source: str
 ) -> None:
     """saml2aws, granted and role switchers decide by what no key can name."""
@@ -1240,7 +1238,7 @@ def test_a_source_that_may_give_others_is_asked_each_time(
         *(("http://[fd00:ec2::23]/v1/credentials", False), ("https://example.com/", False), ("http://[", False)),
     ],
 )
-def test_servers_on_this_machine_are_told_from_those_of_ecs_and_ec2(url: str, local: bool) -> None:
+def test_servers_on_this_machine_are_not_those_of_ecs_and_ec2(url: str, local: bool) -> None:
     assert eks_token.is_loopback(url) == local
 
 
@@ -1253,7 +1251,7 @@ def stored_identity(home: Sandbox, name: str = "dev") -> None:
     keys = {"Version": 1, "AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY}
     done = home.run("login", name, "--stdin", "--no-verify", stdin=json.dumps(keys))
     assert done.returncode == 0, done.stderr
-    # what has just changed is not cached against
+    # nothing is cached that depends on a file that has just changed
     record = home.data / "identities.json"
     os.utime(record, (time.time() - 10,) * 2)
 
@@ -1266,12 +1264,10 @@ def all_at_once(home: Sandbox, count: int, *argv: str, **env: str) -> list[tuple
     return shown
 
 
-def test_fifty_processes_on_a_cold_cache_print_one_token_that_was_minted_once(
-    home: Sandbox, keyring_daemon: KeyringDaemon
-) -> None:
+def test_fifty_processes_at_once_sign_one_token(home: Sandbox, keyring_daemon: KeyringDaemon) -> None:
     stored_identity(home)
     shutil.rmtree(home.cache)
-    # with the steps shown, the launcher leaves each of them to Python
+    # with --debug, the launcher leaves each of them to Python
     shown = all_at_once(home, 50, *TOKEN, EKS_TOKEN_DEBUG="1")
     tokens = {token_of(output) for output, _ in shown}
     assert len(tokens) == 1, [messages for _, messages in shown if MINTED in messages]
@@ -1281,9 +1277,7 @@ def test_fifty_processes_on_a_cold_cache_print_one_token_that_was_minted_once(
     assert len(answers_in(Cache(str(home.cache)))) == 1
 
 
-def test_processes_that_empty_and_ask_at_once_never_fail_and_never_print_half(
-    home: Sandbox, keyring_daemon: KeyringDaemon
-) -> None:
+def test_calls_during_a_login_print_whole_tokens(home: Sandbox, keyring_daemon: KeyringDaemon) -> None:
     stored_identity(home)
     keys = {"Version": 1, "AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY}
     asking = [home.start(*TOKEN) for _ in range(8)]
@@ -1295,8 +1289,8 @@ def test_processes_that_empty_and_ask_at_once_never_fail_and_never_print_half(
     assert all(token_of(output) and messages == "" for output, messages in shown)
 
 
-def test_a_killed_minter_does_not_stop_the_next(home: Sandbox) -> None:
-    """One that hangs in its credential process holds the lock, and dies."""
+def test_a_mint_that_hangs_or_dies_does_not_stop_others(home: Sandbox) -> None:
+    """Its credential_process hangs while it holds the lock. Then it is killed."""
     home.config(
         "[profile slow]\ncredential_process = sleep 60\n[profile quick]\n" + profile("AKIAQUICK").split("\n", 1)[1]
     )

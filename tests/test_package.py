@@ -31,14 +31,14 @@ ROOT = Path(package.ROOT)
 
 @pytest.fixture(scope="module")
 def members(executable: Path) -> dict[str, bytes]:
-    """What the executable's archive holds."""
+    """The members of the executable's archive."""
     with zipfile.ZipFile(executable) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """A small archive, as shiv makes them."""
+    """A small archive that shiv has made."""
     path = tmp_path / "archive"
     packages = tmp_path / "packages"
     write(packages, {"eks_token.py": b"def main(): pass\n", "botocore/data/sts.json": b"{}"})
@@ -54,7 +54,7 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def pins(name: str = "requirements.txt") -> list[str]:
-    """The lines of this file of build/, each joined with what continues it, without comments."""
+    """The lines of a file in build/, with continued lines joined, and without comments."""
     text = (ROOT / "build" / name).read_text().replace("\\\n", " ")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
@@ -78,7 +78,7 @@ def test_the_tests_run_with_the_versions_that_are_bundled() -> None:
 
 
 def test_the_oldest_python_is_the_same_everywhere() -> None:
-    """What cannot read one place when it runs repeats it: a shell script, and what an old Python compiles."""
+    """A shell script and what an old Python compiles have to repeat it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     oldest = project["project"]["requires-python"].removeprefix(">=")
     minor = oldest.removeprefix("3.")
@@ -140,7 +140,7 @@ def test_the_file_carries_the_licence_of_everything_in_it(members: dict[str, byt
 
 
 def test_the_file_for_windows_is_the_same_program(executable: Path, members: dict[str, bytes], tmp_path: Path) -> None:
-    """A wrapper in front of it, which finds its line of Python by the offsets that the archive says."""
+    """There is a wrapper in front of it, which finds its line for Python by the offsets in the archive."""
     shutil.copy(executable, tmp_path / "eks-token")
     assert wrapper.main([str(tmp_path / "eks-token")]) == 0
     file = tmp_path / "eks-token.exe"
@@ -210,7 +210,7 @@ def test_launcher_start_and_shivs_settings_name_one_build(executable: Path, memb
     assert b"@VERSION@" not in launcher + members["start.py"]
 
 
-def test_the_start_has_the_modules_rules_and_no_need_of_the_module(members: dict[str, bytes]) -> None:
+def test_the_startup_code_has_the_modules_functions_and_does_not_need_the_module(members: dict[str, bytes]) -> None:
     text = members["start.py"].decode()
     for rule in (eks_token.cache_home, eks_token.make_trusted, eks_token.check_above, eks_token.make_private):
         assert inspect.getsource(rule) in text
@@ -289,7 +289,7 @@ def test_an_installed_package_names_what_it_uses(installed: Path, home: Sandbox)
 
 
 def test_another_build_makes_the_same_bytes(executable: Path, python: str, tmp_path: Path) -> None:
-    """By another Python, from sources of other modes, under another umask, clock, locale, directory and hash seed."""
+    """With another Python, modes of the sources, umask, clock, locale, directory and hash seed."""
     if "EKS_TOKEN_EXECUTABLE" in os.environ:
         pytest.skip("only on an executable that was built from these sources")
     sources = tmp_path / "elsewhere"
@@ -339,7 +339,7 @@ def zlib_of(python: str) -> str:
         pytest.param({"a": b"1b", "": b"2"}, b"exit\n", id="the same bytes, divided in another way"),
     ],
 )
-def test_a_build_is_named_after_all_that_is_in_it(members: dict[str, bytes], launcher: bytes) -> None:
+def test_a_build_is_named_after_everything_in_it(members: dict[str, bytes], launcher: bytes) -> None:
     named = package.build_id({"a": b"1", "b": b"2"}, b"exit\n")
     assert re.fullmatch(rb"[0-9a-f]{16}", named)
     assert package.build_id(members, launcher) != named
@@ -392,7 +392,7 @@ def test_a_release_under_another_tag_is_refused(executable: Path, capsys: pytest
     )
 
 
-def test_a_file_is_told_to_be_what_the_sources_build(executable: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_is_recognized_as_built_from_the_sources(executable: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if "EKS_TOKEN_EXECUTABLE" in os.environ:
         pytest.skip("only on an executable that was built from these sources")
     assert reproduce.main([str(executable)]) == 0
@@ -508,7 +508,7 @@ def test_a_file_over_the_limit_fails_the_build_and_keeps_the_last_one(archive: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "eks-token", "packages"]
 
 
-def test_a_build_that_cannot_be_is_one_line(
+def test_a_build_that_fails_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(package, "HERE", tmp_path)

@@ -1,4 +1,4 @@
-"""How the executable starts (build/start.py): where it unpacks to, what it repairs, and what it refuses."""
+"""How the executable starts (build/start.py): where it unpacks itself, what it repairs, and what it refuses."""
 
 import ast
 import os
@@ -46,7 +46,7 @@ def unpacked(home: Sandbox) -> Path:
 
 
 def sizes(app: Path) -> dict[str, int]:
-    """The program's files and how long they are; bytecode, which comes and goes, is not of it."""
+    """The sizes of the program's files, without bytecode, which comes and goes."""
     return {
         path.relative_to(app).as_posix(): path.stat().st_size
         for path in app.rglob("*")
@@ -63,7 +63,7 @@ def printed_a_token(done: Completed) -> bool:
 
 
 def modes(directory: Path) -> set[tuple[bool, str]]:
-    """Which modes are there: (is a directory, mode in octal digits)."""
+    """The modes in a directory: (is it a directory, mode in octal digits)."""
     return {(path.is_dir(), f"{stat.S_IMODE(path.lstat().st_mode):o}") for path in [directory, *directory.rglob("*")]}
 
 
@@ -157,13 +157,13 @@ def test_a_directory_that_became_unsafe_is_not_run_from(home: Sandbox, app: Path
     assert "others can write" in done.stderr
 
 
-def test_a_file_in_the_place_of_the_directory_is_no_reason_to_fail(home: Sandbox) -> None:
+def test_a_token_is_printed_if_the_directory_is_a_file(home: Sandbox) -> None:
     home.cache.parent.mkdir()
     home.cache.write_text("")
     assert printed_a_token(mints(home))
 
 
-# Where there is no cache
+# Without a cache
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_relative_cache_home_counts_as_unset(home: Sandbox) -> None:
 
 @pytest.fixture
 def full_disk(home: Sandbox) -> Iterator[Path]:
-    """A file system of the home that has room for a few small files."""
+    """A file system in the home with space for a few small files."""
     path = home.home / "full"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs", str(path)]
@@ -200,7 +200,7 @@ def full_disk(home: Sandbox) -> Iterator[Path]:
 
 
 @as_root
-def test_a_full_disk_is_one_without_a_cache(home: Sandbox, full_disk: Path) -> None:
+def test_on_a_full_disk_nothing_is_cached(home: Sandbox, full_disk: Path) -> None:
     done = mints(home, XDG_CACHE_HOME=str(full_disk))
     assert printed_a_token(done)
     assert [path for path in full_disk.rglob("*") if path.is_file() and path.name != ".lock"] == []
@@ -225,7 +225,7 @@ def test_a_limit_on_the_size_of_files_is_one_error(home: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_a_program_that_is_ended_takes_its_temporary_directory_along(home: Sandbox, name: str) -> None:
+def test_a_program_that_is_ended_removes_its_temporary_directory(home: Sandbox, name: str) -> None:
     marker = home.root / "started"
     waits = home.write("waits", f"#!/bin/sh\necho >'{marker}'\nexec sleep 30\n")
     waits.chmod(0o755)
@@ -250,7 +250,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_ctrl_c_at_any_moment_is_no_traceback(home: Sandbox, app: Path) -> None:
-    """The moments are a few of the first hundredths of a second, in which Python and the program start."""
+    """Python and the program start within the first hundredths of a second."""
     stopped = set()
     for moment in range(30):
         process = home.start(*TOKEN, "--refresh", env=KEYS)
@@ -263,10 +263,10 @@ def test_ctrl_c_at_any_moment_is_no_traceback(home: Sandbox, app: Path) -> None:
     assert True in stopped
 
 
-def test_a_file_system_that_loses_a_renamed_directory_is_no_place(
+def test_a_file_system_that_loses_a_renamed_directory_is_an_error(
     executable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error here means a temporary directory, as with a full disk."""
+    """After this error, a temporary directory is used, as if the disk were full."""
     monkeypatch.setattr(os, "rename", lambda old, new: None)
     with pytest.raises(OSError):
         start.unpacked(str(executable), str(tmp_path))
@@ -317,19 +317,19 @@ DAMAGES = [
     pytest.param(lose("site-packages/eks_token.py"), id="the program is gone"),
     pytest.param(cut("site-packages/eks_token.py"), id="the program is cut short"),
     pytest.param(lose("site-packages/botocore/data/endpoints.json"), id="data that is read late is gone"),
-    pytest.param(lose("start.py"), id="the start is gone"),
-    pytest.param(cut("start.py"), id="the start is cut short"),
-    pytest.param(lambda app: make_empty(app / "start.py"), id="the start is empty"),
-    pytest.param(lose("__main__.py"), id="what Python runs is gone"),
-    pytest.param(cut("__main__.py"), id="what Python runs is cut short"),
-    pytest.param(lambda app: make_empty(app / "__main__.py"), id="what Python runs is empty"),
+    pytest.param(lose("start.py"), id="start.py is gone"),
+    pytest.param(cut("start.py"), id="start.py is cut short"),
+    pytest.param(lambda app: make_empty(app / "start.py"), id="start.py is empty"),
+    pytest.param(lose("__main__.py"), id="__main__.py is gone"),
+    pytest.param(cut("__main__.py"), id="__main__.py is cut short"),
+    pytest.param(lambda app: make_empty(app / "__main__.py"), id="__main__.py is empty"),
     pytest.param(lose("manifest"), id="the manifest is gone"),
     pytest.param(cut("manifest"), id="the manifest is cut short"),
     pytest.param(lose_every_other, id="half of the modules are gone"),
     pytest.param(lose_packages, id="all packages are gone"),
     pytest.param(lose_all, id="an empty directory"),
-    pytest.param(replace_by_file, id="a file in the directory's place"),
-    pytest.param(replace_by_link, id="a link in the directory's place"),
+    pytest.param(replace_by_file, id="a file instead of the directory"),
+    pytest.param(replace_by_link, id="a link instead of the directory"),
     pytest.param(halve_bytecode, id="bytecode is cut short"),
 ]
 
@@ -370,7 +370,9 @@ def make_endless(path: Path) -> None:
     "name",
     ["python", "starting", "app/.lock", *("app/BUILD/" + name for name in ("__main__.py", "start.py", "manifest"))],
 )
-def test_what_is_no_file_hangs_nobody(home: Sandbox, app: Path, name: str, make: Callable[[Path], None]) -> None:
+def test_a_pipe_device_or_directory_instead_of_a_file_hangs_nobody(
+    home: Sandbox, app: Path, name: str, make: Callable[[Path], None]
+) -> None:
     path = home.cache / name.replace("BUILD", app.name)
     path.unlink(missing_ok=True)
     make(path)
@@ -416,7 +418,7 @@ def test_a_damaged_archive_is_one_error(home: Sandbox, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by_python", [pytest.param(False, id="the directory"), pytest.param(True, id="the archive")])
 def test_what_fails_unexpectedly_is_unpacked_again(home: Sandbox, app: Path, by_python: bool) -> None:
-    """A file that was written over, as long as before, is found out only when it is used."""
+    """A file that was overwritten and has its old size is only noticed when it is used."""
     module = app / "site-packages/platformdirs/__init__.py"
     module.write_text("1 / 0".ljust(module.stat().st_size))
     python = [home.env["EKS_TOKEN_PYTHON"], "-I", "-S"] if by_python else []
@@ -426,7 +428,7 @@ def test_what_fails_unexpectedly_is_unpacked_again(home: Sandbox, app: Path, by_
     assert home.run("identities", command=command).returncode == 0
 
 
-def test_a_mistake_is_one_line_and_makes_the_next_start_unpack(
+def test_an_unexpected_error_is_one_line_and_makes_the_next_start_unpack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = tmp_path / "app" / start.BUILD / start.MANIFEST
@@ -472,7 +474,7 @@ def test_a_start_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: p
     assert start.locked(str(tmp_path / "lock")) is not None
 
 
-def test_what_nobody_uses_any_more_is_removed(home: Sandbox) -> None:
+def test_builds_that_nobody_uses_are_removed(home: Sandbox) -> None:
     apps = home.cache / "app"
     ages = {
         "0123456789abcdef": 15 * DAY,
@@ -493,7 +495,7 @@ def test_what_nobody_uses_any_more_is_removed(home: Sandbox) -> None:
     assert kept == ages.keys() - {"0123456789abcdef", ".0123456789abcdef.x1_y2z3"}
 
 
-def test_a_link_that_is_named_like_a_build_does_not_lead_anywhere(home: Sandbox, tmp_path: Path) -> None:
+def test_a_link_named_like_a_build_is_not_followed(home: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").write_text("")
     apps = home.cache / "app"
@@ -509,7 +511,7 @@ def test_a_link_that_is_named_like_a_build_does_not_lead_anywhere(home: Sandbox,
 @pytest.mark.parametrize(
     ("age", "noted"), [pytest.param(3600, False, id="today"), pytest.param(3 * DAY, True, id="days ago")]
 )
-def test_the_use_of_a_build_is_noted_once_a_day(home: Sandbox, app: Path, age: int, noted: bool) -> None:
+def test_a_build_in_use_is_dated_once_a_day(home: Sandbox, app: Path, age: int, noted: bool) -> None:
     home.run("--version")  # for the bytecode, whose directory is new in app
     then = int(time.time()) - age
     os.utime(app, (then, then))
@@ -524,7 +526,7 @@ def test_a_build_is_not_named_after_its_file(home: Sandbox, app: Path, tmp_path:
     assert unpacked(home) == app
 
 
-def test_a_person_is_told_of_the_first_start_once(home: Sandbox) -> None:
+def test_a_person_is_told_once_that_the_program_is_unpacked(home: Sandbox) -> None:
     first, second = (home.run("--version", tty=True) for _ in range(2))
     assert first.stderr.split() == f"eks-token: unpacking {eks_token.__version__}, once".split()
     assert second.stderr == ""
@@ -534,7 +536,7 @@ def test_a_person_is_told_of_the_first_start_once(home: Sandbox) -> None:
 
 
 def imported(home: Sandbox, app: Path, *words: str) -> set[str]:
-    """The modules that a token takes, when the launcher leaves it to Python."""
+    """The modules that Python imports to print a token."""
     command: list[str | Path] = [home.env["EKS_TOKEN_PYTHON"], "-X", "importtime", "-I", "-S", app / "__main__.py"]
     done = home.run(*TOKEN, *words, env=KEYS, command=[*command, home.executable])
     assert '"token": "k8s-aws-v1.' in done.stdout
@@ -542,7 +544,7 @@ def imported(home: Sandbox, app: Path, *words: str) -> set[str]:
 
 
 def test_a_token_imports_no_more_than_it_needs(home: Sandbox, app: Path) -> None:
-    """Each of these takes as long as all the rest of a cached answer, or a quarter of a new token."""
+    """Importing one of these takes as long as the rest of a cached answer, or a quarter of a new token."""
     imported(home, app)
     cached = imported(home, app)
     assert cached & {"_hashlib", "hashlib", "botocore", "keyring", "json", "re", "typing", "platformdirs"} == set()
@@ -554,13 +556,13 @@ def test_a_token_imports_no_more_than_it_needs(home: Sandbox, app: Path) -> None
 # Which Python
 
 
-def test_every_python_starts_it_by_hand(home: Sandbox, python: str) -> None:
+def test_every_python_runs_the_file(home: Sandbox, python: str) -> None:
     for _ in range(2):
         done = home.run("--version", command=[python, home.executable])
         assert (done.returncode, done.stdout, done.stderr) == (0, VERSION, "")
 
 
-def test_every_python_starts_it_from_the_launcher(home: Sandbox, python: str) -> None:
+def test_the_launcher_starts_every_python(home: Sandbox, python: str) -> None:
     for _ in range(2):
         done = home.run("--version", python=python)
         assert (done.returncode, done.stdout, done.stderr) == (0, VERSION, "")
@@ -598,7 +600,7 @@ def test_an_old_python_says_so(home: Sandbox, old: str) -> None:
     assert re.fullmatch(TOO_OLD.format(re.escape(version)), done.stderr)
 
 
-def test_what_an_old_python_runs_first_is_written_for_it() -> None:
+def test_an_old_python_can_read_what_it_runs_first() -> None:
     text = (ROOT / "build/__main__.py").read_text()
     ast.parse(text, feature_version=(3, 4))
     code = "import sys; sys.version_info = (3, 9, 99); exec(sys.stdin.read())"
@@ -607,7 +609,7 @@ def test_what_an_old_python_runs_first_is_written_for_it() -> None:
     assert re.fullmatch(TOO_OLD.format(r"3\.9"), done.stderr)
 
 
-# What others would have it do
+# Variables and files of others
 
 
 @pytest.mark.parametrize("name", ["SHIV_PREPEND_PYTHONPATH", "PYTHONPATH"])
