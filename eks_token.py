@@ -1040,7 +1040,7 @@ def command_parser(name: str) -> ArgumentParser:
 #         %MTIME                              a stamp: an empty file with the modification time that a file had
 #         %refresh                            an empty file; its modification time is when to sign the next token
 #         %claim                              an empty file; whoever makes it starts the process that does so
-#     tokens/%HASH/                           if a part cannot be a path as it is; only Python looks here
+#     tokens/%HASH/                           if a part cannot be a path as it is, here or anywhere; Python's alone
 #     lock/                                   one lock for each request, for the vault, and for writing here
 #     generation                              another text each time the cache is emptied
 #     now                                     an empty file, which the launcher writes to find out the time
@@ -1210,7 +1210,11 @@ def request_key(version: str, argv: Sequence[str], environ: Mapping[str, str], p
     foreign = not (environ.get("PYTHON_KEYRING_BACKEND") or KEYRING_BACKENDS).startswith(KEYRING_BACKENDS)
     if platform != "win32" and not foreign and all(is_plain(part) for part in parts if part):
         return Key(line, line.replace("|", "|/"))
-    return Key(line, f"%{sha256(line)}")
+    return Key(line, hash_directory(line))
+
+
+def hash_directory(line: str) -> str:
+    return f"%{sha256(line)}"
 
 
 # build/package.py copies some of this module into build/start.py: see its import. That may only use os, sys and time.
@@ -1590,7 +1594,20 @@ class Cache:
         self.home = home  # directories above it are not expected to be moved
 
     def directory(self, key: Key) -> str:
-        return os.path.join(self.root, "tokens", key.directory)
+        """Where an answer is, or would be. Not every file system takes the names as they are: FAT forbids `|`."""
+        here = os.path.join(self.root, "tokens", key.directory)
+        hashed = os.path.join(self.root, "tokens", hash_directory(key.line))
+        return hashed if not os.path.isdir(here) and os.path.isdir(hashed) else here
+
+    def make_directory(self, key: Key) -> str:
+        """Raises OSError."""
+        here = self.directory(key)
+        try:
+            os.makedirs(here, 0o700, exist_ok=True)
+        except OSError:
+            here = os.path.join(self.root, "tokens", hash_directory(key.line))
+            os.makedirs(here, 0o700, exist_ok=True)
+        return here
 
     def lookup(self, key: Key, now: float) -> Answer | None:
         """The fresh answer to this request, or None."""
@@ -1640,7 +1657,7 @@ class Cache:
 
     def write(self, key: Key, answer: Answer) -> None:
         """Write an answer, while the lock is held. Raises OSError and ValueError."""
-        here = self.directory(key)
+        here = self.make_directory(key)
         try:
             conditions = self.conditions(key, answer)
         except PythonOnly as reason:
@@ -1650,7 +1667,6 @@ class Cache:
             return debug("not cached: a file that it depends on has changed meanwhile")
         if not self.clock_agrees(time.time()):
             return debug("not cached: the file system's clock differs from ours")
-        os.makedirs(here, 0o700, exist_ok=True)
         old = {name for name in os.listdir(here) if name[:1] == "%" and name[1:].isdigit()}
         for date in conditions.dates:
             write_file(os.path.join(here, f"%{date}"), "", date)
@@ -1663,6 +1679,8 @@ class Cache:
         """What the launcher tests before it prints this answer. Raises PythonOnly if it cannot use it, and OSError."""
         if "%" in key.directory:
             raise PythonOnly("the request has special characters")
+        if os.path.basename(self.directory(key)) == hash_directory(key.line):
+            raise PythonOnly("the cache is on a file system that does not take all names")
         # Only texts without these are the same in every shell's echo. printf is not built into mksh.
         if answer.text.startswith("-") or "\\" in answer.text:
             raise PythonOnly("the output has special characters")
@@ -1751,8 +1769,7 @@ class Cache:
 
     def postpone_refresh(self, key: Key, until: float) -> None:
         """Raises OSError."""
-        here = self.directory(key)
-        os.makedirs(here, 0o700, exist_ok=True)
+        here = self.make_directory(key)
         write_file(os.path.join(here, "%refresh"), "", int(until * 1e9))
         try:
             os.unlink(os.path.join(here, "%claim"))
@@ -7736,14 +7753,19 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
     if key is None:
         return
     command = [invocation.file, *PROBE_WORDS]
+    shell = os.path.basename(os.path.realpath("/bin/sh"))
+    reason = f"/bin/sh is {shell}, which cannot print it"
     try:
         stored = store_probe(cache, key, invocation)
         # If there is no Python, only the launcher can answer.
         alone = answer_time(command, environ | {"EKS_TOKEN_PYTHON": os.devnull}) if stored else None
         took = alone or (answer_time(command, environ) if stored else None)
+        if stored:
+            cache.conditions(key, stored)
+    except PythonOnly as error:
+        reason = str(error)
     finally:
         remove_answer(cache.directory(key))
-    shell = os.path.basename(os.path.realpath("/bin/sh"))
     if stored is None:
         yield Check("launcher", "fail", "an answer that was just cached cannot be found", "see the checks above")
     elif alone is not None:
@@ -7752,11 +7774,6 @@ def check_launcher(invocation: Invocation, cache: Cache) -> Iterable[Check]:
         hint = f"run {invocation.file} with --debug to see why"
         yield Check("launcher", "fail", "cached answers are not printed", hint)
     else:
-        reason = f"/bin/sh is {shell}, which cannot print it"
-        try:
-            cache.conditions(key, stored)
-        except PythonOnly as error:
-            reason = str(error)
         reason = why_not_launcher(environ) or reason
         yield Check("launcher", "warn", f"a cached answer goes through Python, in {milliseconds(took)}: {reason}")
 

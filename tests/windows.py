@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import textwrap
 import time
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import wrapper
 from conftest import Completed
-from servers import ApiServer, Keys, RecordingProxy
+from servers import AccessKey, ApiServer, Keys, RecordingProxy
 
 import eks_token
 
@@ -61,8 +62,20 @@ class Windows:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def code(self, text: str) -> Completed:
-        return self.call("--python", "-I", "-S", "-c", text)
+    def code(self, text: str, stdin: str | None = None) -> str:
+        """What a Python program prints that can import what the executable has unpacked."""
+        unpacked = next(self.profile.glob("AppData/Local/eks-token/**/site-packages")).relative_to(self.drive)
+        path = f"import sys; sys.path.insert(0, 'C:/{unpacked.as_posix()}')"
+        done = self.call("--python", "-I", "-S", "-c", f"{path}\n{textwrap.dedent(text)}", stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def login(self, key: AccessKey) -> None:
+        self.ok("login", "dev", "--stdin", stdin=given(key))
+
+
+def given(key: AccessKey) -> str:
+    return json.dumps({"Version": 1, "AccessKeyId": key.id, "SecretAccessKey": key.secret})
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +86,46 @@ def windows(tmp_path_factory: pytest.TempPathFactory, executable: Path) -> Itera
     subprocess.run([program, "--user", home, "--stop"], check=False)
 
 
+# A login that fails at the write of this number to the Credential Manager. Its stderr is printed.
+FAILING_LOGIN = """
+    import io, itertools
+    from win32ctypes.pywin32 import win32cred
+    import eks_token
+    write, numbers = win32cred.CredWrite, itertools.count(1)
+    def fail(*arguments):
+        if next(numbers) == %d:
+            raise OSError(8, "Not enough memory.")
+        return write(*arguments)
+    win32cred.CredWrite = fail
+    sys.stderr = io.StringIO()
+    assert eks_token.main(["login", "dev", "--stdin"]) == 1
+    print(sys.stderr.getvalue())
+    """
+# Values of several parts: whichever write fails, what is read is the old value.
+FAILING_PARTS = """
+    import itertools, os
+    from win32ctypes.pywin32 import win32cred
+    import eks_token
+    write, vault = win32cred.CredWrite, eks_token.Vault(os.environ)
+    old, new = "old " * 1000, "new " * 1000
+    for failing in range(1, 5):
+        win32cred.CredWrite = write
+        vault.set("test", old)
+        numbers = itertools.count(1)
+        def fail(*arguments):
+            if next(numbers) == failing:
+                raise OSError(8, "Not enough memory.")
+            return write(*arguments)
+        win32cred.CredWrite = fail
+        try:
+            vault.set("test", new)
+        except eks_token.Problem:
+            print("long value", vault.get("test") == old)
+    win32cred.CredWrite = write
+    vault.delete("test")
+    """
+
+
 def test_it_starts(windows: Windows) -> None:
     for _ in range(2):
         assert windows.ok("--version") == f"eks-token {eks_token.__version__}\n"
@@ -81,19 +134,29 @@ def test_it_starts(windows: Windows) -> None:
 def test_keys_live_in_the_credential_manager(windows: Windows, moto: RecordingProxy) -> None:
     """From nothing to a token, the same one again, new keys, and nothing."""
     windows.variables |= moto.environment
-    keys = moto.create_user("alice")
-    given = {"Version": 1, "AccessKeyId": keys.id, "SecretAccessKey": keys.secret}
-    windows.ok("login", "dev", "--stdin", stdin=json.dumps(given))
-    token = json.loads(windows.ok(*TOKEN))["status"]["token"]
-    assert token.startswith("k8s-aws-v1.")
+    alice, bob = moto.create_user("alice"), moto.create_user("bob")
+    windows.login(alice)
+    began = time.monotonic()
+    answer = windows.ok(*TOKEN)
+    minted = time.monotonic()
+    assert json.loads(answer)["status"]["token"].startswith("k8s-aws-v1.")
+    assert windows.ok(*TOKEN) == answer
+    print(f"a new token took {minted - began:.1f} s, the cached one {time.monotonic() - minted:.1f} s")
     assert "dev" in windows.ok("identities")
-    secret = keys.secret.encode()
+    secret = alice.secret.encode()
     assert [path for path in windows.profile.rglob("*") if path.is_file() and secret in path.read_bytes()] == []
-    stored = windows.code(
-        "import sys; sys.path.insert(0, r'C:\\Tools\\eks-token\\site-packages'); "
-        "from win32ctypes.pywin32 import win32cred as w; print(w.CredEnumerate('eks-token*', 0)[0]['Persist'])"
-    )
-    assert stored.stdout.strip() == "2", stored.stderr  # CRED_PERSIST_LOCAL_MACHINE
+    stored = """
+        from win32ctypes.pywin32 import win32cred
+        print(win32cred.CredEnumerate("eks-token*", 0)[0]["Persist"])
+        """
+    assert windows.code(stored).strip() == "2"  # CRED_PERSIST_LOCAL_MACHINE
+
+    for write in (1, 2):
+        assert "error: the keyring could not store identity:dev" in windows.code(FAILING_LOGIN % write, given(bob))
+        assert json.loads(windows.ok("credentials", "-i", "dev"))["AccessKeyId"] == alice.id
+    windows.login(bob)
+    assert json.loads(windows.ok("credentials", "-i", "dev"))["AccessKeyId"] == bob.id
+    assert windows.code(FAILING_PARTS) == "long value True\n" * 4
 
     report = windows.run("doctor", "-o", "json")
     found = {check["check"]: check["found"] + check["hint"] for check in json.loads(report.stdout)}
@@ -110,12 +173,14 @@ def test_a_scanner_that_holds_a_file_is_waited_for(windows: Windows) -> None:
     """Windows does not replace a file while anybody has it open."""
     held = windows.profile / "held"
     held.write_text("old")
-    windows.code(
-        "import sys, subprocess; sys.path.insert(0, r'C:\\Tools\\eks-token\\site-packages'); import eks_token, time;"
-        "path = r'C:\\users\\root\\held'; scanner = subprocess.Popen([sys.executable, '-c',"
-        " 'import sys, time; file = open(sys.argv[1]); print(flush=True); time.sleep(0.2)', path],"
-        " stdout=subprocess.PIPE); scanner.stdout.read(1); eks_token.write_file(path, 'new'); scanner.wait()"
-    )
+    windows.code(r"""
+        import subprocess, eks_token
+        path = r"C:\users\root\held"
+        scanner = "import sys, time; file = open(sys.argv[1]); print(flush=True); time.sleep(0.2)"
+        with subprocess.Popen([sys.executable, "-c", scanner, path], stdout=subprocess.PIPE) as process:
+            process.stdout.read(1)
+            eks_token.write_file(path, "new")
+        """)
     assert held.read_text() == "new"
 
 
@@ -141,6 +206,28 @@ def installed(windows: Windows, executable: Path) -> str:
     return r"C:\Tools\eks-token.exe"
 
 
+def test_kubectl_reads_what_kubeconfig_writes(
+    windows: Windows, moto: RecordingProxy, keys: Keys, api_server: ApiServer
+) -> None:
+    windows.variables |= moto.environment
+    moto.create_cluster("demo", server=api_server)
+    alice = moto.create_user("alice")
+    keys.learn(alice.id, alice.secret, alice.arn)
+    windows.login(alice)
+    file = windows.profile / ".kube/config"
+    file.unlink(missing_ok=True)
+    windows.ok("kubeconfig", *TOKEN, "--alias", "demo")
+    view = windows.call("--exe", "kubectl.exe", "config", "view", "-o", "json")
+    exec_entry = json.loads(view.stdout)["users"][0]["user"]["exec"]
+    assert exec_entry["args"] == ["-I", "-S", "C:/Tools/eks-token", *TOKEN]
+    done = windows.call("--exe", "kubectl.exe", "--context", "demo", "get", "namespaces")
+    assert "kube-system" in done.stdout, done.stderr
+    assert set(api_server.principals) == {alice.arn}
+    written = file.read_bytes()
+    windows.ok("kubeconfig", *TOKEN, "--alias", "demo")
+    assert file.read_bytes() == written
+
+
 @pytest.mark.parametrize("through", ["python.exe", "eks-token.exe"])
 def test_kubectl_starts_it(
     windows: Windows, installed: str, moto: RecordingProxy, keys: Keys, api_server: ApiServer, through: str
@@ -148,8 +235,7 @@ def test_kubectl_starts_it(
     windows.variables |= moto.environment
     alice = moto.create_user("alice")
     keys.learn(alice.id, alice.secret, alice.arn)
-    given = {"Version": 1, "AccessKeyId": alice.id, "SecretAccessKey": alice.secret}
-    windows.ok("login", "dev", "--stdin", stdin=json.dumps(given))
+    windows.login(alice)
     exec_entry = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "interactiveMode": "Never",
