@@ -1,7 +1,7 @@
 # build    build dist/eks-token, the executable, and dist/eks-token.exe, which is the same for Windows
 # run      build, then print a token for a made-up cluster, with the example keys from the AWS documentation
 # test     build, then run all tests; as root on a system with apt, this first installs what they need
-# system-keyrings run the tests of KWallet and KeePassXC; as root on Debian, this first installs both
+# keyrings install KWallet and KeePassXC, as root on a system with apt; system-keyrings also runs their tests
 # test-macos run the tests of the macOS Keychain's stand-in, with what is in PLATFORMS=DIR
 # test-windows run the tests of Windows under Wine, with what is in PLATFORMS=DIR
 # coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
@@ -30,7 +30,7 @@ SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:db
 # The keyrings of other desktops. They bring in about 100 packages, so only their own target installs them.
 KEYRINGS := libkf5wallet-bin:kwalletd5 keepassxc:keepassxc xvfb:Xvfb xdotool:xdotool libsecret-tools:secret-tool dbus:dbus-daemon
 
-.PHONY: build run test system-keyrings test-macos test-windows coverage lint actionlint bench release \
+.PHONY: build run test keyrings system-keyrings test-macos test-windows coverage lint actionlint bench release \
 	reproduce publish install clean system
 .DELETE_ON_ERROR:
 
@@ -54,8 +54,10 @@ run: build
 test: build .venv/dev.done system
 	$(BIN)/pytest $(PYTEST)
 
-system-keyrings: SYSTEM := $(KEYRINGS)
-system-keyrings: build .venv/dev.done system
+keyrings: SYSTEM := $(KEYRINGS)
+keyrings: system
+
+system-keyrings: build .venv/dev.done keyrings
 	EKS_TOKEN_SYSTEM_KEYRINGS=1 $(BIN)/pytest -n 2 tests/test_system_keyrings.py
 
 # PLATFORMS is a directory with `macos-python`, which runs a file as on macOS, and its Keychain.

@@ -900,7 +900,7 @@ def test_the_keyring_is_found_at(desktop: Desktop, address: str, tmp_path: Path)
     assert vault.get("identity:dev") == "x"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux, which has abstract sockets")
 def test_the_keyring_is_found_at_an_abstract_socket() -> None:
     need("gnome-keyring-daemon")
     with desktop_in_a_directory(f"unix:abstract=/tmp/ekt-{os.getpid()}") as desktop:
@@ -1264,7 +1264,7 @@ def test_windows_has_its_own(windows: CredentialManager) -> None:
     assert backend_name({}, "win32") == "WinVaultKeyring"
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="there it works")
+@pytest.mark.skipif(sys.platform == "darwin", reason="only on other systems: on macOS it works")
 def test_macos_has_its_own_which_says_that_this_is_no_mac() -> None:
     with refused(r"keyring\.backends\.macOS\.Keyring cannot be loaded: macOS required"):
         backend_name({}, "darwin")
