@@ -814,7 +814,7 @@ UPDATE_KUBECONFIG = Grammar(
     AWS_GLOBALS
     | named_alike("--role-arn --kubeconfig --alias --user-alias --proxy-url --assume-role-arn")
     | {"--name": "cluster_name"},
-    AWS_FLAGS | named_alike("--debug --dry-run --verbose"),
+    AWS_FLAGS | named_alike("--debug --dry-run") | ignored("--verbose"),
 )
 
 
@@ -5403,7 +5403,6 @@ class Provision(NamedTuple):
     prune: bool = False  # whether to remove entries for clusters that are gone
     dry_run: bool = False
     raw: bool = False  # whether a dry run shows secrets
-    verbose: bool = False
     external_id: str = ""  # these two are for the role to assume
     session_name: str = ""
 
@@ -5421,24 +5420,12 @@ def kubeconfig_command(invocation: Invocation, options: Namespace) -> int:
     if options.cluster_name:
         named_cluster({"cluster_name": options.cluster_name})
     request = Request(PROGRAM, options.cluster_name, options.region, options.identity)
-    check_request(
-        request._replace(role_arn=options.role_arn, external_id=options.external_id, session_name=options.session_name)
-    )
+    role = {field: getattr(options, field) for field in ("role_arn", "external_id", "session_name")}
+    check_request(request._replace(**role))
+    more = ("alias", "user_alias", "command", "kubeconfig", "prune", "dry_run")
+    given = role | {field: getattr(options, field) for field in more}
     return write_entries(
-        invocation,
-        Provision(
-            request,
-            options.role_arn,
-            options.alias,
-            options.user_alias,
-            options.command,
-            options.kubeconfig,
-            set_current=not options.no_set_current and not options.all,
-            prune=options.prune,
-            dry_run=options.dry_run,
-            external_id=options.external_id,
-            session_name=options.session_name,
-        ),
+        invocation, Provision(request, set_current=not options.no_set_current and not options.all, **given)
     )
 
 
@@ -5466,7 +5453,6 @@ def update_kubeconfig_command(invocation: Invocation) -> int:
             endpoint_url=options.get("endpoint_url", ""),
             dry_run=options.get("dry_run") == "true",
             raw=True,  # people use `… --dry-run > FILE`
-            verbose=options.get("verbose") == "true",
         ),
     )
 
@@ -5517,8 +5503,6 @@ def write_entries(invocation: Invocation, wanted: Provision) -> int:
         say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was already there'}")
     for user in sorted(gone):
         say(f"removed the user {user}: its cluster is gone")
-    if wanted.verbose:
-        show(summary(entries, wanted, command), end="")
     return 1 if found.failed else 0
 
 
@@ -5533,23 +5517,16 @@ class Described(NamedTuple):
 
 def gone_users(files: Sequence[Kubeconfig], found: Described) -> set[str]:
     """The users of the described identity's entries, all of whose clusters are not there any more."""
-    clusters: dict[str, list[str]] = {}
-    for context in (context for file in files for context in file.contexts.values()):
-        clusters.setdefault(context.user, []).append(context.cluster)
 
     def is_gone(arn: str) -> bool:
         region, name = region_and_name(arn)
         return region in found.names and name not in found.names[region]
 
-    return {
-        name
-        for file in files
-        for name, user in file.users.items()
-        if our_arguments(user) is not None
-        and entry_identity(user) == found.identity
-        and name in clusters
-        and all(map(is_gone, clusters[name]))
-    }
+    contexts = [context for file in files for context in file.contexts.values()]
+    gone = {context.user for context in contexts if is_gone(context.cluster)}
+    gone -= {context.user for context in contexts if not is_gone(context.cluster)}
+    users = {name: user for file in files for name, user in file.users.items() if our_arguments(user) is not None}
+    return {name for name, user in users.items() if name in gone and entry_identity(user) == found.identity}
 
 
 def region_and_name(arn: str) -> tuple[str, str]:
@@ -6126,7 +6103,7 @@ def rewritten(files: Sequence[Kubeconfig], change: Change) -> Iterable[tuple[Kub
         if patch is None or (wanted := patched(file.data, patch)) == file.data:
             yield file, file.content or b""
             continue
-        new = patched_text(file, patch).encode(encoding_of(file.content or b""))
+        new = Edits(file, patch).result().encode(encoding_of(file.content or b""))
         if for_kubectl(parse_kubeconfig(file.path, new).data) != for_kubectl(wanted):
             raise Problem(
                 f"{file.path} cannot be changed without changing more: it may use YAML aliases",
@@ -6455,27 +6432,21 @@ def patched(old: Yaml, patch: Patch | Items | list[str] | str | Bare | None) -> 
     return [*patch] if isinstance(patch, list) else patch
 
 
-def patched_text(file: Kubeconfig, patch: Patch) -> str:
-    """The file's text with a patch. All else stays as it is, to the byte.
-
-    This takes what people write into account, but not every way to write YAML. So check what the result holds.
-    """
-    edits = Edits(file.text)
-    if file.root is None:
-        edits.insert_lines(len(file.text), lines_of(patched(None, patch)), 0)
-    else:
-        edits.patch(file.root, patch)
-    return edits.result()
-
-
 class Edits:
-    """Changes to a YAML text."""
+    """Changes to the text of a kubeconfig that leave all else as it is, to the byte.
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._newline = "\r\n" if "\r\n" in text else "\n"
+    They take what people write into account, but not every way to write YAML. So check what the result holds.
+    """
+
+    def __init__(self, file: Kubeconfig, patch: Patch) -> None:
+        self._text = file.text
+        self._newline = "\r\n" if "\r\n" in file.text else "\n"
         self._edits: list[tuple[int, int, str]] = []  # from, to, and what to put there
         self._patched: set[int] = set()  # nodes with an anchor may occur again
+        if file.root is None:
+            self._insert_lines(len(file.text), lines_of(patched(None, patch)), 0)
+        else:
+            self._patch(file.root, patch)
 
     def result(self) -> str:
         done, at = [], 0
@@ -6484,7 +6455,7 @@ class Edits:
             at = max(at, end)
         return "".join(done) + self._text[at:]
 
-    def patch(self, node: Node, patch: Patch | Items) -> None:
+    def _patch(self, node: Node, patch: Patch | Items) -> None:
         """Patch a mapping, or a list of items with names, that is not null or empty."""
         if id(node) in self._patched:
             return
@@ -6502,19 +6473,16 @@ class Edits:
             if name not in own:  # a key that is merged from another mapping is written as well
                 new[name] = value
             elif isinstance(change, dict) and parts(own[name][1]):
-                self._patch_inside(*own[name], change, value)
+                if not value and not own[name][1].flow_style:
+                    colon = self._after_colon(own[name][0])
+                    self._put(colon, colon, " []")
+                self._patch(own[name][1], change)
             else:
                 self._replace(*own[name], value, in_brackets=node.flow_style)
         if node.flow_style:
             self._patch_brackets(node, (), [f"{in_quotes(name)}: {flow(value)}" for name, value in new.items()])
         elif new:
-            self.insert_lines(self._end(node), lines_of(new), node.value[0][0].start_mark.column)
-
-    def _patch_inside(self, key: Node, old: Node, change: Patch | Items, value: Yaml) -> None:
-        if not value and not old.flow_style:
-            colon = self._after_colon(key)
-            self._put(colon, colon, " []")
-        self.patch(old, change)
+            self._insert_lines(self._end(node), lines_of(new), node.value[0][0].start_mark.column)
 
     def _patch_items(self, node: Node, patch: Items) -> None:
         names = [string(fields(item, ""), "name") for item in node.value]
@@ -6522,7 +6490,7 @@ class Edits:
         new = patched([], Items({name: change for name, change in patch.items() if name not in names}))
         for item, name in zip(node.value, names, strict=True):
             if change := patch.get(name):
-                self.patch(item, change)
+                self._patch(item, change)
         if node.flow_style:
             self._patch_brackets(node, gone, [flow(item) for item in new] if isinstance(new, list) else [])
             return
@@ -6530,7 +6498,7 @@ class Edits:
             item = node.value[number]
             self._put(self._dash(item)[0], self._line_end(self._end(item)), "")
         if new:
-            self.insert_lines(self._end(node), lines_of(new), self._dash(node.value[0])[1])
+            self._insert_lines(self._end(node), lines_of(new), self._dash(node.value[0])[1])
 
     def _replace(self, key: Node, old: Node, value: Yaml, in_brackets: bool) -> None:
         """Write another value of a mapping. The old one may be null or empty."""
@@ -6545,7 +6513,7 @@ class Edits:
         else:  # a block, below its key
             self._put(self._after_colon(key), end, "")
             column = key.start_mark.column
-            self.insert_lines(end, lines_of(value), column if isinstance(value, list) else column + 2)
+            self._insert_lines(end, lines_of(value), column if isinstance(value, list) else column + 2)
 
     def _patch_brackets(self, node: Node, gone: Collection[int], new: Sequence[str]) -> None:
         """Remove the items with these numbers from a mapping or a sequence, and append others."""
@@ -6571,7 +6539,7 @@ class Edits:
     def _put(self, start: int, end: int, new: str) -> None:
         self._edits.append((start, end, new))
 
-    def insert_lines(self, at: int, lines: Sequence[str], column: int) -> None:
+    def _insert_lines(self, at: int, lines: Sequence[str], column: int) -> None:
         """Insert lines below the one with this index."""
         text = "".join(f"{' ' * column}{line}{self._newline}" for line in lines)
         at = self._line_end(at)
@@ -6590,13 +6558,12 @@ class Edits:
 
     def _dash(self, item: Node) -> tuple[int, int]:
         """The start of the line that has the dash of a block sequence's item, and the dash's column."""
+        import re
+
         start = self._line_start(item.start_mark.index)
-        while True:
-            line = self._text[start : self._line_end(start)]
-            column = len(line) - len(line.lstrip(" "))
-            if line[column:].startswith("-") or start == 0:
-                return start, column
+        while not (dash := re.compile(" *-").match(self._text, start)) and start:
             start = self._line_start(start - 1)
+        return start, dash.end() - 1 - start if dash else 0
 
     def _end(self, node: Node) -> int:
         """Where a node's last value ends. A block also has the comments and empty lines below it."""
