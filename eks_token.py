@@ -6643,7 +6643,7 @@ class Found(NamedTuple):
     entry: KubeUser
     new: KubeUser  # what it would become
     refusal: str = ""  # why it is left alone
-    principal: str = ""  # whose tokens the new entry gets, if another program chose that
+    notes: Sequence[str] = ()  # what a person should know before
 
 
 def adopt_command(invocation: Invocation, options: Namespace) -> int:
@@ -6660,7 +6660,8 @@ def adopt_command(invocation: Invocation, options: Namespace) -> int:
         raise usage("--all and --context cannot be used together")
     files = read_kubeconfigs(paths)
     command = exec_command(invocation, options.command)
-    found = [offer(one, command, invocation, options.unwrap) for one in find_entries(files, options.context)]
+    known: dict[object, list[str]] = {}
+    found = [offer(one, command, invocation, options.unwrap, known) for one in find_entries(files, options.context)]
     chosen = [one for one in found if not one.refusal and is_chosen(one, options)]
     for one in found:
         if one.refusal:
@@ -6699,25 +6700,33 @@ def find_entries(files: Sequence[Kubeconfig], contexts: Sequence[str]) -> list[F
     ]
 
 
-def offer(one: Found, command: Sequence[str], invocation: Invocation, unwrap: bool) -> Found:
-    """What an entry would become, or why it is left alone."""
+def offer(
+    one: Found, command: Sequence[str], invocation: Invocation, unwrap: bool, known: dict[object, list[str]]
+) -> Found:
+    """What an entry would become, or why it is left alone. `known` has the differences of entries before it."""
     version = one.entry.api_version.removeprefix(CLIENT_AUTHENTICATION) or "v1beta1"
     if version == "v1alpha1":  # it is like v1beta1, and kubectl 1.24 dropped it
         version = "v1beta1"
     mode = one.entry.mode or ("IfAvailable" if version == "v1" else "")
     new = one.entry._replace(command=command[0], api_version=CLIENT_AUTHENTICATION + version, mode=mode)
-    principal = ""
     try:
         plugin = adoptable(one, new, unwrap)
         arguments: Sequence[str] = plugin.arguments
         request = understood(plugin, one.entry, invocation.environ, version)
+        profile = {"AWS_PROFILE": plugin.profile} if plugin.profile else {}
+        here = invocation._replace(environ={**invocation.environ, **one.entry.variables, **profile})
+        alike = (request._replace(cluster="", region=""), *here.environ.items())
+        if alike not in known:
+            known[alike] = differences(here, request)
+        notes = [*known[alike]]
         if plugin.profile:
             arguments = direct_arguments(plugin, one.entry, request)
             identity = request.identity or plugin.profile
             principal = principal_of(invocation, request._replace(grammar=PROGRAM, identity=identity))
+            notes.append(f"its tokens are for {principal}")
     except Problem as problem:
         return one._replace(refusal=problem.message)
-    return one._replace(new=new._replace(arguments=(*command[1:], *arguments)), principal=principal)
+    return one._replace(new=new._replace(arguments=(*command[1:], *arguments)), notes=notes)
 
 
 def adoptable(one: Found, new: KubeUser, unwrap: bool) -> Plugin:
@@ -6773,6 +6782,14 @@ def direct_arguments(plugin: Plugin, entry: KubeUser, request: Request) -> list[
     return option_words(given)
 
 
+def differences(invocation: Invocation, request: Request) -> list[str]:
+    """What this program does otherwise than the plugin of a request, as far as this machine shows it."""
+    try:
+        return unlike_authenticator(Resolver(invocation, None, interactive=False), request)
+    except Problem:  # its profile is not on this machine, for example
+        return []
+
+
 def principal_of(invocation: Invocation, request: Request) -> str:
     """The ARN that AWS knows the credentials for a request by. Raises Problem."""
     resolver = Resolver(invocation, open_cache(invocation), interactive=False)
@@ -6787,8 +6804,8 @@ def is_chosen(one: Found, options: Namespace) -> bool:
     for sign, entry in (("-", one.entry), ("+", one.new)):
         version = entry.api_version.removeprefix(CLIENT_AUTHENTICATION)
         say(f"  {sign} {' '.join([entry.command, *entry.arguments])}  ({version})")
-    if one.principal:
-        say(f"  its tokens are for {one.principal}")
+    for note in one.notes:
+        say(f"  {note}")
     if options.all or options.context or options.dry_run:
         return True
     return ask("  adopt it? [y/N] ").lower() in ("y", "yes")

@@ -133,7 +133,7 @@ def adopt_here(path: Path) -> int:
     """Adopts in this process, and returns how many users were."""
     here = invocation(environ={"HOME": str(path.parent)})
     files = eks_token.read_kubeconfigs([str(path)])
-    offers = [eks_token.offer(one, ["eks-token"], here, False) for one in eks_token.find_entries(files, ())]
+    offers = [eks_token.offer(one, ["eks-token"], here, False, {}) for one in eks_token.find_entries(files, ())]
     chosen = [one for one in offers if not one.refusal]
     data = str(path.parent / "data")
     eks_token.edit(
@@ -293,7 +293,7 @@ def user(command: str, *args: str, **more: Any) -> eks_token.KubeUser:
 
 def offered(entry: eks_token.KubeUser, unwrap: bool = False) -> eks_token.Found:
     here = invocation(environ={"HOME": "/nowhere"})
-    return eks_token.offer(eks_token.Found("/nowhere/config", "u", entry, entry), ["eks-token"], here, unwrap)
+    return eks_token.offer(eks_token.Found("/nowhere/config", "u", entry, entry), ["eks-token"], here, unwrap, {})
 
 
 @pytest.mark.parametrize(
@@ -384,11 +384,22 @@ def test_a_value_that_looks_like_an_option_stays_one_when_unwrapped() -> None:
 
 def test_a_shell_that_chooses_nothing_is_replaced_by_what_it_runs() -> None:
     found = offered(user("sh", "-c", GET_TOKEN), unwrap=True)
-    assert (found.refusal, found.principal, found.new.arguments) == ("", "", tuple(GET_TOKEN.split()[1:]))
+    assert (found.refusal, found.notes, found.new.arguments) == ("", [], tuple(GET_TOKEN.split()[1:]))
 
 
 def laptop_key(home: Sandbox) -> str:
     return (home.home / ".aws/credentials").read_text().split("aws_access_key_id = ")[1].split()[0]
+
+
+def test_what_cannot_be_matched_is_said_before_an_entry_is_taken_over(laptop: Sandbox) -> None:
+    laptop.config("[profile admin]\nrole_arn = arn:aws:iam::123456789012:role/admin\nsource_profile = dev\n")
+    path = laptop.write(".kube/config", kubeconfig(EKSCTL.replace("value: dev", "value: admin")))
+    steps = [("sets the name for both", ""), ("adopt it? [y/N] ", "n\n")]
+    shown = laptop.run_pty("adopt", steps=steps).stderr
+    assert "  the role session is named botocore-session-TIME, not aws-go-sdk-TIME; role_session_name in" in shown
+    assert "aws-iam-authenticator" in path.read_text()
+    path.write_text(path.read_text().replace("value: admin", "value: of another machine"))
+    assert "aws-go-sdk" not in adopt(laptop, "--all").stderr and "aws-iam" not in path.read_text()
 
 
 def test_a_named_context_that_is_left_alone_is_a_failure(laptop: Sandbox, all_forms: Path) -> None:
