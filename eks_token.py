@@ -134,17 +134,30 @@ def one_line(text: str) -> str:
     return printable(redacted(text))
 
 
-def say(text: str) -> None:
-    """Write a line to stderr, without secrets and control characters."""
+LINE_BYTES = 500  # of an error, a hint or a warning, at most: a log or a terminal takes it whole
+
+
+def shortened(text: str, most: int = LINE_BYTES) -> str:
+    """The text in at most so many bytes, without its middle: it starts with what failed, and ends with the reason."""
+    content = text.encode(errors="backslashreplace")
+    if len(content) <= most:
+        return text
+    half = (most - len("...")) // 2
+    return f"{content[:half].decode(errors='ignore')}...{content[-half:].decode(errors='ignore')}"
+
+
+def say(text: str, most: int = 0) -> None:
+    """Write a line to stderr, without secrets and control characters, and perhaps of at most so many bytes."""
+    line = one_line(text)
     try:
-        sys.stderr.write(one_line(text) + "\n")
+        sys.stderr.write((shortened(line, most) if most else line) + "\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # stderr is closed, so nobody would see it
         return
 
 
 def warn(text: str) -> None:
-    say(f"{PROGRAM}: warning: {text}")
+    say(f"{PROGRAM}: warning: {text}", LINE_BYTES)
 
 
 def debug(text: str) -> None:
@@ -8261,7 +8274,11 @@ def values(slot: Slot, invocation: Invocation) -> list[Candidate]:
         found = sources[slot.takes](invocation)
     except (Problem, OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
-    return [Candidate(name, about) for name, about in sorted(found.items()) if name and name.isprintable()]
+    return [
+        Candidate(name, about)
+        for name, about in sorted(found.items())
+        if name not in ("", FILES) and name.isprintable()
+    ]
 
 
 def known_identities(invocation: Invocation) -> dict[str, str]:
@@ -8592,9 +8609,9 @@ def main(argv: Sequence[str] | None = None, started: Started | None = None) -> i
     try:
         return run(Invocation(arguments, os.environ, sys.platform, terminal, file, build, cache, check_files))
     except Problem as problem:
-        say(f"{PROGRAM}: error: {problem.message}")
+        say(f"{PROGRAM}: error: {problem.message}", LINE_BYTES)
         if problem.hint:
-            say(f"hint: {problem.hint}")
+            say(f"hint: {problem.hint}", LINE_BYTES)
         return problem.status
     except ReaderGone:
         return 1

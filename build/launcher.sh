@@ -237,7 +237,7 @@ et_recall() {
 } 2>/dev/null
 umask 077
 if [ -n "$et_lost" ]; then
-	printf '%s\n' "eks-token: error: cannot go back to the directory $et_from" >&2
+	printf '%s%.100s\n' "eks-token: error: cannot go back to the directory " "$et_from" >&2
 	exit 1
 fi
 
@@ -246,11 +246,11 @@ if [ -n "${EKS_TOKEN_PYTHON-}" ]; then
 	*/*) [ -n "$et_untried" ] && [ "$EKS_TOKEN_PYTHON" -ef "$et_known" ] && et_start "$EKS_TOKEN_PYTHON" "$@" ;;
 	esac
 	if ! command -v "$EKS_TOKEN_PYTHON" >/dev/null 2>&1; then
-		printf '%s\n' "eks-token: error: EKS_TOKEN_PYTHON is not a program: $EKS_TOKEN_PYTHON" >&2
+		printf '%s%.100s\n' "eks-token: error: EKS_TOKEN_PYTHON is not a program: " "$EKS_TOKEN_PYTHON" >&2
 	elif et_suits "$EKS_TOKEN_PYTHON"; then
 		et_start "$EKS_TOKEN_PYTHON" "$@"
 	else
-		printf '%s\n' "eks-token: error: EKS_TOKEN_PYTHON is not Python 3.10 or newer: $EKS_TOKEN_PYTHON" >&2
+		printf '%s%.100s\n' "eks-token: error: EKS_TOKEN_PYTHON is not Python 3.10 or newer: " "$EKS_TOKEN_PYTHON" >&2
 	fi
 	exit 1
 fi

@@ -369,14 +369,14 @@ def self_contained(name: str) -> str:
     """start.py or check.py with the source of what it imports from eks_token.py, which is not there when it runs."""
 
     def texts(found: re.Match[str]) -> str:
-        names = found[1].split(", ")
+        names = re.findall(r"\w+", found[1])
         for name in names:  # and then what that uses, which this adds
             used = [node.id for node in ast.walk(ast.parse(source_of(name))) if isinstance(node, ast.Name)]
             names += [one for one in dict.fromkeys(used) if one in definitions() and one not in names]
-        return "\n\n\n".join(source_of(name) for name in names)
+        return "\n\n\n".join(source_of(name) for name in reversed(names))
 
     text = (HERE / name).read_text(encoding="utf-8")
-    return re.sub(f"(?m)^from {PROGRAM.stem} import (.+)$", texts, text)
+    return re.sub(f"(?m)^from {PROGRAM.stem} import (\\([^)]*\\)|.+)$", texts, text)
 
 
 def check_text() -> str:

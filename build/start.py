@@ -20,7 +20,17 @@ import sys
 import time
 
 # build/package.py puts the source of these here, because eks_token cannot be imported before it is unpacked.
-from eks_token import PROGRAM, Refused, cache_home, lock_file, make_private, make_trusted, write_file
+from eks_token import (
+    PROGRAM,
+    Refused,
+    cache_home,
+    lock_file,
+    make_private,
+    make_trusted,
+    printable,
+    shortened,
+    write_file,
+)
 
 TYPE_CHECKING = False  # importing typing takes longer than running all of this
 if TYPE_CHECKING:
@@ -83,7 +93,7 @@ def end(status: object) -> None:
 
 def say(text: str) -> None:
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(shortened(printable(text)) + "\n")
         sys.stderr.flush()
     except (AttributeError, OSError, ValueError):  # it is missing or closed
         pass
@@ -448,7 +458,8 @@ def main() -> None:
     except SystemExit as ended:
         end(ended.code)
     except Failure as failure:
-        say(f"{PROGRAM}: error: {failure}\nhint: {failure.hint}")
+        say(f"{PROGRAM}: error: {failure}")
+        say(f"hint: {failure.hint}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -456,7 +467,8 @@ def main() -> None:
         unpack_again()
         if os.environ.get("EKS_TOKEN_DEBUG"):
             raise
-        say(f"{PROGRAM}: error: {type(error).__name__}: {error}\nhint: EKS_TOKEN_DEBUG=1 shows where")
+        say(f"{PROGRAM}: error: {type(error).__name__}: {error}")
+        say("hint: EKS_TOKEN_DEBUG=1 shows where")
         sys.exit(1)
     finally:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
