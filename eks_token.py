@@ -2012,8 +2012,7 @@ def read_entries(path: str | None) -> list[str]:
     import json
 
     try:
-        with open(path or os.devnull, encoding="utf-8") as file:
-            return [user for user in list(json.load(file)) if isinstance(user, str)]
+        return [user for user in list(json.loads(read_regular(path or ""))) if isinstance(user, str)]
     except (OSError, ValueError, TypeError, RecursionError):
         return []
 
@@ -2984,9 +2983,9 @@ def read_identities(path: str | None) -> Stored:
     if path is None:
         return Stored("", {})
     try:
-        with open(path, encoding="utf-8") as file:
-            check_others(path)
-            content = json.load(file)
+        os.lstat(path)
+        check_others(path)
+        content = json.loads(read_regular(path))
         identities = {str(name): dict(keys) for name, keys in content["identities"].items()}
         if all(isinstance(value, str) for keys in identities.values() for value in keys.values()):
             default = content.get("default", "")
@@ -3722,8 +3721,7 @@ def read_notes(identities: str | None) -> dict[str, SessionNote]:
 
     notes = {}
     try:
-        with open(path, encoding="utf-8") as file:
-            content = dict(json.load(file))
+        content = dict(json.loads(read_regular(path)))
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
     for user, entry in content.items():

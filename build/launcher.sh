@@ -136,8 +136,8 @@ et_answer() {
 	# A file that we have just written is our clock: compare its modification time with that of the answer, which is
 	# FRESH_UNTIL. Starting date would double the time this takes. Before Python stores any answer, it makes sure that
 	# truncating an empty file updates its time on this file system.
-	[ -f "./now" ] || return
-	{ :; } 9>|"./now" || return
+	[ -f ./now ] && ! [ -h ./now ] || return
+	{ :; } 9>|./now || return
 	[ "$et_here/%answer" -nt "./now" ] || return
 
 	# zsh's echo succeeds even if stdout is closed.
@@ -193,8 +193,8 @@ et_suits() {
 # et_came_up: whether Python came up when we last started it untried. We write our process ID, which Python keeps, to a
 # file, and build/start.py removes the file. If it is still there and that process is not, Python failed.
 et_came_up() {
-	[ -e ./starting ] || return 0
-	[ -f ./starting ] && read -r et_pid <./starting && kill -0 "$et_pid"
+	[ -e ./starting ] || [ -h ./starting ] || return 0
+	[ -f ./starting ] && ! [ -h ./starting ] && read -r et_pid <./starting && kill -0 "$et_pid"
 }
 
 # et_recall: sets et_known to the Python that worked last, as build/start.py remembers it. Trying it first would take
