@@ -4104,6 +4104,7 @@ class Resolver:
         self.sessions = Sessions(self.store, renew)
         self.person = invocation.terminal and interactive  # somebody can type an MFA code
         self.mfa_code: str | None = None  # read from stdin already; "" if it has been used
+        self.used_codes: set[str] = set()  # which mfa_process printed in this run
         self.name = ""  # the chosen identity
         self.session: Any = None  # botocore's, once it is needed
         self.profile: Profile = {}  # the identity's settings, if it is not needed
@@ -4320,9 +4321,13 @@ class Resolver:
         elif not is_ahead(self.store.environ) and (command := self.mfa_process()):
             environ = self.store.environ
             output = run_helper(shell_command(command, environ, self.store.platform), environ, "mfa_process")
-            code, self.mfa_code = "".join(output.split()), ""  # AWS accepts a code once
+            code = "".join(output.split())
             if not (code.isascii() and code.isdecimal() and len(code) == 6):
                 raise Problem(f"{self.name}: mfa_process must print a code of six digits and nothing else")
+            if code in self.used_codes:
+                hint = "if the code was right, a second one is needed: try again in 30 seconds, or in a terminal"
+                raise Problem(f"{self.name}: mfa_process printed the same code again, but AWS accepts it once", hint)
+            self.used_codes.add(code)
         elif not self.person and self.sessions.renew:
             raise Problem(f"{self.name}: an MFA code is needed", "pass it on stdin with --mfa-code-stdin")
         elif not self.person:

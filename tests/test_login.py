@@ -1343,7 +1343,7 @@ def test_mfa_process_of_a_profile_answers_instead_of_a_person(where: str, scene:
         pytest.param("echo no key is there >&2; exit 1", "mfa_process failed: no key is there", id="it fails"),
         pytest.param("echo code: 123456", "mfa_process must print a code of six digits", id="more than a code"),
         pytest.param("true", "mfa_process must print a code of six digits", id="nothing"),
-        pytest.param(f"echo {WRONG_CODE}", "AWS did not accept the MFA code", id="a wrong code"),
+        pytest.param(f"echo {WRONG_CODE}", "mfa_process printed the same code again", id="a wrong code"),
     ],
 )
 def test_an_mfa_process_without_a_code_is_one_line(command: str, error: str, scene: Scene) -> None:
@@ -1351,6 +1351,22 @@ def test_an_mfa_process_without_a_code_is_one_line(command: str, error: str, sce
     device = ["--mfa-serial", mfa_serial("alice"), "--mfa-process", command]
     assert error in scene.refused("login", "dev", "--stdin", *device, stdin=as_json(alice))
     assert (scene.records(), scene.kept()) == (None, [])
+
+
+@pytest.mark.parametrize("command", [f"cat codes; echo {CODE} >codes", f"echo {CODE}"], ids=["two codes", "one code"])
+def test_a_chain_that_needs_two_codes_asks_mfa_process_for_each(command: str, scene: Scene) -> None:
+    alice = scene.moto.create_user("alice", mfa_code=CODE)
+    scene.home.credentials(alice.profile("mine"))
+    role, second = (scene.moto.create_role(name, mfa=True) for name in ("admin", "second"))
+    device = f"mfa_serial = {mfa_serial('alice')}\nmfa_process = {command}\n"
+    scene.home.write("codes", f"{WRONG_CODE}\n")  # for the second role, which botocore asks for first
+    scene.home.config(
+        f"[profile first]\nrole_arn = {role}\nsource_profile = mine\n{device}"
+        f"[profile second]\nrole_arn = {second}\nsource_profile = first\n{device}"
+    )
+    said = scene.refused(*words("demo", "-i", "second"))
+    assert ("mfa_process printed the same code again" in said) == (command == f"echo {CODE}"), said
+    assert ("AWS refused AssumeRole" in said) == (command != f"echo {CODE}")  # AWS has no devices for roles
 
 
 # --- answers that are not AWS's -----------------------------------------------------------------------------

@@ -504,18 +504,23 @@ def test_the_aws_clis_session_is_refreshed_in_its_own_file(seconds: float, scene
 
 
 def test_the_aws_cli_and_the_program_refresh_one_session_in_turn(scene: Scene, aws: str) -> None:
-    """An access token that ends in two seconds is due to be refreshed at each call."""
+    """Twenty calls over four lifetimes of its access token: whichever tool comes first refreshes it for both."""
     name, expected = sso_session_left_by_the_aws_cli(scene)
-    scene.sso.token_lifetime, scene.sso.role_lifetime = 2, 60
-    path = scene.left_by_aws_cli("corp", expiresAt=utc(2))
-    refresh_tokens = [json.loads(path.read_text())["refreshToken"]]
+    scene.sso.role_lifetime = 60  # so short that both tools ask for credentials at each call
+    path = scene.left_by_aws_cli("corp")
     line = ["eks", "get-token", "--cluster-name", "demo", "--region", "us-east-2", "--profile", name]
-    for turn in range(8):
+    refreshed, refresh_tokens = [], set()
+    for turn in range(20):
+        if turn % 5 == 0:
+            scene.sso.expire_access_tokens()
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"expiresAt": utc(-1)}))
         program = [aws] if turn % 2 else [scene.home.executable]
         assert scene.whose(scene.run(*line, command=program, env={"AWS_ENDPOINT_URL": None})).canonical_arn == expected
-        refresh_tokens.append(json.loads(path.read_text())["refreshToken"])
-    assert asked(scene)["CreateToken"] == 8
-    assert len(set(refresh_tokens)) == 9
+        refreshed.append(asked(scene)["CreateToken"])
+        refresh_tokens.add(json.loads(path.read_text())["refreshToken"])
+    assert refreshed == [*[1] * 5, *[2] * 5, *[3] * 5, *[4] * 5]
+    assert asked(scene)["GetRoleCredentials"] == 20
+    assert len(refresh_tokens) == 4
 
 
 def test_a_new_aws_sso_login_during_a_refresh_stays_in_the_file(scene: Scene) -> None:
