@@ -23,9 +23,10 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote_to_bytes
 
 import pytest
+from desktops import KeyringDaemon as KeyringDaemon
 from measured import measuring
 from preloaded import PreloadedPython
-from servers import ApiServer, Keys, MotoServer, RecordingProxy, SsoOidcServer, wait_for
+from servers import ApiServer, Keys, MotoServer, RecordingProxy, SsoOidcServer
 
 from eks_token import Invocation
 
@@ -550,147 +551,6 @@ def home(tmp_path: Path, request: pytest.FixtureRequest) -> Sandbox:
 
 
 # --- the keyring --------------------------------------------------------------------------------------------
-
-BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>session</type>
-  <listen>unix:path={socket}</listen>
-  <policy context="default">
-    <allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/>
-  </policy>
-</busconfig>
-"""
-"""A bus that activates nothing: the desktop's own service files would start a second, locked keyring."""
-
-
-class KeyringDaemon:
-    """GNOME Keyring, unlocked, alone on a private bus."""
-
-    def __init__(self) -> None:
-        dbus, keyring = need("dbus-daemon", "gnome-keyring-daemon")
-        # a socket's path may have 107 bytes, and pytest's directories are long
-        self.directory = Path(tempfile.mkdtemp(prefix="eks-token-bus-"))
-        self.address = f"unix:path={self.directory}/bus"
-        config = self.directory / "bus.conf"
-        config.write_text(BUS_CONFIG.format(socket=self.directory / "bus"))
-        env = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.directory),
-            "XDG_RUNTIME_DIR": str(self.directory),
-            "DBUS_SESSION_BUS_ADDRESS": self.address,
-        }
-        self._connection: Any = None
-        self._log = (self.directory / "log").open("w")
-        self._processes = [self._started([dbus, f"--config-file={config}", "--nofork"], env)]
-        try:
-            wait_for((self.directory / "bus").exists, "the bus")
-            command = [keyring, "--foreground", "--unlock", "--components=secrets"]
-            self._processes.append(self._started(command, env, stdin=PASSWORD))
-            wait_for(self._is_ready, "an unlocked default collection")
-        except BaseException:
-            self.stop()
-            raise
-
-    def _started(
-        self, command: list[str], env: dict[str, str], stdin: bytes | None = None
-    ) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            command, env=env, stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, cwd=self.directory
-        )
-        assert process.stdin is not None
-        with process.stdin:
-            process.stdin.write(stdin or b"")
-        return process
-
-    def stop(self) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-            process.wait(30)
-        if self._connection is not None:
-            self._connection.close()
-        self._log.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _call(self, path: str, interface: str, method: str, signature: str = "", *body: object) -> Any:
-        from jeepney import DBusAddress, new_method_call
-        from jeepney.io.blocking import open_dbus_connection
-        from jeepney.wrappers import unwrap_msg
-
-        if self._connection is None:
-            # One connection, begun with a read of a property: the daemon can abort on the first message of a client
-            # that it has not registered yet, and reading this one needs no registration.
-            self._connection = open_dbus_connection(self.address)
-            self._call(SECRETS, "DBus.Properties", "Get", "ss", "org.freedesktop.Secret.Service", "Collections")
-        address = DBusAddress(path, "org.freedesktop.secrets", f"org.freedesktop.{interface}")
-        message = new_method_call(address, method, signature or None, body)
-        return unwrap_msg(self._connection.send_and_get_reply(message, timeout=10))
-
-    def _is_ready(self) -> bool:
-        from jeepney.wrappers import DBusErrorResponse
-
-        if any(process.poll() is not None for process in self._processes):
-            raise RuntimeError((self.directory / "log").read_text())
-        try:
-            (path,) = self._call(SECRETS, "Secret.Service", "ReadAlias", "s", "default")
-            if path == "/":
-                return False
-            ((_, locked),) = self._call(path, "DBus.Properties", "Get", "ss", COLLECTION, "Locked")
-        except (DBusErrorResponse, OSError):
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            return False
-        return not locked
-
-    def _paths(self) -> list[str]:
-        unlocked, locked = self._call(SECRETS, "Secret.Service", "SearchItems", "a{ss}", {})
-        return [*unlocked, *locked]
-
-    def items(self) -> list[dict[str, str]]:
-        """The attributes of every item."""
-        return [
-            self._call(path, "DBus.Properties", "Get", "ss", "org.freedesktop.Secret.Item", "Attributes")[0][1]
-            for path in self._paths()
-        ]
-
-    def clear(self) -> None:
-        for path in self._paths():
-            self._call(path, "Secret.Item", "Delete")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Locks the default collection: reading needs a prompt then, which nobody here can answer."""
-        (path,) = self._call(SECRETS, "Secret.Service", "ReadAlias", "s", "default")
-        self._call(SECRETS, "Secret.Service", "Lock", "ao", [path])
-        try:
-            yield
-        finally:
-            self._unlock(path)
-
-    def _unlock(self, path: str) -> None:
-        from jeepney import DBusAddress, new_method_call
-        from jeepney.io.blocking import open_dbus_connection
-        from jeepney.wrappers import unwrap_msg
-
-        # a Secret Service session lives as long as its connection
-        with open_dbus_connection(self.address) as connection:
-
-            def call(interface: str, method: str, signature: str, *body: object) -> Any:
-                address = DBusAddress(SECRETS, "org.freedesktop.secrets", interface)
-                message = new_method_call(address, method, signature, body)
-                return unwrap_msg(connection.send_and_get_reply(message, timeout=10))
-
-            _, session = call("org.freedesktop.Secret.Service", "OpenSession", "sv", "plain", ("s", ""))
-            # GNOME's own way for its tools to unlock without a prompt
-            interface = "org.gnome.keyring.InternalUnsupportedGuiltRiddenInterface"
-            secret = (session, b"", PASSWORD, "text/plain")
-            call(interface, "UnlockWithMasterPassword", "o(oayays)", path, secret)
-
-
-PASSWORD = b"the login password"
-SECRETS = "/org/freedesktop/secrets"
-COLLECTION = "org.freedesktop.Secret.Collection"
 
 
 @pytest.fixture(scope="session")

@@ -180,9 +180,9 @@ def test_a_session_comes_before_keys_and_after_its_end_they_do(scene: Scene) -> 
 )
 def test_keys_of_atmos_are_found_in_the_keyring(wrap: Callable[[str], str], scene: Scene) -> None:
     put(scene, "dev", wrap(json.dumps({"type": "aws", "data": keys_of(scene, "alice", region="eu-west-1")})))
-    before = scene.ring.items()
+    before = scene.ring.stored()
     assert scene.principal("dev") == f"arn:aws:iam::{ACCOUNT}:user/alice"
-    assert scene.ring.items() == before
+    assert scene.ring.stored() == before
     assert scene.records() is None
 
 
@@ -247,4 +247,4 @@ def test_a_role_can_be_assumed_from_an_identity_of_atmos(scene: Scene) -> None:
     admin = scene.moto.create_role("admin", trusted=[f"arn:aws:iam::{ACCOUNT}:user/alice"])
     assert scene.principal("dev", "--role-arn", admin) == admin
     assert scene.run("logout", "--all").returncode == 0
-    assert [item["service"] for item in scene.ring.items()] == ["atmos_dev"]  # its keys stay
+    assert [item["service"] for item in scene.ring.stored()] == ["atmos_dev"]  # its keys stay

@@ -93,7 +93,7 @@ def test_bad_keys_on_stdin_are_one_line_and_nothing_is_stored(
     done = desk.run("login", "dev", "--stdin", "--no-verify", stdin=given)
     assert_fails(done, error)
     assert ALICE.secret not in done.stderr
-    assert keyring_daemon.items() == []
+    assert keyring_daemon.stored() == []
     assert not (desk.data / "identities.json").exists()
 
 
@@ -124,14 +124,14 @@ def test_keys_that_aws_refuses_are_not_stored(
     done = desk.run("login", "dev", "--stdin", stdin=process_output(key), env=moto.environment)
     assert_fails(done, f"AWS refused GetCallerIdentity: {code}")
     assert key.secret not in done.stderr
-    assert keyring_daemon.items() == []
+    assert keyring_daemon.stored() == []
     assert not (desk.data / "identities.json").exists()
 
 
 def test_without_aws_nothing_is_stored(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
     env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     assert_fails(desk.run("login", "dev", "--stdin", stdin=process_output(), env=env), "127.0.0.1:9")
-    assert keyring_daemon.items() == []
+    assert keyring_daemon.stored() == []
 
 
 # --- the two places of an identity --------------------------------------------------------------------------

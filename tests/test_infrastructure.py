@@ -552,10 +552,10 @@ def test_secrets_are_found_behind_any_encoding(home: Sandbox) -> None:
 
 def test_the_keyring_is_empty_and_takes_items(home: Sandbox, keyring_daemon: KeyringDaemon) -> None:
     (tool,) = need("secret-tool")
-    assert keyring_daemon.items() == []
+    assert keyring_daemon.stored() == []
     store = home.run("store", "--label=x", "service", "s", "username", "u", command=[tool], stdin="hidden")
     assert store.returncode == 0, store.stderr
-    assert [item["username"] for item in keyring_daemon.items()] == ["u"]
+    assert [item["username"] for item in keyring_daemon.stored()] == ["u"]
     assert home.run("lookup", "service", "s", command=[tool]).stdout == "hidden"
     with keyring_daemon.locked():
         assert home.run("lookup", "service", "s", command=[tool]).returncode != 0

@@ -8,14 +8,13 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,13 +22,11 @@ import keyring.backend
 import keyring.errors
 import pytest
 from conftest import missing, need
+from desktops import Desktop, desktop_in_a_directory
 from servers import wait_for
 
 import eks_token
 from eks_token import Vault
-
-PASSWORD = "correct horse"
-SECRETS = "org.freedesktop.secrets"
 
 # --- desktops -----------------------------------------------------------------------------------------------
 
@@ -37,152 +34,6 @@ SECRETS = "org.freedesktop.secrets"
 def need_module(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         missing(f"the Python module {name}")
-
-
-@contextmanager
-def running(
-    command: list[str], password: str = "", env: Mapping[str, str] | None = None, stdout: int = subprocess.DEVNULL
-) -> Iterator[subprocess.Popen[str]]:
-    """A child process that is stopped, by its own handle, when the block ends."""
-    with subprocess.Popen(
-        command, env=env, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdin is not None
-        try:
-            process.stdin.write(password)
-            process.stdin.close()
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>session</type><listen>{address}</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/>
-<allow own="*"/></policy></busconfig>"""
-
-
-class Desktop:
-    """A session bus of its own (nothing is activated on it), a home of its own, and perhaps a keyring daemon."""
-
-    def __init__(self, root: Path, stack: ExitStack, listen: str = "") -> None:
-        self.root, self._stack, self._daemon = root, stack, ExitStack()
-        self._connection: Any = None  # jeepney has no types
-        self._session = ""
-        directories = {
-            name: str(root / name.lower())
-            for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
-        }
-        for directory in directories.values():
-            os.mkdir(directory, 0o700)
-        config = root / "bus.conf"
-        config.write_text(BUS_CONFIG.format(address=listen or f"unix:path={root}/bus"))
-        bus = stack.enter_context(
-            running(
-                [*need("dbus-daemon"), f"--config-file={config}", "--nofork", "--print-address=1"],
-                stdout=subprocess.PIPE,
-            )
-        )
-        assert bus.stdout is not None
-        self.address = bus.stdout.readline().strip()
-        self.environ = {"PATH": os.environ["PATH"], "DBUS_SESSION_BUS_ADDRESS": self.address, **directories}
-        stack.enter_context(self._daemon)
-
-    def start_keyring(self, password: str = PASSWORD) -> None:
-        """(Re)start GNOME Keyring; a wrong password leaves the login keyring as it was, locked."""
-        self._daemon.close()
-        wait_for(lambda: not self.call_bus("NameHasOwner", "s", SECRETS), "the old keyring to go")
-        command = [*need("gnome-keyring-daemon"), "--foreground", "--components=secrets"]
-        self._daemon.enter_context(running([*command, "--unlock"] if password else command, password, self.environ))
-        wait_for(lambda: self.call_bus("NameHasOwner", "s", SECRETS), "GNOME Keyring")
-        properties = "org.freedesktop.DBus.Properties"
-        arguments = ("org.freedesktop.Secret.Service", "Collections")
-        self.call_bus("Get", "ss", *arguments, name=SECRETS, path="/org/freedesktop/secrets", interface=properties)
-        if password:
-            wait_for(lambda: self.call("ReadAlias", "s", "default") != "/", "its login keyring")
-
-    def vault(self, interactive: bool = True, **environ: str) -> Vault:
-        return Vault({**self.environ, **environ}, interactive=interactive)
-
-    def run(self, *command: str, stdin: str | None = None) -> str:
-        done = subprocess.run(command, env=self.environ, input=stdin, capture_output=True, text=True, timeout=60)
-        return done.stdout if done.returncode == 0 else ""
-
-    def call_bus(
-        self,
-        method: str,
-        signature: str = "",
-        *body: object,
-        name: str = "org.freedesktop.DBus",
-        path: str = "",
-        interface: str = "",
-        index: int = 0,
-    ) -> Any:
-        """The first value (or the one at `index`) of the reply to one D-Bus call.
-
-        All calls share a connection: GNOME Keyring can abort on the first message of a new one.
-        """
-        from jeepney import DBusAddress, new_method_call
-        from jeepney.io.blocking import DBusConnection, prep_socket
-        from jeepney.wrappers import unwrap_msg
-
-        if self._connection is None:
-            bus = eks_token.session_bus_addresses(self.environ)[0]
-            self._connection = self._stack.enter_context(DBusConnection(prep_socket(bus)))
-        path = path or "/" + name.replace(".", "/")
-        message = new_method_call(DBusAddress(path, name, interface or name), method, signature or None, body)
-        values = unwrap_msg(self._connection.send_and_get_reply(message, timeout=10))
-        return values[index] if values else None
-
-    def call(
-        self,
-        method: str,
-        signature: str,
-        *body: object,
-        path: str = "/org/freedesktop/secrets",
-        interface: str = "Service",
-        index: int = 0,
-    ) -> Any:
-        interface = "org.freedesktop.Secret." + interface
-        return self.call_bus(method, signature, *body, name=SECRETS, path=path, interface=interface, index=index)
-
-    def lock(self) -> None:
-        self.call("Lock", "ao", [self.call("ReadAlias", "s", "default")])
-
-    def items(self, **attributes: str) -> list[str]:
-        collection = self.call("ReadAlias", "s", "default")
-        return list(self.call("SearchItems", "a{ss}", attributes, path=collection, interface="Collection"))
-
-    def attributes(self, item: str) -> dict[str, str]:
-        """Without the schema, which GNOME Keyring adds to an item once it has written it to its file."""
-        return {name: value for name, value in self.item_property(item, "Attributes").items() if name != "xdg:schema"}
-
-    def set_secret(self, item: str, value: bytes) -> None:
-        self._session = self._session or self.open_session()
-        self.call("SetSecret", "(oayays)", (self._session, b"", value, "text/plain"), path=item, interface="Item")
-
-    def open_session(self) -> str:
-        properties = "org.freedesktop.DBus.Properties"
-        arguments = ("org.freedesktop.Secret.Service", "Collections")
-        self.call_bus("Get", "ss", *arguments, name=SECRETS, path="/org/freedesktop/secrets", interface=properties)
-        return str(self.call("OpenSession", "sv", "plain", ("s", ""), index=1))
-
-    def item_property(self, item: str, name: str) -> Any:
-        properties = "org.freedesktop.DBus.Properties"
-        arguments = ("org.freedesktop.Secret.Item", name)
-        return self.call_bus("Get", "ss", *arguments, name=SECRETS, path=item, interface=properties)[1]
-
-
-@contextmanager
-def desktop_in_a_directory(listen: str = "") -> Iterator[Desktop]:
-    # not tmp_path: the address of a Unix socket has at most 107 bytes
-    with tempfile.TemporaryDirectory(prefix="ekt") as directory, ExitStack() as stack:
-        yield Desktop(Path(directory), stack, listen)
 
 
 @pytest.fixture(scope="session")
@@ -197,8 +48,7 @@ def shared_desktop() -> Iterator[Desktop]:
 def desktop(shared_desktop: Desktop) -> Iterator[Desktop]:
     """An unlocked GNOME Keyring with no item of ours in it."""
     yield shared_desktop
-    for item in shared_desktop.items():
-        shared_desktop.call("Delete", "", path=item, interface="Item")
+    shared_desktop.clear()
 
 
 @pytest.fixture
@@ -322,8 +172,8 @@ def test_an_item_of_ours_looks_like_one_of_stock_keyring(desktop: Desktop) -> No
     (theirs,) = desktop.items(username="stock")
     (ours,) = desktop.items(username="ours")
     assert desktop.attributes(ours) == desktop.attributes(theirs) | {"username": "ours"}
-    assert desktop.item_property(ours, "Label") == "Password for 'ours' on 'eks-token'"
-    assert desktop.item_property(theirs, "Label") == "Password for 'stock' on 'eks-token'"
+    assert desktop.get(ours, "Item", "Label") == "Password for 'ours' on 'eks-token'"
+    assert desktop.get(theirs, "Item", "Label") == "Password for 'stock' on 'eks-token'"
 
 
 @pytest.fixture
@@ -338,7 +188,7 @@ def duplicates(desktop: Desktop) -> Desktop:
     def newer_is_newer() -> bool:  # GNOME Keyring counts whole seconds, and takes no notice of an unchanged value
         for value in (b"new", b"newer"):
             desktop.set_secret(newer, value)
-        modified: list[int] = [desktop.item_property(item, "Modified") for item in (older, newer)]
+        modified: list[int] = [desktop.get(item, "Item", "Modified") for item in (older, newer)]
         return modified[0] < modified[1]
 
     wait_for(newer_is_newer, "the next second")

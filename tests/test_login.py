@@ -144,7 +144,7 @@ class Scene:
 
     def kept(self) -> list[str]:
         """The users of the keyring's items."""
-        return sorted(item["username"] for item in self.ring.items())
+        return sorted(item["username"] for item in self.ring.stored())
 
     def records(self) -> Any:
         path = self.home.data / "identities.json"

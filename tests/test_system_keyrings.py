@@ -16,16 +16,14 @@ from typing import Any
 
 import pytest
 from conftest import Completed, Sandbox, missing, need
+from desktops import ROOT, SECRETS, desktop_in_a_directory, running
 from servers import RecordingProxy, wait_for
-from test_keyring import SECRETS, SecretTool, desktop_in_a_directory, running
+from test_keyring import SecretTool
 
 import eks_token
 
 if os.environ.get("EKS_TOKEN_SYSTEM_KEYRINGS") != "1":
     pytest.skip("only on a machine that runs `make system-keyrings`", allow_module_level=True)
-
-PROPERTIES = "org.freedesktop.DBus.Properties"
-ROOT = "/org/freedesktop/secrets"
 
 
 class Screen:
@@ -56,14 +54,10 @@ class Screen:
         wait_for(lambda: not self.has(SECRETS), "the old service to go")
 
     def collections(self) -> list[str]:
-        arguments = ("org.freedesktop.Secret.Service", "Collections")
-        found = self.desktop.call_bus("Get", "ss", *arguments, name=SECRETS, path=ROOT, interface=PROPERTIES)
-        return list(found[1])
+        return list(self.desktop.get(ROOT, "Service", "Collections"))
 
     def locked(self, path: str) -> bool:
-        arguments = ("org.freedesktop.Secret.Collection", "Locked")
-        found = self.desktop.call_bus("Get", "ss", *arguments, name=SECRETS, path=path, interface=PROPERTIES)
-        return bool(found[1])
+        return bool(self.desktop.get(path, "Collection", "Locked"))
 
 
 class Laptop:
