@@ -232,6 +232,7 @@ WILD: dict[str, str | bytes] = {
     "Heptio's": kubeconfig(AUTHENTICATOR.replace("aws-iam-authenticator", "heptio-authenticator-aws")),
     "Terraform's module": kubeconfig(TERRAFORM),
     "Atmos": kubeconfig(ATMOS, ARN),
+    "a secret in a variable": kubeconfig(ATMOS.replace("value: dev", f"value: {SECRET}")),
     "nodeadm": kubeconfig(
         AUTHENTICATOR.replace("aws-iam-authenticator", "/usr/bin/aws-iam-authenticator"), "kubernetes", "kubelet"
     ),

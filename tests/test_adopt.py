@@ -7,18 +7,18 @@ import shlex
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import test_kubeconfig
 from conftest import Completed, Sandbox, invocation, kubectls, missing, not_as_root
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubeconfigs import ATMOS, AUTHENTICATOR, AWS_CLI, CERTIFICATE, EKSCTL, FLOW, SECRET, TERRAFORM, WILD, kubeconfig
-from servers import AccessKey, ApiServer, RecordingProxy
-from test_kubeconfig import by_name, config_path, is_let_in, ran, tree, view
+from servers import ApiServer, RecordingProxy
+from test_kubeconfig import by_name, is_let_in, ran, tree, view
 
 import eks_token
 
@@ -31,21 +31,21 @@ def working(users: str, server: ApiServer, cluster: str = "c", user: str = "u") 
     return text.replace(CERTIFICATE, server.ca_data)
 
 
+plain_laptop = test_kubeconfig.laptop
+alice = test_kubeconfig.alice
+
+
 @pytest.fixture
-def laptop(home: Sandbox, kubectl: Path | None, moto: RecordingProxy) -> Sandbox:
-    """A home with this kubectl, eks-token and the AWS CLI on PATH, and stand-ins for the other plugins."""
-    bin_directory = home.root / "bin"
-    bin_directory.mkdir()
-    (bin_directory / "kubectl").symlink_to(kubectl or missing("kubectl"))
-    (bin_directory / "eks-token").symlink_to(home.executable)
+def laptop(plain_laptop: Sandbox) -> Sandbox:
+    """The laptop of test_kubeconfig.py, with the AWS CLI and stand-ins for the other plugins on PATH."""
+    laptop, bin_directory = plain_laptop, plain_laptop.root / "bin"
     aws_cli = Path(sys.executable).with_name("aws")
-    (bin_directory / "aws").symlink_to(aws_cli if aws_cli.exists() else home.executable)
+    (bin_directory / "aws").symlink_to(aws_cli if aws_cli.exists() else laptop.executable)
     for name in ("aws-iam-authenticator", "heptio-authenticator-aws", "atmos"):
         (bin_directory / name).write_text('#!/bin/sh\nexec eks-token "$@"\n')
         (bin_directory / name).chmod(0o755)
-    home.env |= moto.environment | {"PATH": f"{bin_directory}:{home.env['PATH']}", "AWS_PROFILE": "dev"}
-    home.credentials(moto.create_user("alice").profile("dev"))
-    return home
+    laptop.env["AWS_PROFILE"] = "dev"
+    return laptop
 
 
 @pytest.fixture
@@ -221,28 +221,19 @@ def test_several_adoptions_are_undone_to_the_first_bytes(laptop: Sandbox, all_fo
     assert (done.returncode, "nothing to undo" in done.stderr) == (1, True)
 
 
-def test_undo_keeps_what_was_changed_since(laptop: Sandbox, all_forms: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["since", "between two adoptions"])
+def test_undo_keeps_what_was_changed(again: bool, laptop: Sandbox, all_forms: Path) -> None:
     first = all_forms.read_bytes()
     adopt(laptop, "--all")
-    all_forms.write_text(all_forms.read_text() + "# mine\n")
+    text = all_forms.read_text() + "# mine\n"
+    all_forms.write_text(text.replace("command: eks-token", "command: aws-iam-authenticator", 1) if again else text)
     changed = all_forms.read_bytes()
+    if again:
+        adopt(laptop, "--all")
     done = adopt(laptop, "--undo")
     assert all_forms.read_bytes() == first
-    (aside,) = (laptop.data / "backups").iterdir()
-    assert aside.read_bytes() == changed and str(aside) in done.stderr
-    assert stat.S_IMODE(aside.stat().st_mode) == 0o600
-
-
-def test_undo_keeps_what_was_changed_between_two_adoptions(laptop: Sandbox, all_forms: Path) -> None:
-    first = all_forms.read_bytes()
-    adopt(laptop, "--all")
-    between = all_forms.read_text() + "# mine\n"
-    all_forms.write_text(between.replace("command: eks-token", "command: aws-iam-authenticator", 1))
-    changed = all_forms.read_bytes()
-    adopt(laptop, "--all")
-    adopt(laptop, "--undo")
-    assert all_forms.read_bytes() == first
-    assert changed in [file.read_bytes() for file in (laptop.data / "backups").iterdir()]
+    (aside,) = [file for file in (laptop.data / "backups").iterdir() if file.read_bytes() == changed]
+    assert str(aside) in done.stderr and stat.S_IMODE(aside.stat().st_mode) == 0o600
 
 
 def test_a_backup_that_a_kill_cut_short_is_none(laptop: Sandbox, all_forms: Path) -> None:
@@ -475,17 +466,3 @@ def test_a_read_only_file_is_one_clear_error_and_no_backup_is_left(laptop: Sandb
     assert done.returncode == 1
     assert f"{all_forms} cannot be written: Permission denied" in done.stderr
     assert tree(laptop) == before
-
-
-def test_secrets_in_the_file_are_shown_nowhere(laptop: Sandbox, all_forms: Path, moto: RecordingProxy) -> None:
-    key: AccessKey = moto.create_user("bob")
-    env: Mapping[str, str] = key.environment
-    variables = ", ".join(f"{{name: {name}, value: {value}}}" for name, value in env.items())
-    text = all_forms.read_text() + "- {name: token, user: {token: a-token-of-others}}\n- name: keys\n  user: {exec: {"
-    text += f"apiVersion: client.authentication.k8s.io/v1, command: aws, env: [{variables}], interactiveMode: Never, "
-    all_forms.write_text(text + "args: [--region, us-east-1, eks, get-token, --cluster-name, demo]}}\n")
-    for more in (["--dry-run"], []):
-        done = adopt(laptop, "--all", *more)
-        assert key.secret not in done.stdout + done.stderr and "a-token-of-others" not in done.stdout + done.stderr
-    assert execs(laptop)["keys"]["command"] == "eks-token"
-    assert config_path(laptop).read_text().count(key.secret) == 1

@@ -52,23 +52,6 @@ def is_let_in(done: Completed) -> bool:
     return "kube-system" in done.stdout and "Active" in done.stdout
 
 
-@pytest.mark.parametrize("version", ["v1beta1", "v1"])
-@pytest.mark.parametrize("kubectl", kubectls() or [None], ids=lambda path: path.name if path else "none")
-def test_kubectl_is_let_in_by_the_keyring_and_again_by_the_cache(
-    kubectl: Path | None, version: str, dev: Sandbox, api_server: ApiServer
-) -> None:
-    kubectl = kubectl or missing("kubectl")
-    exec_entry = entry(dev, apiVersion=f"client.authentication.k8s.io/{version}")
-    dev.write("kubeconfig", api_server.kubeconfig(exec_entry))
-    assert is_let_in(namespaces(kubectl, dev))
-    first = api_server.verdicts.copy()
-    assert is_let_in(namespaces(kubectl, dev, NO_PYTHON))
-
-    assert len(api_server.verdicts) > len(first)
-    assert set(api_server.principals) == {ALICE}
-    assert len({verdict.token for verdict in api_server.verdicts}) == 1
-
-
 def test_a_token_for_another_cluster_is_turned_away(kubectl: Path, dev: Sandbox, api_server: ApiServer) -> None:
     other = ["other" if word == "demo" else word for word in ARGS]
     dev.write("kubeconfig", api_server.kubeconfig(entry(dev, *other)))
@@ -110,6 +93,7 @@ def test_a_tampered_token_is_turned_away(
 @pytest.mark.parametrize(
     ("more", "tty"),
     [
+        pytest.param({"apiVersion": "client.authentication.k8s.io/v1"}, False, id="the newest version of the API"),
         pytest.param({"interactiveMode": "Never"}, False, id="never a person"),
         pytest.param({"interactiveMode": "Always"}, True, id="always a person, at a terminal"),
         pytest.param({"provideClusterInfo": True}, False, id="with the cluster's address and certificate"),
