@@ -6172,27 +6172,25 @@ def write_kubeconfig(path: str, old: bytes, new: bytes) -> None:
     real = os.path.realpath(path)
     try:
         os.makedirs(os.path.dirname(real), 0o700, exist_ok=True)
-        file = os.open(real, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        file = os.open(real, os.O_WRONLY | os.O_CREAT, 0o600)
+        state = os.fstat(file)
+        os.close(file)  # Windows replaces no file that is open
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise Problem(f"{path} is not a regular file", "pass another file with --kubeconfig")
+    if state.st_nlink == 1 and state.st_uid == getattr(os, "geteuid", int)() and replaced(real, new, state.st_gid):
+        return
     try:
-        state = os.fstat(file)
-        if not stat.S_ISREG(state.st_mode):
-            raise Problem(f"{path} is not a regular file", "pass another file with --kubeconfig")
-        if state.st_nlink == 1 and state.st_uid == getattr(os, "geteuid", int)() and replaced(real, new, state):
-            return
-        try:
-            overwrite(file, new)
-        except BaseException as error:
-            overwrite(file, old)
-            if isinstance(error, OSError):
-                raise Problem(f"{path} cannot be written: {error.strerror}; it was not changed") from error
-            raise
-    finally:
-        os.close(file)
+        overwrite(real, new)
+    except BaseException as error:
+        overwrite(real, old)
+        if isinstance(error, OSError):
+            raise Problem(f"{path} cannot be written: {error.strerror}; it was not changed") from error
+        raise
 
 
-def replaced(real: str, new: bytes, state: os.stat_result) -> bool:
+def replaced(real: str, new: bytes, group: int) -> bool:
     """Put a new file in the place of a kubeconfig whose lock we hold. Returns False if that is not possible."""
     import shutil
 
@@ -6200,13 +6198,10 @@ def replaced(real: str, new: bytes, state: os.stat_result) -> bool:
     beside = os.path.join(os.path.dirname(real), f".{os.path.basename(real)}.{PROGRAM}")
     discard(beside)
     try:
-        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-        try:
-            overwrite(file, new)
-        finally:
-            os.close(file)
+        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        overwrite(beside, new)
         if os.name == "posix":
-            os.chown(beside, -1, state.st_gid)
+            os.chown(beside, -1, group)
         shutil.copystat(real, beside)  # mode and access control list
         os.utime(beside)
         replace_file(beside, real)
@@ -6217,14 +6212,13 @@ def replaced(real: str, new: bytes, state: os.stat_result) -> bool:
     return True
 
 
-def overwrite(file: int, content: bytes) -> None:
-    """Make an open file hold this, on the disk too. Raises OSError."""
-    os.lseek(file, 0, os.SEEK_SET)
-    left = content
-    while left:
-        left = left[os.write(file, left) :]
-    os.ftruncate(file, len(content))
-    os.fsync(file)
+def overwrite(path: str, content: bytes) -> None:
+    """Make an existing file hold this, on the disk too. Raises OSError."""
+    with open(path, "r+b") as file:
+        file.write(content)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def kubectl_locks(paths: Iterable[str]) -> list[str]:

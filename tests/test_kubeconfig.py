@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -568,25 +569,32 @@ def test_what_cannot_be_written_is_one_clear_error(made: str, laptop: Sandbox) -
         subprocess.run(["chattr", "-i", str(path)], capture_output=True)
 
 
-def test_a_file_that_does_not_fit_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", [1, 2], ids=["replaced", "overwritten"])
+def test_a_file_that_does_not_fit_stays_as_it_was(names: int, tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_bytes(b"old content")
-    path.with_name("other").hardlink_to(path)  # so it is overwritten
-    write = os.write
-    left = [5]
+    if names == 2:
+        path.with_name("other").hardlink_to(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        with pytest.raises(eks_token.Problem, match="File too large; it was not changed"):
+            eks_token.write_kubeconfig(str(path), b"old content", b"new content, and longer")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"old content" and len(list(tmp_path.iterdir())) == names
 
-    def full_disk(file: int, content: bytes) -> int:
-        if left[0] == 0:
-            left[0] = 1000  # what was there always fits again
-            raise OSError(28, "No space left on device")
-        written = write(file, content[: left[0]])
-        left[0] -= written
-        return written
 
-    monkeypatch.setattr(os, "write", full_disk)
-    with pytest.raises(eks_token.Problem, match="No space left on device; it was not changed"):
-        eks_token.write_kubeconfig(str(path), b"old content", b"new content, and longer")
-    assert path.read_bytes() == b"old content"
+def test_a_file_with_two_names_keeps_them_and_one_of_a_group_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    inode = path.stat().st_ino
+    eks_token.write_kubeconfig(str(path), b"old", b"new content")
+    assert path.stat().st_ino != inode and stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.with_name("other").hardlink_to(path)
+    eks_token.write_kubeconfig(str(path), b"new content", b"x")
+    assert path.with_name("other").read_bytes() == b"x"
 
 
 def test_several_files_are_written_all_or_none_and_a_linked_directory_is_one(
