@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import sys
 
-from eks_token import Refused, cache_home, check_above
+from eks_token import Refused, check_above
 
+program, *archive = sys.argv[1:]  # and the arguments
 try:
-    program = os.path.join(cache_home(os.environ, sys.platform) or "", "app", "@BUILD@", "__main__.py")
     check_above(program)
-    with open(program) as file:
+    with open(program, "rb") as file:
         text = file.read()
 except (OSError, ValueError, Refused):
-    os.execv(sys.executable, [sys.executable, "-I", "-S", *sys.argv[1:]])
-sys.argv[0] = program
+    os.execv(sys.executable, [sys.executable, "-I", "-S", *archive])
+sys.argv = [program, *archive]
 exec(compile(text, program, "exec"), {"__name__": "__main__", "__file__": program})

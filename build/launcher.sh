@@ -179,7 +179,7 @@ et_start() {
 	et_program=$et_cache/app/$et_build/__main__.py
 	if [ -n "$et_cache" ] && [ -f "$et_program" ] && [ -O "$et_program" ] && [ -s "$et_program" ] &&
 		! [ "$et_program" -nt "$et_cache/app/$et_build/manifest" ]; then
-		exec "$et_python" -IS -c '@CHECK@' "$et_file" "$@"
+		exec "$et_python" -IS -c '@CHECK@' "$et_program" "$et_file" "$@"
 	fi
 	exec "$et_python" -I -S "$et_file" "$@"
 }

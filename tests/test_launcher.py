@@ -1019,11 +1019,10 @@ CHECK = package.check_text().replace("'\\''", "'").replace("@BUILD@", BUILD)
 
 @pytest.mark.parametrize("is_unpacked", [False, True], ids=["archive", "unpacked"])
 def test_arguments_reach_python_as_they_are(desk: Desk, shell: Shell, is_unpacked: bool) -> None:
-    if is_unpacked:
-        unpacked(desk)
+    program = str(unpacked(desk)) if is_unpacked else ""
     done = run(desk, shell, *HOSTILE_WORDS, environ={"EKS_TOKEN_PYTHON": str(echo(desk))})
     (_, *argv), _ = json.loads(done.stdout)
-    assert argv == [*(["-IS", "-c", CHECK] if is_unpacked else ["-I", "-S"]), str(desk.file), *HOSTILE_WORDS]
+    assert argv == [*(["-IS", "-c", CHECK, program] if program else ["-I", "-S"]), str(desk.file), *HOSTILE_WORDS]
     assert done.stderr == ""
 
 
