@@ -1875,7 +1875,6 @@ if TYPE_CHECKING:
         def get(self, service: str, user: str) -> str | None: ...
         def set(self, service: str, user: str, value: str) -> None: ...
         def delete(self, service: str, user: str) -> bool: ...
-        def get_foreign(self, service: str, user: str) -> str | None: ...
         def users(self, service: str) -> list[str] | None: ...
         def reach(self) -> None: ...
         def check(self, service: str) -> str: ...
@@ -1909,7 +1908,6 @@ class Vault:
     def set(self, user: str, value: str) -> None:
         """Store `value`. `get` returns the old value until the new one is stored completely."""
         self._list(user, True)  # first, so that `everyone` includes what a failed sign-in leaves behind
-
         self._change(f"store {user}", user, lambda keyring: keyring.set(VAULT_SERVICE, user, value), value)
 
     def delete(self, user: str) -> bool:
@@ -1956,13 +1954,13 @@ class Vault:
 
     def get_foreign(self, service: str, user: str) -> str | None:
         """What another program stored, unchanged (Atmos: service `atmos_NAME`, user `atmos-auth`)."""
-        return self._ask(f"read {service}", lambda keyring: keyring.get_foreign(service, user))
+        return self._ask(f"read {service}", lambda keyring: keyring.get(service, user))
 
     def _list(self, user: str, stored: bool) -> None:
         """Enter a user into our own list or remove it, if the keyring cannot list its users."""
         import json
 
-        if self._entries is None or self._ask("store", lambda keyring: isinstance(keyring, SecretStore)):
+        if self._entries is None or self._ask("answer", lambda keyring: isinstance(keyring, SecretStore)):
             return
         before = set(read_entries(self._entries))
         after = before | {user} if stored else before - {user}
@@ -1981,9 +1979,8 @@ class Vault:
             return change(keyring), keyring.get(VAULT_SERVICE, user) == result
 
         answer, kept = self._ask(doing, made)
-        if (
-            not kept
-        ):  # KWallet accepts a change, but does not make it, if it is closed at that moment. Reading opens it.
+        # KWallet accepts a change, but does not make it, if it is closed at that moment. Reading opens it.
+        if not kept:
             _, kept = self._ask(doing, made)
         if not kept:
             hint = "look at it with the keyring's own program; PYTHON_KEYRING_BACKEND selects another one"
@@ -2132,9 +2129,6 @@ class StockKeyring:
 
         return self.attempt(deleted)
 
-    def get_foreign(self, service: str, user: str) -> str | None:
-        return self.get(service, user)
-
     def users(self, service: str) -> list[str] | None:
         return None
 
@@ -2238,6 +2232,8 @@ class WindowsKeyring(StockKeyring):
     """
 
     def get(self, service: str, user: str) -> str | None:
+        if service != VAULT_SERVICE:
+            return self.of_go(service, user)
         for _ in range(3):  # a writer may switch generations after we read the head and before we read its parts
             head = self.read(service, user)
             if head is None or not head.startswith(PARTS_MARK):
@@ -2273,7 +2269,7 @@ class WindowsKeyring(StockKeyring):
             self.drop_parts(service, user, generation)
         return found
 
-    def get_foreign(self, service: str, user: str) -> str | None:
+    def of_go(self, service: str, user: str) -> str | None:
         """Go programs name the credential SERVICE:USER and write UTF-8 (zalando/go-keyring, keyring_windows.go).
 
         keyring decodes an even number of bytes as UTF-16, so ASCII text starts with a character beyond U+2000.
@@ -2356,6 +2352,7 @@ SERVICE_NAMES = {  # the programs that are the Secret Service, by another name t
     "org.gnome.keyring": "GNOME Keyring",
     "org.kde.kwalletd6": "KWallet",
     "org.kde.kwalletd5": "KWallet",
+    "org.kde.secretservicecompat": "KWallet",  # ksecretd, since KDE Frameworks 6.13
     "org.keepassxc.KeePassXC.MainWindow": "KeePassXC",
 }
 KEEPASSXC_FIELDS = ("Title", "UserName", "URL", "Notes", "Uuid", "Path")
@@ -2420,9 +2417,6 @@ class SecretStore:
 
     def delete(self, service: str, user: str) -> bool:
         return self.bus.perform(lambda: self.remove({self.service_key: service, self.user_key: user}))
-
-    def get_foreign(self, service: str, user: str) -> str | None:
-        return self.get(service, user)
 
     def users(self, service: str) -> list[str]:
         def names() -> list[str]:

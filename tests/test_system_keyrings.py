@@ -110,29 +110,35 @@ def dismissed(screen: Screen, vault: eks_token.Vault, title: str) -> str:
 # --- KWallet ------------------------------------------------------------------------------------------------
 
 
+KWALLETS = {  # each program, newest first, with its own name on the bus, object and interface
+    "ksecretd": ("org.kde.secretservicecompat", "/ksecretd", "org.kde.kwalletcompat"),  # KDE Frameworks 6.13 and newer
+    "kwalletd6": ("org.kde.kwalletd6", "/modules/kwalletd6", "org.kde.KWallet"),
+    "kwalletd5": ("org.kde.kwalletd5", "/modules/kwalletd5", "org.kde.KWallet"),
+}
+
+
 class KWallet(Screen):
     NAME = "kdewallet"
 
     def __init__(self, stack: ExitStack) -> None:
         super().__init__(stack)
-        self.version = next((number for number in "65" if shutil.which(f"kwalletd{number}")), "")
-        if not self.version:
-            missing("kwalletd5 or kwalletd6")
+        self.program = next(filter(shutil.which, KWALLETS), "") or missing(" or ".join(KWALLETS))
+        self.name, self.path, self.interface = KWALLETS[self.program]
         with open(f"{self.environ['XDG_CONFIG_HOME']}/kwalletrc", "w") as file:
             file.write("[Wallet]\nEnabled=true\nFirst Use=false\nLeave Open=true\nPrompt on Open=false\n")
             file.write(f"Default Wallet={self.NAME}\n")
         self.log_in()  # makes the wallet
 
     def own(self, method: str, signature: str, *body: object) -> Any:
-        name, path = f"org.kde.kwalletd{self.version}", f"/modules/kwalletd{self.version}"
-        return self.desktop.call_bus(method, signature, *body, name=name, path=path, interface="org.kde.KWallet")
+        own = {"name": self.name, "path": self.path, "interface": self.interface}
+        return self.desktop.call_bus(method, signature, *body, **own)  # type: ignore[arg-type]
 
     def log_in(self, pam: bool = True) -> None:
         """A new session of the desktop; with `pam`, KWallet knows the password. It is closed for programs anyway."""
         if self.has(SECRETS):
             self.close()
-        self.replace([f"kwalletd{self.version}"])
-        wait_for(lambda: self.has(f"org.kde.kwalletd{self.version}"), "KWallet's own interface")
+        self.replace([self.program])
+        wait_for(lambda: self.has(self.name), "KWallet's own interface")
         if pam:
             self.own("pamOpen", "sayi", self.NAME, bytes(56), 0)  # what PAM derives from the password has 56 bytes
             wait_for(lambda: self.own("isOpen", "s", self.NAME), "the wallet")
