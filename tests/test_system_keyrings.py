@@ -123,22 +123,21 @@ class KWallet(Screen):
     def __init__(self, stack: ExitStack) -> None:
         super().__init__(stack)
         self.program = next(filter(shutil.which, KWALLETS), "") or missing(" or ".join(KWALLETS))
-        self.name, self.path, self.interface = KWALLETS[self.program]
         with open(f"{self.environ['XDG_CONFIG_HOME']}/kwalletrc", "w") as file:
             file.write("[Wallet]\nEnabled=true\nFirst Use=false\nLeave Open=true\nPrompt on Open=false\n")
             file.write(f"Default Wallet={self.NAME}\n")
         self.log_in()  # makes the wallet
 
     def own(self, method: str, signature: str, *body: object) -> Any:
-        own = {"name": self.name, "path": self.path, "interface": self.interface}
-        return self.desktop.call_bus(method, signature, *body, **own)  # type: ignore[arg-type]
+        name, path, interface = KWALLETS[self.program]
+        return self.desktop.call_bus(method, signature, *body, name=name, path=path, interface=interface)
 
     def log_in(self, pam: bool = True) -> None:
         """A new session of the desktop; with `pam`, KWallet knows the password. It is closed for programs anyway."""
         if self.has(SECRETS):
             self.close()
         self.replace([self.program])
-        wait_for(lambda: self.has(self.name), "KWallet's own interface")
+        wait_for(lambda: self.has(KWALLETS[self.program][0]), "KWallet's own interface")
         if pam:
             self.own("pamOpen", "sayi", self.NAME, bytes(56), 0)  # what PAM derives from the password has 56 bytes
             wait_for(lambda: self.own("isOpen", "s", self.NAME), "the wallet")
