@@ -2650,7 +2650,7 @@ class SecretsBus:
         from jeepney.auth import AuthenticationError
         from jeepney.io.blocking import DBusConnection, prep_socket
 
-        bus = self
+        bus, no_dbus = self, no_keyring("the session bus sent something that is not a D-Bus message")
 
         class Connection(DBusConnection):  # type: ignore[misc]
             """Every wait ends when the operation's time is up. jeepney's own first call, Hello, would wait forever."""
@@ -2661,7 +2661,7 @@ class SecretsBus:
                 except OSError:  # among these is TimeoutError
                     raise
                 except Exception as error:  # jeepney's parser raises whatever the bytes lead to
-                    raise no_keyring("the session bus sent something that is not a D-Bus message") from error
+                    raise no_dbus from error
 
         reason: object = ""
         for address in session_bus_addresses(self.environ):
@@ -2675,7 +2675,10 @@ class SecretsBus:
                 reason = error.strerror or error
             else:
                 socket.settimeout(BUS_SECONDS)  # for sending; a selector waits for replies
-                self.connection = Connection(socket)
+                try:
+                    self.connection = Connection(socket)
+                except IndexError as error:  # jeepney takes the bus's first answer to have a value
+                    raise no_dbus from error
                 return self.introduce()
         if not reason:
             raise no_keyring("no session bus (DBUS_SESSION_BUS_ADDRESS is not set)")
@@ -2828,13 +2831,11 @@ def bus_problem(error: BaseException) -> Exception | None:
         return no_keyring(f"the session bus or its keyring service did not answer within {BUS_SECONDS:.0f} s")
     if isinstance(error, OSError):
         return no_keyring(f"the connection to the session bus failed ({error.strerror or error})")
-    if isinstance(error, LockedMeanwhile):
+    name = str(error.name or "an error without a name") if isinstance(error, DBusErrorResponse) else ""
+    if isinstance(error, LockedMeanwhile) or name == SECRETS_LOCKED:
         return locked_keyring("the service did not unlock it")
-    if not isinstance(error, DBusErrorResponse):
+    if not name:
         return None
-    name = str(error.name or "an error without a name")
-    if name == SECRETS_LOCKED:
-        return locked_keyring("the service did not unlock it")
     if name in GONE_ERRORS or name.startswith(DBUS + ".Error.Spawn."):
         return UnavailableNow(f"no keyring: no service ({SECRETS_BUS}) is running on the session bus", UNREACHABLE_HINT)
     if name in VANISHED_ERRORS:

@@ -595,10 +595,13 @@ GARBAGE = [
     pytest.param("", id="an error without a name"),
     pytest.param("org.example.Error." + "Odd" * 80, id="an error of its own"),
 ]
-ANSWERS = [*GARBAGE, pytest.param((), id="no values"), pytest.param(("u", (1,)), id="a number")]
-# What a read calls, and what each of these may say instead. The first three return nothing that we need.
+NO_VALUES, NUMBER = pytest.param((), id="no values"), pytest.param(("u", (1,)), id="a number")
+ANSWERS = [*GARBAGE, NO_VALUES, NUMBER]
+# What a read calls, and what is wrong as an answer to it.
 NONSENSE = {
-    **dict.fromkeys(("Hello", "AddMatch", "Prompt"), GARBAGE),
+    "Hello": [*GARBAGE, NO_VALUES],
+    "AddMatch": [*GARBAGE, NUMBER],
+    "Prompt": [*GARBAGE, NUMBER],
     **dict.fromkeys(("Collections", "OpenSession", "Locked", "ReadAlias", "Unlock", "SearchItems"), ANSWERS),
     "GetSecret": ANSWERS,
 }
