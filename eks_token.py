@@ -5468,11 +5468,6 @@ def update_kubeconfig_command(invocation: Invocation) -> int:
     )
 
 
-def provision(invocation: Invocation, name: str, cluster: str, region: str) -> int:
-    """Write the entries for a cluster, for an identity that has just signed in."""
-    return write_entries(invocation, Provision(Request(PROGRAM, cluster, region, name)))
-
-
 # What is written for a cluster
 
 
@@ -5732,14 +5727,14 @@ def put_entries(
         put("contexts", entry.context, {"cluster": entry.cluster, "user": entry.user})
         now = users.get(entry.user, KubeUser("", (), {}, ""))
         version = now.api_version.removeprefix(CLIENT_AUTHENTICATION)
-        plugin: Patch = {
-            "apiVersion": now.api_version if version in ("v1", "v1beta1") else EXEC_API_VERSION,
-            "args": [*command[1:], *entry.arguments],
-            "command": command[0],
-            "installHint": now.install_hint or INSTALL_HINT,
-            "interactiveMode": now.mode or "IfAvailable",
-        }
-        put("users", entry.user, {"exec": plugin})
+        user = now._replace(
+            command=command[0],
+            arguments=(*command[1:], *entry.arguments),
+            api_version=now.api_version if version in ("v1", "v1beta1") else EXEC_API_VERSION,
+            install_hint=now.install_hint or INSTALL_HINT,
+            mode=now.mode or "IfAvailable",
+        )
+        put("users", entry.user, {"exec": user.entry()})
     current = next((file.current for file in files if file.current), "")
     if wanted.set_current and entries and current != entries[-1].context:
         patches.setdefault(default.path, {})["current-context"] = entries[-1].context
@@ -5969,6 +5964,16 @@ class KubeUser(NamedTuple):
 
     def plugin(self) -> str:
         return program_name(self.command)
+
+    def entry(self) -> Patch:
+        """The exec entry, but for what we never write."""
+        return {
+            "apiVersion": self.api_version,
+            "args": [*self.arguments],
+            "command": self.command,
+            "installHint": self.install_hint,
+            "interactiveMode": self.mode,
+        }
 
 
 class KubeContext(NamedTuple):
@@ -6822,12 +6827,9 @@ def swap_in(files: Sequence[Kubeconfig], chosen: Sequence[Found], patches: Patch
     for one in chosen:
         if now.get((one.path, one.user)) != one.entry:
             raise Problem(f"{one.path}: the user {one.user} has changed meanwhile", "try again")
-        keys = (("apiVersion", "api_version"), ("command", "command"), ("interactiveMode", "mode"))
-        values = ((key, getattr(one.entry, field), getattr(one.new, field)) for key, field in keys)
-        entry: Patch = {key: new for key, old, new in values if new != old}
-        if one.new.arguments != one.entry.arguments:
-            entry["args"] = [*one.new.arguments]
-        items_of(patches, one.path, "users")[one.user] = {"user": {"exec": entry}}
+        before = one.entry.entry()
+        changed: Patch = {key: value for key, value in one.new.entry().items() if value != before[key]}
+        items_of(patches, one.path, "users")[one.user] = {"user": {"exec": changed}}
 
 
 # The name of a backup ends with a number and the hash of the file's new content. So --undo can tell whether somebody
@@ -7027,7 +7029,9 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     advice = filter(None, [proposal.advice, process_line(wanted, resolver, invocation)])
     for line in advice:
         say(f"hint: {line}")
-    return provision(invocation, name, wanted.cluster_name, wanted.region) if wanted.cluster_name else 0
+    if not wanted.cluster_name:
+        return 0
+    return write_entries(invocation, Provision(Request(PROGRAM, wanted.cluster_name, wanted.region, name)))
 
 
 def check_sign_in(wanted: SignIn) -> None:
