@@ -5499,16 +5499,14 @@ def write_entries(invocation: Invocation, wanted: Provision) -> int:
     if wanted.dry_run:
         new = [decoded(new) for file, new in rewritten(files, change) if new != file.content]
         show("".join(new) if wanted.raw else summary(entries, wanted, command), end="")
-        for user in sorted(gone):
-            say(f"would remove the user {user}: its cluster is gone")
         if not wanted.raw:
             say("nothing was written; certificates and secrets are not shown, as in `kubectl config view`")
-        return 1 if found.failed else 0
-    changed = edit(files, change)
-    for entry in entries:
-        say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was already there'}")
+    else:
+        changed = edit(files, change)
+        for entry in entries:
+            say(f"context {entry.context}: {'written to ' + ', '.join(changed) if changed else 'was already there'}")
     for user in sorted(gone):
-        say(f"removed the user {user}: its cluster is gone")
+        say(f"{'would remove' if wanted.dry_run else 'removed'} the user {user}: its cluster is gone")
     return 1 if found.failed else 0
 
 
@@ -5646,8 +5644,8 @@ def effective_identity(resolver: Resolver, request: Request) -> str:
     return "default" if (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys() else ""
 
 
-def check_cluster(found: Mapping[str, Any], name: str) -> None:
-    """Raise Problem unless this is DescribeCluster's answer for the cluster, and it can be used now."""
+def cluster_fields(found: Mapping[str, Any], name: str) -> dict[str, str]:
+    """What DescribeCluster says about a cluster. Raises Problem if that is another one, or cannot be used now."""
     import re
 
     status = found.get("status", "unknown")
@@ -5659,31 +5657,26 @@ def check_cluster(found: Mapping[str, Any], name: str) -> None:
         "arn": rf"arn:aws[a-z-]*:eks:[a-z][a-z0-9-]*:[0-9]{{12}}:cluster/{re.escape(name)}",
         "endpoint": r"https://[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?",
         "id": r"([A-Za-z0-9][A-Za-z0-9-]*)?",
+        "certificate": r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",  # PEM in base64
     }
+    values = {**found, "certificate": found.get("certificateAuthority", {}).get("data")}
     for field, form in forms.items():
-        value = found.get(field) or ""
+        value = values.get(field) or ""
         if not isinstance(value, str) or not re.fullmatch(form, value):
             raise Problem(f"AWS returned no usable {field} for the cluster {name}: {value!r}"[:300])
+    return {field: values.get(field) or "" for field in forms}
 
 
 def new_entry(found: Mapping[str, Any], name: str, identity: str, wanted: Provision) -> Entry:
     """The entry for a cluster, from what DescribeCluster returned. Raises Problem if the cluster cannot be used now."""
-    import base64
-
-    check_cluster(found, name)
-    arn = found["arn"]
-    certificate = found.get("certificateAuthority", {}).get("data") or ""
-    try:
-        base64.b64decode(certificate, validate=True)
-    except (TypeError, ValueError):
-        raise Problem(f"AWS returned a certificate for the cluster {name} that is not base64") from None
+    about = cluster_fields(found, name)
+    arn = about["arn"]
     # The verifier of a local cluster on an Outpost expects the ID ("aws eks get-token", AWS CLI Command Reference).
     outpost = found.get("outpostConfig")
-    local = outpost is not None and outpost.get("etcdInstanceType") is None and found.get("id")
-    cluster = ("--cluster-id", found["id"]) if local else ("--cluster-name", name)
+    local = outpost is not None and outpost.get("etcdInstanceType") is None and about["id"]
     arguments = option_words(
         {
-            cluster[0]: cluster[1],
+            "--cluster-id" if local else "--cluster-name": about["id"] if local else name,
             "--region": arn.split(":")[3],
             "--identity": identity,
             "--role-arn": wanted.role_arn,
@@ -5693,7 +5686,7 @@ def new_entry(found: Mapping[str, Any], name: str, identity: str, wanted: Provis
     )
     who = ":".join(part for part in (PROGRAM, identity, wanted.role_arn) if part)
     user = wanted.user_alias or f"{who}@{arn}"
-    return Entry(arn, found["endpoint"], certificate, user, tuple(arguments), wanted.alias or arn)
+    return Entry(arn, about["endpoint"], about["certificate"], user, tuple(arguments), wanted.alias or arn)
 
 
 def put_entries(
