@@ -2884,16 +2884,8 @@ def session_bus_addresses(environ: Mapping[str, str]) -> list[bytes]:
 
 # The keys that tell botocore's providers where to get credentials. An identity with none of them is keys in the vault.
 RESOLVED_KEYS = {
-    "credential_process",
-    "credential_source",
-    "login_session",
-    "mfa_serial",
-    "role_arn",
-    "source_profile",
-    "sso_account_id",
-    "sso_session",
-    "sso_start_url",
-    "web_identity_token_file",
+    *("credential_process", "credential_source", "login_session", "mfa_serial", "role_arn", "source_profile"),
+    *("sso_account_id", "sso_session", "sso_start_url", "web_identity_token_file"),
 }
 SECRET_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 STS_KEYS = ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")  # the same, in an answer of STS
@@ -2902,13 +2894,8 @@ STS_KEYS = ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")  # t
 EXPIRY_MARKS = ("x_security_token_expires", "aws_session_expiration", "aws_expiration", "expiration")
 # The keys of a profile that say where its credentials come from. A stored identity of the same name replaces these.
 SOURCE_KEYS = (RESOLVED_KEYS - {"mfa_serial"}) | {
-    *SECRET_KEYS,
-    *EXPIRY_MARKS,
-    "aws_security_token",
-    "external_id",
-    "role_session_name",
-    "sso_region",
-    "sso_role_name",
+    *(*SECRET_KEYS, *EXPIRY_MARKS, "aws_security_token"),
+    *("external_id", "role_session_name", "sso_region", "sso_role_name"),
 }
 
 
@@ -2918,6 +2905,10 @@ class Keys(NamedTuple):
     token: str | None
     expires: float | None  # seconds since the epoch
 
+    def expired(self) -> str:
+        """When temporary keys expired; "" if they can be used."""
+        return "" if self.expires is None or self.expires > time.time() else rfc3339(self.expires)
+
 
 class Credentials(Keys):
     """The names are botocore's, so its signer accepts one. No message shows a secret that was once in one."""
@@ -2926,6 +2917,25 @@ class Credentials(Keys):
         keep_secret(secret_key)
         keep_secret(token)
         return super().__new__(cls, access_key, secret_key, token, expires)
+
+
+def parse_keys(fields: Mapping[str, object], names: Sequence[str]) -> Credentials:
+    """Keys that another program, or an earlier run, has put in JSON. The names are those of the four `Keys`.
+
+    Raises ValueError, which says what is wrong and shows none of it. The last two may be missing.
+    """
+    texts = []
+    for name in names:
+        value = fields.get(name)
+        if not value and name in names[:2]:
+            raise ValueError(f"lacks {name}")
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"has a wrong {name}: it is not text")
+        texts.append(value or "")
+    key, secret, token, end = texts
+    if fields.get(names[3]) is not None and not is_moment(end):
+        raise ValueError(f"has a wrong {names[3]}: it is not an ISO 8601 time with a time zone")
+    return Credentials(key, secret, token or None, parse_time(end) if end else None)
 
 
 def keys_left(keys: Credentials | None) -> float:
@@ -3309,16 +3319,12 @@ def read_keys(vault: Vault, name: str, revision: str = "") -> Credentials:
     entry = read_entry(vault, name, revision)
     if entry is None:
         raise sign_in_problem(name, "the keyring has no keys for it")
-    key, secret, token = (entry.get(name) for name in SECRET_KEYS)
     try:
-        expires = parse_time(str(entry["expiration"])) if entry.get("expiration") else None
+        keys = parse_keys(entry, (*SECRET_KEYS, "expiration"))
     except ValueError:
         raise damaged(f"identity:{name}", "incomplete") from None
-    if not isinstance(key, str) or not isinstance(secret, str) or not isinstance(token, (str, type(None))):
-        raise damaged(f"identity:{name}", "incomplete")
-    keys = Credentials(key, secret, token, expires)
-    if expires is not None and expires <= time.time():
-        raise sign_in_problem(name, f"the stored session expired at {rfc3339(expires)}")
+    if expired := keys.expired():
+        raise sign_in_problem(name, f"the stored session expired at {expired}")
     return keys
 
 
@@ -3341,20 +3347,13 @@ def process_keys(text: str, where: str) -> Credentials:
         keep_secret(value if isinstance(value, str) and len(value) > 20 else None)
     if content.get("Version") != 1:
         raise Problem(f"{where} is not Version 1, the only version that is supported")
-    for field in ("AccessKeyId", "SecretAccessKey", "SessionToken"):
-        value = content.get(field)
-        if not value and field != "SessionToken":
-            raise Problem(f"{where} lacks {field}")
-        if value is not None and not isinstance(value, str):
-            raise Problem(f"the {field} in {where} is not text")
-    expires = None
-    if (moment := content.get("Expiration")) is not None:
-        if not is_moment(moment):
-            raise Problem(f"the Expiration in {where} is not an ISO 8601 time with a time zone")
-        expires = parse_time(moment)
-        if expires <= time.time():
-            raise Problem(f"the credentials in {where} expired at {rfc3339(expires)}")
-    return Credentials(content["AccessKeyId"], content["SecretAccessKey"], content.get("SessionToken") or None, expires)
+    try:
+        keys = parse_keys(content, STS_KEYS)
+    except ValueError as error:
+        raise Problem(f"{where} {error}") from None
+    if expired := keys.expired():
+        raise Problem(f"the credentials in {where} expired at {expired}")
+    return keys
 
 
 # Atmos's own entries are session credentials in files below its configuration directory, and long-term keys in the
@@ -3381,20 +3380,16 @@ def find_in_atmos(
     name: str, vault: Vault, environ: Mapping[str, str], platform: str, watched: list[Watched]
 ) -> AtmosEntry | None:
     """What Atmos has stored under this name, or under its lower case. Raises Problem if that has expired."""
-    expired = 0.0
+    expired = ""
     for spelling in dict.fromkeys((name, name.lower())):
         entry = atmos_session(spelling, environ, platform, watched)
-        if entry is not None and (entry.keys.expires is None or entry.keys.expires > time.time()):
+        if entry is None or entry.keys.expired():
+            entry = atmos_keys(spelling, vault, environ) or entry
+        if entry and not entry.keys.expired():
             return entry
-        if entry is not None:
-            expired = entry.keys.expires or 0.0
-        entry = atmos_keys(spelling, vault, environ)
-        if entry is not None:
-            return entry
+        expired = entry.keys.expired() if entry else expired
     if expired:
-        raise Problem(
-            f"{name}: Atmos's session expired at {rfc3339(expired)}", f"sign in with `atmos auth login -i {name}`"
-        )
+        raise Problem(f"{name}: Atmos's session expired at {expired}", f"sign in with `atmos auth login -i {name}`")
     return None
 
 
@@ -3419,10 +3414,9 @@ def atmos_session(name: str, environ: Mapping[str, str], platform: str, watched:
     realm = environ.get("ATMOS_AUTH_REALM")
     if not home:
         return None
-    places = [os.path.join(glob.escape(home), glob.escape(realm) if realm else "*", "aws", "*", "credentials")]
-    if not realm:
-        places.append(os.path.join(glob.escape(home), "aws", "*", "credentials"))
-    files = sorted(path for place in places for path in glob.glob(place))
+    places = [os.path.join(glob.escape(realm), "aws")] if realm else ["aws", os.path.join("*", "aws")]
+    paths = (os.path.join(glob.escape(home), place, "*", "credentials") for place in places)
+    files = sorted(file for path in paths for file in glob.glob(path))
     watched += look_at([home, *files])
     found = []
     for path in files:
@@ -3477,27 +3471,19 @@ def atmos_keys(name: str, vault: Vault, environ: Mapping[str, str]) -> AtmosEntr
     try:
         envelope = json.loads(go_keyring_decoded(text))
         data = envelope["data"]
-        texts = ("access_key_id", "secret_access_key", "session_token", "region", "mfa_arn")
-        if envelope["type"] != "aws" or not all(isinstance(data.get(each) or "", str) for each in texts):
-            raise ValueError
-        expires = parse_time(data["expiration"]) if data.get("expiration") else None
+        region, serial = (data.get(each) or "" for each in ("region", "mfa_arn"))
         duration = go_seconds(data.get("session_duration") or "")
-        keys = Credentials(
-            data.get("access_key_id", ""), data.get("secret_access_key", ""), data.get("session_token") or None, expires
-        )
+        if envelope["type"] != "aws" or not isinstance(region, str) or not isinstance(serial, str):
+            raise ValueError
+        if not data.get("secret_access_key"):  # an SSO provider's: its access_key_id is a bearer token
+            keep_secret(str(data.get("access_key_id")))
+            raise Problem(
+                f"the keyring entry {service} has no AWS keys", f"sign in with `atmos auth login` or `{PROGRAM} login`"
+            )
+        keys = parse_keys(data, ("access_key_id", "secret_access_key", "session_token", "expiration"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Problem(f"the keyring entry {service} is not one that Atmos writes for AWS") from None
-    if not keys.secret_key:  # an SSO provider's: its access_key_id is a bearer token
-        keep_secret(keys.access_key)
-        raise Problem(
-            f"the keyring entry {service} has no AWS keys", f"sign in with `atmos auth login` or `{PROGRAM} login`"
-        )
-    if expires is not None and expires <= time.time():
-        raise Problem(
-            f"{name}: Atmos's session expired at {rfc3339(expires)}", f"sign in with `atmos auth login -i {name}`"
-        )
-    serial = "" if keys.token else data.get("mfa_arn") or ""
-    return AtmosEntry(keys, data.get("region") or "", serial, duration)
+    return AtmosEntry(keys, region, "" if keys.token else serial, duration)
 
 
 def go_keyring_decoded(text: str) -> str:
@@ -3554,9 +3540,7 @@ class Store:
         # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
         self.new_keys: dict[str, Credentials] = {}
         self.new_tokens: dict[Portal, tuple[Mapping[str, str], str]] = {}
-        self.changing = (
-            ""  # a source of this run's credentials that may give others the next time, for no visible reason
-        )
+        self.changing = ""  # a source of this run's credentials that may give others the next time
 
     def note_trouble(self, problem: Problem) -> None:
         """A session cannot be read. If that is the keyring's fault, it is the reason why a person has to sign in."""
@@ -3664,28 +3648,14 @@ MFA_SECONDS = 12 * 3600  # how long an MFA session (sts:GetSessionToken) lasts i
 ROLE_SESSION_NAME = "EKSGetTokenAuth"  # the name that `aws eks get-token --role-arn` uses; trust policies match on it
 SSO_SCOPE = "sso:account:access"  # without it, no refresh token is issued
 
-# The variables that decide where credentials come from; the second list only if the environment may provide them.
-ENDPOINT_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_SSO",
-    "AWS_ENDPOINT_URL_SSO_OIDC",
-    "AWS_ENDPOINT_URL_STS",
-    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
-)
-CREDENTIAL_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SECURITY_TOKEN",
-    "AWS_SESSION_TOKEN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-)
+
+def credential_variables(environ: Mapping[str, str], in_environment: bool) -> dict[str, str]:
+    """The variables that decide where credentials come from, some only if the environment may provide these."""
+    wanted = ["AWS_ENDPOINT_URL", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"]
+    if in_environment:
+        wanted += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_ROLE_"]
+        wanted += ["AWS_CONTAINER_", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_WEB_IDENTITY_TOKEN_FILE"]
+    return {name: environ[name] for name in REQUEST_VARIABLES if name.startswith(tuple(wanted)) and environ.get(name)}
 
 
 class SessionNote(NamedTuple):
@@ -3721,21 +3691,23 @@ def read_notes(identities: str | None) -> dict[str, SessionNote]:
         return {}
     for user, entry in content.items():
         try:
-            portal = Portal(*entry["sso"]) if "sso" in entry else None
-            token_expires = float(entry["token_expires"]) if portal else None
-            sign_in = entry.get("sign_in", "")
-            note = SessionNote(tuple(entry["names"]), float(entry["expires"]), token_expires, portal, sign_in)
-            texts = (*entry["names"], *(portal or ()), sign_in)
-            times = all(0 <= seconds <= LAST_SECOND for seconds in (note.expires, note.ends))
-            if not (
-                times and isinstance(entry["names"], list) and note.names and all(isinstance(x, str) for x in texts)
-            ):
-                raise ValueError
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
+            notes[user] = parse_note(entry)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             debug(f"the note of {user} in {path} is damaged")
-        else:
-            notes[user] = note
     return notes
+
+
+def parse_note(entry: Mapping[str, object]) -> SessionNote:
+    """One note of sessions.json. Raises ValueError, TypeError, KeyError, AttributeError or OverflowError."""
+    names, sso, sign_in = entry["names"], entry.get("sso", []), entry.get("sign_in", "")
+    if not isinstance(names, list) or not names or not isinstance(sso, list) or not isinstance(sign_in, str):
+        raise ValueError
+    if not all(isinstance(text, str) for text in (*names, *sso)):
+        raise ValueError
+    times = [float(str(entry[key])) for key in ("expires", *(["token_expires"] if sso else []))]
+    if not all(0 <= seconds <= LAST_SECOND for seconds in times):
+        raise ValueError
+    return SessionNote(tuple(names), times[0], times[1] if sso else None, Portal(*sso) if sso else None, sign_in)
 
 
 def note_session(store: Store, user: str, note: SessionNote | None) -> None:
@@ -3753,11 +3725,10 @@ def write_notes(path: str, notes: Mapping[str, SessionNote]) -> None:
     """Write sessions.json, if possible. A session that is missing from it expires all the same."""
     import json
 
-    entries: dict[str, dict[str, Any]] = {}
+    entries = {}
     for user, note in notes.items():
-        entries[user] = {"names": note.names, "expires": note.expires}
-        if note.portal:
-            entries[user] |= {"token_expires": note.token_expires, "sso": note.portal, "sign_in": note.sign_in}
+        of_token = {"token_expires": note.token_expires, "sso": note.portal, "sign_in": note.sign_in}
+        entries[user] = {"names": note.names, "expires": note.expires, **(of_token if note.portal else {})}
     try:
         check_place(path)
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -3869,11 +3840,10 @@ def read_session(store: Store, user: str) -> Credentials | None:
 
 def parse_session(answer: Mapping[str, object]) -> Credentials:
     """The credentials in an answer of STS, which is also how the vault has them. Raises ValueError."""
-    keys = answer.get("Credentials")
-    key, secret, token, end = map(keys.get, STS_KEYS) if isinstance(keys, dict) else (None,) * 4
-    if not isinstance(key, str) or not isinstance(secret, str) or not isinstance(token, str):
-        raise ValueError("no credentials")
-    return Credentials(key, secret, token, parse_time(str(end)))  # botocore's end is a datetime
+    fields = answer.get("Credentials")
+    if not isinstance(fields, dict) or not fields.get("SessionToken"):
+        raise ValueError("has no session")
+    return parse_keys({**fields, "Expiration": str(fields.get("Expiration"))}, STS_KEYS)  # botocore's is a datetime
 
 
 def as_sts_answers(keys: Credentials) -> dict[str, object]:
@@ -4163,9 +4133,9 @@ class Resolver:
             profile = self.session.files.profiles.get(choice.profile or "default", {})
             if keys.token and keys.token == profile.get("aws_session_token"):
                 keys = keys._replace(expires=marked_end(profile))
-                if keys.expires is not None and keys.expires <= time.time():
+                if expired := keys.expired():
                     raise Problem(
-                        f"the credentials of {self.name} expired at {rfc3339(keys.expires)}",
+                        f"the credentials of {self.name} expired at {expired}",
                         "renew them with the tool that wrote them to the AWS credentials file",
                     )
             return keys
@@ -4275,8 +4245,7 @@ class Resolver:
             sso_session, services = keys.get("sso_session", ""), keys.get("services", "")
             trail[name] = [keys, files.sso_sessions.get(sso_session), files.services.get(services)]
             environment = environment or "credential_source" in keys
-        about = (*ENDPOINT_VARIABLES, *(CREDENTIAL_VARIABLES if environment else ()))
-        variables = {name: self.store.environ[name] for name in about if self.store.environ.get(name)}
+        variables = credential_variables(self.store.environ, environment)
         sign_ins = [*self.sign_ins(trail), *self.web_identities(trail, environment)]
         scope = sha256(json.dumps([trail, variables, sign_ins], sort_keys=True))
         # the first name is the identity that the session belongs to

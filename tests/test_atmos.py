@@ -207,7 +207,10 @@ def test_an_sso_providers_entry_is_not_credentials(scene: Scene) -> None:
         pytest.param("[]", id="not an object"),
         pytest.param('{"type": "oidc", "data": {"token": "t"}}', id="another type"),
         pytest.param('{"type": "aws"}', id="no data"),
-        pytest.param('{"type": "aws", "data": {"expiration": "soon"}}', id="an end that is not a time"),
+        pytest.param(
+            '{"type": "aws", "data": {"access_key_id": "x", "secret_access_key": "y", "expiration": "soon"}}',
+            id="an end that is not a time",
+        ),
         pytest.param('{"type": "aws", "data": {"session_duration": "a day"}}', id="not a duration"),
         pytest.param("go-keyring-base64:%%%", id="not base64"),
         pytest.param("go-keyring-encoded:xyz", id="not hex"),
