@@ -177,7 +177,7 @@ def test_an_item_of_ours_looks_like_one_of_stock_keyring(desktop: Desktop) -> No
 
 @pytest.fixture
 def duplicates(desktop: Desktop) -> Desktop:
-    """Two items of one name: stock keyring makes its own beside secret-tool's, and here the first is written last."""
+    """Two items of one name: stock keyring makes its own next to secret-tool's, and here the first is written last."""
     SecretTool(desktop).set("identity:dev", "newer")
     StockKeyring(desktop).set("identity:dev", "older")
     older, newer = sorted(
@@ -194,7 +194,7 @@ def duplicates(desktop: Desktop) -> Desktop:
     return desktop
 
 
-def test_of_duplicates_the_newest_is_read(duplicates: Desktop) -> None:
+def test_the_newest_of_duplicates_is_read(duplicates: Desktop) -> None:
     assert duplicates.vault().get("identity:dev") == "newer"
 
 
@@ -236,10 +236,6 @@ def test_a_preferred_collection_that_does_not_exist_is_named(desktop: Desktop) -
     assert "Login" in caught.value.hint
 
 
-def test_an_absent_user_has_no_value(desktop: Desktop) -> None:
-    assert desktop.vault().get("identity:dev") is None
-
-
 def test_the_users_of_our_service_are_listed(desktop: Desktop) -> None:
     vault = desktop.vault()
     for user in ("identity:b", "identity:a", "sso:1"):
@@ -266,20 +262,13 @@ def test_broken_json_is_named_and_not_shown(desktop: Desktop, text: str) -> None
     assert "TOPSECRET" not in caught.value.message + caught.value.hint
 
 
-def test_bytes_that_are_no_text_are_an_error_and_can_be_deleted(desktop: Desktop) -> None:
+def test_bytes_that_are_not_text_are_an_error_and_can_be_deleted(desktop: Desktop) -> None:
     desktop.vault().set("identity:dev", "x")
     (item,) = desktop.items(service="eks-token")
     desktop.set_secret(item, b"\xff\xfe")
     with pytest.raises(eks_token.Problem, match="not text"):
         desktop.vault().get("identity:dev")
     assert desktop.vault().delete("identity:dev") is True
-
-
-def test_a_foreign_item_is_read(desktop: Desktop) -> None:
-    words = ("store", "--label", "x", "service", "atmos_dev", "username", "atmos-auth")
-    desktop.run(*need("secret-tool"), *words, stdin='{"type":"aws"}')
-    assert desktop.vault().get_foreign("atmos_dev", "atmos-auth") == '{"type":"aws"}'
-    assert desktop.vault().get_foreign("atmos_other", "atmos-auth") is None
 
 
 def test_one_vault_keeps_one_connection(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +280,7 @@ def test_one_vault_keeps_one_connection(desktop: Desktop, monkeypatch: pytest.Mo
         assert vault.get_foreign("atmos_x", "atmos-auth") is None
 
 
-def test_a_restarted_keyring_is_spoken_to_again(own_desktop: Desktop) -> None:
+def test_a_restarted_keyring_is_used_again(own_desktop: Desktop) -> None:
     own_desktop.start_keyring()
     vault = own_desktop.vault()
     vault.set("identity:dev", "x")
@@ -318,13 +307,13 @@ def test_many_processes_at_once_do_not_abort_gnome_keyring(own_desktop: Desktop)
     assert values == ["x"] * 1200
 
 
-def test_a_mint_imports_no_compiled_library(desktop: Desktop) -> None:
+def test_a_read_imports_neither_keyring_nor_a_compiled_library(desktop: Desktop) -> None:
     program = (
         "import os, sys, eks_token; eks_token.Vault(os.environ).get('identity:dev');"
-        "print(sorted({'cryptography', 'secretstorage', 'cffi'} & set(sys.modules)), 'jeepney' in sys.modules)"
+        "print(sorted({'cryptography', 'secretstorage', 'keyring', 'jeepney'} & set(sys.modules)))"
     )
     desktop.environ["PYTHONPATH"] = str(Path(eks_token.__file__).parent)
-    assert desktop.run(sys.executable, "-c", program).strip() == "[] True"
+    assert desktop.run(sys.executable, "-c", program).strip() == "['jeepney']"
 
 
 # --- locked -------------------------------------------------------------------------------------------------
@@ -640,7 +629,7 @@ def test_a_collection_that_vanishes_is_looked_for_once_more(bus: FakeBus) -> Non
 # --- no keyring at all --------------------------------------------------------------------------------------
 
 
-def test_a_bus_without_a_keyring_service_is_said(own_desktop: Desktop) -> None:
+def test_a_bus_without_a_keyring_service_is_reported(own_desktop: Desktop) -> None:
     with refused(r"no keyring: no service \(org\.freedesktop\.secrets\)") as caught:
         own_desktop.vault().get("identity:dev")
     assert "PYTHON_KEYRING_BACKEND" in caught.value.hint
@@ -657,13 +646,13 @@ def test_a_bus_without_a_keyring_service_is_said(own_desktop: Desktop) -> None:
         pytest.param(";;", "is not the address of a Unix socket", id="nothing but separators"),
     ],
 )
-def test_a_bus_that_cannot_be_reached_is_said(address: str, message: str) -> None:
+def test_a_bus_that_cannot_be_reached_is_reported(address: str, message: str) -> None:
     with refused(f"no keyring: .*{message}"):
         Vault({"DBUS_SESSION_BUS_ADDRESS": address}).get("identity:dev")
 
 
 @pytest.mark.parametrize("environ", [{}, {"DBUS_SESSION_BUS_ADDRESS": ""}], ids=["unset", "empty"])
-def test_no_bus_at_all_is_said(environ: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bus_at_all_is_reported(environ: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "exists", lambda path: False)
     with refused("no keyring: no session bus"):
         Vault({**environ, "XDG_RUNTIME_DIR": str(tmp_path)}).get("identity:dev")
@@ -708,11 +697,6 @@ def test_a_bus_that_does_not_let_us_in_is_asked_once_for_all(
 def test_a_bus_address_is_understood(address: str, expected: list[bytes]) -> None:
     environ = {"DBUS_SESSION_BUS_ADDRESS": address, "XDG_RUNTIME_DIR": "/run/me"}
     assert eks_token.session_bus_addresses(environ) == expected
-
-
-def test_without_an_address_the_user_bus_is_tried(tmp_path: Path) -> None:
-    (tmp_path / "bus").touch()
-    assert eks_token.session_bus_addresses({"XDG_RUNTIME_DIR": str(tmp_path)})[0] == os.fsencode(tmp_path / "bus")
 
 
 @pytest.mark.parametrize(
@@ -1085,7 +1069,7 @@ def backend_name(environ: Mapping[str, str], platform: str = "linux") -> str:
 
 
 @pytest.mark.parametrize("platform", ["linux", "freebsd14", "openbsd7"])
-def test_where_there_is_no_native_keyring_ours_is_chosen(platform: str) -> None:
+def test_a_platform_without_a_keyring_library_of_its_own_has_ours(platform: str) -> None:
     assert backend_name({}, platform) == "SecretStore"
 
 
@@ -1094,7 +1078,7 @@ def test_windows_has_its_own(windows: CredentialManager) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="only on other systems: on macOS it works")
-def test_macos_has_its_own_which_says_that_this_is_no_mac() -> None:
+def test_macos_has_its_own_which_says_that_this_is_not_a_mac() -> None:
     with refused(r"keyring\.backends\.macOS\.Keyring cannot be loaded: macOS required"):
         backend_name({}, "darwin")
 

@@ -199,7 +199,7 @@ def test_a_dialog_of_kwallet_can_be_dismissed(kwallet: KWallet) -> None:
     assert kwallet.desktop.vault().delete("identity:dev") is True
 
 
-def test_a_wallet_that_restarts_is_spoken_to_again(kwallet: KWallet) -> None:
+def test_a_wallet_that_restarts_is_used_again(kwallet: KWallet) -> None:
     kwallet.log_in()
     vault = kwallet.desktop.vault()
     vault.set("identity:dev", "x")
@@ -373,7 +373,7 @@ def test_a_question_for_each_access_is_named(keepassxc: KeePassXC, home: Sandbox
         assert "Confirm when passwords are retrieved by clients" in said
 
 
-def test_keepassxc_that_restarts_is_spoken_to_again(keepassxc: KeePassXC) -> None:
+def test_keepassxc_that_restarts_is_used_again(keepassxc: KeePassXC) -> None:
     vault = keepassxc.desktop.vault()
     vault.set("identity:dev", "x")
     wait_for(lambda: "identity:dev" in keepassxc.content(), "the database to be saved")
