@@ -20,7 +20,7 @@ PYTEST ?= -n auto
 REPOSITORY ?= eks-token/eks-token
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py launcher.sh package.py requirements.txt start.py tools.txt)
+SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py check.py launcher.sh package.py requirements.txt start.py tools.txt)
 FLAGS := --quiet --disable-pip-version-check
 
 # Debian packages, and a command that each provides, for the tests that use real keyrings and shells.
