@@ -105,6 +105,7 @@ class Started(NamedTuple):
     cache: str | None
     check_files: Callable[[], None]
     unpack_again: Callable[[], None]  # for an unexpected error, which a damaged file of the program may cause
+    start_again: Callable[[], None]  # so that it is unpacked; returns if that was done already
 
 
 # Messages
@@ -8546,7 +8547,15 @@ def installed() -> Started:
     except (OSError, Refused) as error:
         warn(f"nothing is cached: {getattr(error, 'strerror', '') or error}")
         cache = None
-    return Started(os.path.abspath(sys.argv[0]), "", cache, lambda: None, lambda: None)
+    return Started(os.path.abspath(sys.argv[0]), "", cache, lambda: None, lambda: None, lambda: None)
+
+
+def is_of_import(error: BaseException) -> bool:
+    """Whether Python could not read a module. Bytecode that lost its end when a disk filled raises EOFError, say."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith("<frozen importlib")
 
 
 def main(argv: Sequence[str] | None = None, started: Started | None = None) -> int:
@@ -8563,7 +8572,7 @@ def main(argv: Sequence[str] | None = None, started: Started | None = None) -> i
     for name in variables_of("secret"):
         keep_secret(os.environ.get(name))
     terminal = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
-    file, build, cache, check_files, unpack_again = started or installed()
+    file, build, cache, check_files, unpack_again, start_again = started or installed()
     try:
         return run(Invocation(arguments, os.environ, sys.platform, terminal, file, build, cache, check_files))
     except Problem as problem:
@@ -8579,12 +8588,14 @@ def main(argv: Sequence[str] | None = None, started: Started | None = None) -> i
         say(f"{PROGRAM}: error: interrupted")
         return 130
     except Exception as error:  # a bug: one line for the user, and a traceback with --debug for whoever fixes it
+        unpack_again()  # the cause may be a damaged file of the unpacked program
+        if is_of_import(error) and arguments and arguments[0] not in COMMANDS:  # nobody has been asked anything yet
+            start_again()
         if _debugging:
             import traceback
 
             for line in traceback.format_exc().splitlines():
                 say(line)
-        unpack_again()  # the cause may be a damaged file of the unpacked program
         say(f"{PROGRAM}: error: unexpected {type(error).__name__}, which is a bug in {PROGRAM}")
         say("hint: run it again with --debug, and report what it shows")
         return 1

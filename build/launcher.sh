@@ -229,6 +229,7 @@ et_recall() {
 	if et_enter; then
 		et_answer "$@"
 		umask 077 # from here on, files are written
+		trap '' XFSZ # as in Python: a limit on the size of files is an error, and ends nothing
 		et_recall
 	else
 		et_cache=

@@ -57,11 +57,12 @@ class Failure(Exception):
         self.hint = hint
 
 
-def run(check_files: Callable[[], None] = lambda: None) -> int:
+def run(check_files: Callable[[], None] = lambda: None, start_again: Callable[[], None] = lambda: None) -> int:
     """Run the program, which can be imported now, and return its status. shiv's bootstrap calls this too."""
     import eks_token
 
-    return eks_token.main(started=eks_token.Started(sys.argv[0], BUILD, cache, check_files, unpack_again))
+    started = eks_token.Started(sys.argv[0], BUILD, cache, check_files, unpack_again, start_again)
+    return eks_token.main(started=started)
 
 
 def unpack_again() -> None:
@@ -133,7 +134,7 @@ def run_in_directory(app: str, archive: str, arguments: list[str]) -> NoReturn:
             except Failure as failure:
                 raise eks_token.Problem(str(failure), failure.hint) from None
 
-    sys.exit(run(check_files))
+    sys.exit(run(check_files, lambda: run_archive(archive, arguments)))
 
 
 def is_whole(app: str, only: Collection[str] = ()) -> bool:
