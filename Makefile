@@ -72,6 +72,7 @@ test-windows: build .venv/dev.done
 # slower, so a test that allows little time may fail; the figure is printed anyway. A full disk leaves an empty file.
 coverage: build .venv/dev.done system
 	@rm -rf dist/coverage && mkdir -p dist/coverage
+	cd build && "../$(BIN)/python" -c 'import package; print(package.self_contained("start.py"))' >../dist/coverage/start.py
 	COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" COVERAGE_FILE="$(CURDIR)/dist/coverage/data" \
 		$(BIN)/pytest $(PYTEST); status=$$?; \
 	find dist/coverage -size 0 -delete; \

@@ -64,7 +64,17 @@ def main() -> None:
         except Exception:  # a test took the disk or the rights away; its output must not change
             pass
 
+    exec_file = os.execv
+
+    def save_and_exec(path: str, arguments: list[str]) -> None:
+        save()
+        try:
+            exec_file(path, arguments)
+        finally:
+            measurement.start()  # it failed
+
     atexit.register(save)
+    os.execv = save_and_exec  # type: ignore[assignment]
     measurement.start()
     if sys.argv[0] == "-c":
         exec(sys.argv.pop(1), {"__name__": "__main__"})
