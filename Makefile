@@ -8,7 +8,7 @@
 # coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
 # lint     run ruff, mypy and shellcheck; make actionlint checks .github/workflows and needs Go
 # bench    build, then measure how long answers take; BEFORE=FILE compares with another build
-# release  build, then make what is published below dist/release; REPOSITORY=OWNER/NAME is where, on GitHub
+# release  build, then make what is published below dist/release; REPOSITORY=OWNER/NAME is where on GitHub, if not git's origin
 # reproduce tell whether FILE is what these sources build
 # install  build, then copy the executable to PREFIX/bin
 # clean    remove everything that the other targets made here
@@ -18,7 +18,6 @@
 PYTHON ?= python3
 PREFIX ?= $(HOME)/.local
 PYTEST ?= -n auto
-REPOSITORY ?= eks-token/eks-token
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
 SOURCES := eks_token.py LICENSE pyproject.toml $(addprefix build/,__main__.py check.py launcher.sh package.py requirements.txt start.py tools.txt)

@@ -2,14 +2,16 @@
 
     python build/release.py [--repository OWNER/NAME] [--tag TAG] [PROGRAM]
 
-    eks-token                  the program
-    eks-token-VERSION.zip      the program and its licences, for Homebrew and krew
-    eks-token.cdx.json         its bill of materials (SBOM) in CycloneDX
-    LICENSES.txt               the licences of everything in it
-    eks-token.rb               a Homebrew formula
-    eks-token.yaml             a krew manifest
-    SHA256SUMS                 the hashes of all of these
-    NOTES.md                   what is new, from CHANGELOG.md, and how to check a download
+    eks-token, eks-token.exe          the program, and the same for Windows
+    eks-token-VERSION.zip             the program and its licences, for Homebrew and krew
+    eks-token-VERSION-windows.zip     the same for Windows
+    eks-token.cdx.json                its bill of materials (SBOM) in CycloneDX
+    eks-token.exe.cdx.json            the same for Windows, where a wrapper is in it too
+    LICENSES.txt                      the licences of everything in them
+    eks-token.rb                      a Homebrew formula
+    eks-token.yaml                    a krew manifest
+    SHA256SUMS                        the hashes of all of these
+    NOTES.md                          what is new, from CHANGELOG.md, and how to check a download
 
 All of it comes from the program, the templates in this directory and the changelog, so that two releases of one commit
 are identical byte for byte.
@@ -21,12 +23,16 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from package import HERE, ROOT, BuildError, value_of, zip_member
+from wrapper import wrapped
+
+ABOUT = ("LICENSES", value_of("SBOM"))  # members of the program
 
 CHECKS = """\
 ## Check a download
@@ -45,11 +51,11 @@ make reproduce FILE=eks-token
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Makes dist/release.")
     parser.add_argument("program", nargs="?", type=Path, default=ROOT / "dist" / "eks-token")
-    parser.add_argument("--repository", default="eks-token/eks-token", help="where it is published on GitHub")
+    parser.add_argument("--repository", default="", help="where on GitHub it is published; git's origin by default")
     parser.add_argument("--tag", default="", help="fail if this is not the tag of the program's version")
     arguments = parser.parse_args(argv)
     try:
-        files = release_files(arguments.program, arguments.repository, arguments.tag)
+        files = release_files(arguments.program, arguments.repository or origin(ROOT), arguments.tag)
     except BuildError as error:
         print(f"release.py: {error}", file=sys.stderr)
         return 1
@@ -65,21 +71,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def release_files(program: Path, repository: str, tag: str = "") -> dict[str, bytes]:
     """The files of a release by their names. Raises BuildError if tag or changelog are not of the program's version."""
-    with zipfile.ZipFile(program) as archive:
-        licences = archive.read("LICENSES")
-        bill = archive.read(value_of("SBOM"))
-    version = str(json.loads(bill)["metadata"]["component"]["version"])
+    programs = {"eks-token": program.read_bytes(), "eks-token.exe": wrapped(program)}
+    licences, bills = ({name: read_from(content, member) for name, content in programs.items()} for member in ABOUT)
+    version = str(json.loads(bills["eks-token"])["metadata"]["component"]["version"])
     if tag not in ("", f"v{version}"):
         raise BuildError(f"the tag is {tag}, but the program's version is {version}")
 
-    packed = packed_with({"eks-token": program.read_bytes(), "LICENSES.txt": licences})
-    files = {
-        "eks-token": program.read_bytes(),
-        f"eks-token-{version}.zip": packed,
-        "eks-token.cdx.json": bill,
-        "LICENSES.txt": licences,
-    }
-    values = {"VERSION": version, "REPOSITORY": repository, "SHA256": hashlib.sha256(packed).hexdigest()}
+    files = programs | {f"{name}.cdx.json": bill for name, bill in bills.items()}
+    files["LICENSES.txt"] = licences["eks-token.exe"]  # the program's, and its wrapper's
+    values = {"VERSION": version, "REPOSITORY": repository}
+    for name, of, hash_of in (("eks-token", "", "SHA256"), ("eks-token.exe", "-windows", "WINDOWS")):
+        packed = packed_with({name: programs[name], "LICENSES.txt": licences[name]})
+        files[f"eks-token-{version}{of}.zip"] = packed
+        values[hash_of] = hashlib.sha256(packed).hexdigest()
     for name in ("eks-token.rb", "eks-token.yaml"):
         files[name] = filled((HERE / name).read_text(encoding="utf-8"), values).encode()
     files["SHA256SUMS"] = "".join(
@@ -90,12 +94,30 @@ def release_files(program: Path, repository: str, tag: str = "") -> dict[str, by
     return files
 
 
+def origin(checkout: Path) -> str:
+    """OWNER/NAME of the checkout's repository on GitHub. Raises BuildError if its remote `origin` is elsewhere."""
+    command = ["git", "-C", str(checkout), "config", "--get", "remote.origin.url"]
+    try:
+        address = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        address = ""
+    found = re.fullmatch(r"(?:https://|ssh://git@|git@)github\.com[/:]([\w.-]+/[\w.-]+?)(?:\.git)?/?", address)
+    if found is None:
+        raise BuildError("git's remote origin is not on GitHub: make release REPOSITORY=OWNER/NAME")
+    return found[1]
+
+
+def read_from(program: bytes, member: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(program)) as archive:
+        return archive.read(member)
+
+
 def packed_with(files: Mapping[str, bytes]) -> bytes:
     """A zip archive of files. The program is compressed already, and without compression zlib makes no difference."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as made:
         for name, content in files.items():
-            made.writestr(zip_member(name, 0o755 if name == "eks-token" else 0o644), content)
+            made.writestr(zip_member(name, 0o644 if name.endswith(".txt") else 0o755), content)
     return archive.getvalue()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from package import BuildError, build
+from wrapper import wrapped
 
 LOCAL_HEADER, CENTRAL_HEADER, END = 30, 46, 22  # bytes, without names: APPNOTE.TXT, 4.3.7, 4.3.12 and 4.3.16
 
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as name:
             built = Path(name, "eks-token")
             build(built)
+            if found.launcher.startswith(b"MZ"):  # a program of Windows
+                built.write_bytes(wrapped(built))
             same = file.read_bytes() == built.read_bytes()
             differences = compare(found, parts_of(built))
     except BuildError as error:

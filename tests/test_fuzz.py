@@ -455,7 +455,7 @@ def aws_answers() -> Iterator[Aws]:
 def test_a_run_mints_or_says_in_one_line_why_not(aws_answers: Aws) -> None:
     shares.clear()
 
-    @settings(TESTING, max_examples=200)
+    @settings(TESTING, max_examples=120)
     @given(st.data())
     def cases(data: st.DataObject) -> None:
         one_case(data, aws_answers, run)
@@ -477,7 +477,7 @@ def test_the_executable_keeps_the_same_rules(aws_answers: Aws, home: Sandbox) ->
         )
         return End(done.returncode, done.stdout, done.stderr)
 
-    @settings(TESTING, max_examples=12)
+    @settings(TESTING, max_examples=6)
     @given(st.data())
     def cases(data: st.DataObject) -> None:
         one_case(data, aws_answers, run_executable, ["environment", "profile", "role", "sso", "web"])
@@ -521,7 +521,7 @@ def test_a_text_is_read_or_refused(name: str, capsys: pytest.CaptureFixture[str]
     for sample in samples:
         read(sample)
 
-    @settings(TESTING, max_examples=300)
+    @settings(TESTING, max_examples=150)
     @given(st.data())
     def cases(data: st.DataObject) -> None:
         sample = data.draw(st.sampled_from(samples))

@@ -22,7 +22,8 @@ import release
 import reproduce
 import shiv
 import wrapper
-from conftest import Sandbox
+from conftest import Sandbox, need
+from ruamel.yaml import YAML
 
 import eks_token
 
@@ -349,31 +350,66 @@ def test_a_build_is_named_after_everything_in_it(members: dict[str, bytes], laun
 # A release
 
 
-def test_a_release_has_the_program_and_what_belongs_to_it(
-    executable: Path, members: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_release_has_the_program_and_what_belongs_to_it(executable: Path, tmp_path: Path) -> None:
     files = release.release_files(executable, "someone/eks-token", f"v{eks_token.__version__}")
     write(tmp_path, files)
-    packed = f"eks-token-{eks_token.__version__}.zip"
-    texts = {"eks-token.cdx.json", "LICENSES.txt", "eks-token.rb", "eks-token.yaml", "SHA256SUMS", "NOTES.md"}
-    assert set(files) == {"eks-token", packed} | texts
+    windows = tmp_path / "eks-token.exe"
     assert files["eks-token"] == executable.read_bytes()
-    assert files["eks-token.cdx.json"] == members["eks-token.cdx.json"]
-    assert files["LICENSES.txt"] == members["LICENSES"]
-    with zipfile.ZipFile(tmp_path / packed) as archive:
-        assert {info.filename: (stat.filemode(info.external_attr >> 16)) for info in archive.infolist()} == {
-            "eks-token": "-rwxr-xr-x",
-            "LICENSES.txt": "-rw-r--r--",
-        }
-        assert archive.read("eks-token") == executable.read_bytes()
+    assert windows.read_bytes() == wrapper.wrapped(executable)
+
+    packed, for_windows = (f"eks-token-{eks_token.__version__}{of}.zip" for of in ("", "-windows"))
+    texts = {"LICENSES.txt", "eks-token.rb", "eks-token.yaml", "SHA256SUMS", "NOTES.md"}
+    bills = {"eks-token.cdx.json", "eks-token.exe.cdx.json"}
+    assert set(files) == {"eks-token", "eks-token.exe", packed, for_windows} | bills | texts
+    for name, archive_name in (("eks-token", packed), ("eks-token.exe", for_windows)):
+        with zipfile.ZipFile(tmp_path / name) as program, zipfile.ZipFile(tmp_path / archive_name) as archive:
+            assert files[f"{name}.cdx.json"] == program.read("eks-token.cdx.json")
+            assert archive.read("LICENSES.txt") == program.read("LICENSES")
+            assert archive.read(name) == files[name]
+            modes = {info.filename: stat.filemode(info.external_attr >> 16) for info in archive.infolist()}
+            assert modes == {name: "-rwxr-xr-x", "LICENSES.txt": "-rw-r--r--"}
+    assert b"distlib" in files["LICENSES.txt"]  # the wrapper of Windows, and the program's too
+
     sums = {line[66:]: line[:64] for line in files["SHA256SUMS"].decode().splitlines()}
     hashed = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     assert sums == {name: hashed[name] for name in files.keys() - {"SHA256SUMS", "NOTES.md"}}
-    address = f"https://github.com/someone/eks-token/releases/download/v{eks_token.__version__}/{packed}"
-    for name in ("eks-token.rb", "eks-token.yaml"):
-        text = files[name].decode()
-        assert address in text and hashed[packed] in text
-        assert re.findall(r"@[A-Z0-9]+@", text) == []
+    address = f"https://github.com/someone/eks-token/releases/download/v{eks_token.__version__}/"
+    formula, manifest = (files[name].decode() for name in ("eks-token.rb", "eks-token.yaml"))
+    assert address + packed in formula and hashed[packed] in formula
+    assert re.findall(r"@[A-Z0-9]+@", formula + manifest) == []
+    platforms = [
+        (expression["values"], platform["uri"].removeprefix(address), platform["sha256"], platform["bin"])
+        for platform in YAML(typ="safe").load(manifest)["spec"]["platforms"]
+        for expression in platform["selector"]["matchExpressions"]
+    ]
+    assert platforms == [
+        (["linux", "darwin"], packed, hashed[packed], "eks-token"),
+        (["windows"], for_windows, hashed[for_windows], "eks-token.exe"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "repository"),
+    [
+        ("https://github.com/someone/eks-token.git", "someone/eks-token"),
+        ("https://github.com/someone/eks-token", "someone/eks-token"),
+        ("git@github.com:some-one/eks.token.git", "some-one/eks.token"),
+        ("ssh://git@github.com/someone/eks-token.git", "someone/eks-token"),
+        ("https://github.com.example/someone/eks-token", None),
+        ("../eks-token", None),
+        ("", None),
+    ],
+)
+def test_a_release_is_of_the_repository_that_git_names(address: str, repository: str | None, tmp_path: Path) -> None:
+    (git,) = need("git")
+    subprocess.run([git, "init", "-q", str(tmp_path)], check=True)
+    if address:
+        subprocess.run([git, "-C", str(tmp_path), "remote", "add", "origin", address], check=True)
+    if repository:
+        assert release.origin(tmp_path) == repository
+    else:
+        with pytest.raises(package.BuildError, match="make release REPOSITORY=OWNER/NAME"):
+            release.origin(tmp_path)
 
 
 def test_the_notes_are_the_changelogs_section() -> None:
@@ -386,17 +422,22 @@ def test_the_notes_are_the_changelogs_section() -> None:
 
 
 def test_a_release_under_another_tag_is_refused(executable: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert release.main([str(executable), "--tag", "v0.0.1"]) == 1
+    assert release.main([str(executable), "--repository", "a/b", "--tag", "v0.0.1"]) == 1
     assert capsys.readouterr().err == (
         f"release.py: the tag is v0.0.1, but the program's version is {eks_token.__version__}\n"
     )
 
 
-def test_a_file_is_recognized_as_built_from_the_sources(executable: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_is_recognized_as_built_from_the_sources(
+    executable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if "EKS_TOKEN_EXECUTABLE" in os.environ:
         pytest.skip("only on an executable that was built from these sources")
-    assert reproduce.main([str(executable)]) == 0
-    assert capsys.readouterr().out == f"{executable} is what these sources build, byte for byte\n"
+    for_windows = tmp_path / "eks-token.exe"
+    for_windows.write_bytes(wrapper.wrapped(executable))
+    for file in (executable, for_windows):
+        assert reproduce.main([str(file)]) == 0
+        assert capsys.readouterr().out == f"{file} is what these sources build, byte for byte\n"
 
 
 @pytest.mark.parametrize(
@@ -470,7 +511,7 @@ def test_a_step_of_a_workflow_is_a_make_target() -> None:
     steps = re.findall(r"^ +(?:- )?run: (.+)$", WORKFLOWS, re.MULTILINE)
     made = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text().replace("\\\n", ""), re.MULTILINE)
     assert made and len(steps) > 3
-    for step in steps:
+    for step in " && ".join(steps).split(" && "):
         command, *targets = [word for word in step.removeprefix("sudo ").split() if "=" not in word]
         assert command == "make" and targets and set(targets) <= set(made[1].split())
 
