@@ -849,6 +849,11 @@ def test_a_new_entry_changes_no_line_of_others_and_goes_without_a_trace(name: st
     config = eks_token.parse_kubeconfig("", path.read_bytes())
     assert config.users[ENTRY.user].arguments == ENTRY.arguments
     assert config.contexts[ENTRY.context] == (ENTRY.cluster, ENTRY.user)
+    other = ENTRY._replace(server="https://it's", arguments=("--cluster-name", "é", "--region=-x"))
+    put(path, [other])
+    assert eks_token.parse_kubeconfig("", path.read_bytes()).users[ENTRY.user].arguments == other.arguments
+    put(path, [ENTRY])
+    assert eks_token.decoded(path.read_bytes()).replace('"', "") == after.replace('"', "")  # quotes stay
     files = eks_token.read_kubeconfigs([str(path)])
     eks_token.edit(files, lambda files, patches: eks_token.remove_users(files, {ENTRY.user}, patches))
     left = eks_token.decoded(path.read_bytes())
