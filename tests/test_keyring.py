@@ -781,16 +781,8 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize(("value", "items"), LENGTHS)
-def test_a_long_value_is_split_and_joined(value: str, items: int) -> None:
-    backend = LimitedBackend()
-    windows_vault(backend).set("identity:dev", value)
-    assert windows_vault(backend).get("identity:dev") == value
-    assert len(backend.items) == items
-
-
-@pytest.mark.parametrize(("value", "items"), LENGTHS)
 @pytest.mark.parametrize("before", ["short", "y" * 6000, "z" * 1300], ids=["short", "long", "two parts"])
-def test_a_replaced_value_leaves_no_parts(before: str, value: str, items: int) -> None:
+def test_a_long_value_is_split_and_joined_and_leaves_no_parts(before: str, value: str, items: int) -> None:
     backend = LimitedBackend()
     vault = windows_vault(backend)
     for text in (value, before, value, before, value):
