@@ -7,6 +7,7 @@ place. `EKS_TOKEN_TEST_KILLS=300 make test PYTEST='-k cut_short'` spreads that m
 import itertools
 import os
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +15,22 @@ from typing import NamedTuple
 import pytest
 import test_login
 from conftest import need
-from servers import ACCOUNT, mfa_serial
+from servers import ACCOUNT, AccessKey, mfa_serial
 from test_login import CODE, NOBODY, Scene, as_json, role_of
 
 scene = test_login.scene
 pytestmark = pytest.mark.first_run  # the Python that is killed must be the one that signs in
 
 KILLS = int(os.environ.get("EKS_TOKEN_TEST_KILLS", "0"))
-SIGNALS = ("KILL", "TERM", "HUP", "INT")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 # What changes a file, a lock or the keyring. Half of the kills, by each signal, come at one of the last of these.
 CHANGING = ("rename", "unlink", "sendmsg", "sendto", "fsync", "flock", "mkdir", "O_CREAT", "utimensat")
+
+# What `dev` is before the login and after it. Without EKS_TOKEN_TEST_KILLS, only the first three are tried.
+KINDS = ("keys", "keys with MFA", "role", "SSO")
+OFTEN = (("keys", "keys with MFA"), ("keys", "role"), ("", "keys"))
+RARE = (("", "import"), ("keys", "other region"))
+CHANGES = [*dict.fromkeys((*OFTEN, *itertools.product(("", *KINDS), KINDS), *RARE))] if KILLS else [*OFTEN]
 
 
 class Login(NamedTuple):
@@ -40,50 +47,35 @@ class Change(NamedTuple):
     new: str
 
 
-def keys(key: object, *options: str) -> Login:
-    assert isinstance(key, tuple)
-    return Login(("dev", "--stdin", *options), as_json(key) + f"\n{CODE}\n" * ("--mfa-code-stdin" in options))
+def keys(name: str, key: AccessKey, *options: str) -> Login:
+    return Login((name, "--stdin", *options), as_json(key) + f"\n{CODE}\n" * ("--mfa-code-stdin" in options))
 
 
-CHANGES = (
-    "keys get MFA",
-    "keys become a role",
-    "new keys",
-    "other keys",
-    "new SSO",
-    "new keys with MFA",
-    "MFA again",
-    "keys with MFA become keys",
-    "a role becomes keys",
-    "keys become SSO",
-    "SSO becomes keys",
-    "SSO again",
-)
-
-
-def changes(scene: Scene) -> dict[str, Change]:
-    alice, bob = (scene.moto.create_user(name, mfa_code=CODE) for name in ("alice", "bob"))
+def change_of(scene: Scene, old: str, new: str) -> Change:
+    alice, bob, carol = (scene.moto.create_user(name, mfa_code=CODE) for name in ("alice", "bob", "carol"))
+    scene.home.credentials(carol.profile("work"))
     device = ("--mfa-serial", mfa_serial("alice"), "--mfa-code-stdin")
-    arn = scene.moto.create_role("admin", trusted=[bob.arn])
-    source = Login(("other", "--stdin"), as_json(bob))
-    role = Login(("dev", "--role-arn", arn, "--source", "other"))
+    roles = [scene.moto.create_role(name, trusted=[carol.arn]) for name in ("admin", "other")]
+    role, other_role = (Login(("dev", "--role-arn", arn, "--source", "other")) for arn in roles)
     person = role_of(scene.sso.assign(ACCOUNT, "Admin"))
-    sso = Login(("dev", *scene.sso_options()))
-    again = Login(("dev", "--mfa-code-stdin"), f"{CODE}\n")
-    return {
-        "new keys": Change((), "", keys(alice), alice.arn),
-        "new keys with MFA": Change((), "", keys(alice, *device), alice.arn),
-        "new SSO": Change((), "", sso, person),
-        "other keys": Change((keys(alice),), alice.arn, keys(bob), bob.arn),
-        "keys get MFA": Change((keys(bob),), bob.arn, keys(alice, *device), alice.arn),
-        "MFA again": Change((keys(alice, *device),), alice.arn, again, alice.arn),
-        "keys with MFA become keys": Change((keys(alice, *device),), alice.arn, keys(bob), bob.arn),
-        "keys become a role": Change((source, keys(alice)), alice.arn, role, arn),
-        "a role becomes keys": Change((source, role), arn, keys(alice), alice.arn),
-        "keys become SSO": Change((keys(alice),), alice.arn, sso, person),
-        "SSO becomes keys": Change((sso,), person, keys(alice), alice.arn),
-        "SSO again": Change((sso,), person, Login(("dev",)), person),
+    first = {
+        "keys": (keys("dev", bob), bob.arn),
+        "keys with MFA": (keys("dev", alice, *device), alice.arn),
+        "role": (role, roles[0]),
+        "SSO": (Login(("dev", *scene.sso_options())), person),
+        "import": (Login(("dev", "--import-profile", "work")), carol.arn),
+        "other region": (Login(("dev", "--region", "eu-west-1")), bob.arn),
     }
+    again = {
+        "keys": (keys("dev", carol), carol.arn),
+        "keys with MFA": (Login(("dev", "--mfa-code-stdin"), f"{CODE}\n"), alice.arn),
+        "role": (other_role, roles[1]),
+        "SSO": (Login(("dev",)), person),
+    }
+    before = [keys("other", carol)] if "role" in (old, new) else []
+    if old:
+        before.append(first[old][0])
+    return Change(tuple(before), first[old][1] if old else "", *(again if old == new else first)[new])
 
 
 def login(scene: Scene, what: Login) -> None:
@@ -104,7 +96,7 @@ class Call(NamedTuple):
     number: int
 
 
-def moments(scene: Scene, change: Change, name: str) -> list[Call]:
+def moments(scene: Scene, change: Change) -> list[Call]:
     """At which of its system calls to cut a login short, from a login that is not."""
     log = scene.home.root / "calls"
     assert trace(scene, change, "-o", str(log)) == 0
@@ -122,7 +114,7 @@ def moments(scene: Scene, change: Change, name: str) -> list[Call]:
             replaced = len(changing)
     if not KILLS:
         return changing[replaced - 1 : replaced + 1]
-    chance = random.Random(name)
+    chance = random.Random(KILLS)
     return [chance.choice(changing[-60:] if kill % 8 >= 4 else every) for kill in range(-(-KILLS // len(CHANGES)))]
 
 
@@ -151,32 +143,35 @@ def check(scene: Scene, change: Change, former: object) -> str:
     assert done.returncode == 0, done.stderr
     assert scene.kept() == []
     assert scene.answers() == []
-    secrets = [key.secret for key in scene.keys.values()]
-    assert scene.home.secrets_found(secrets) == []
+    found = scene.home.secrets_found([key.secret for key in scene.keys.values()])
+    assert {path.name for path, _ in found} <= {"credentials"}  # the file that an import leaves to the user
     return outcome
 
 
-@pytest.mark.parametrize("name", CHANGES if KILLS else CHANGES[:3])
-def test_a_login_that_is_cut_short_leaves_the_old_identity_or_the_new_one(name: str, scene: Scene) -> None:
+@pytest.mark.parametrize(("old", "new"), CHANGES, ids=lambda kind: kind or "nobody")
+def test_a_login_that_is_cut_short_leaves_the_old_identity_or_the_new_one(old: str, new: str, scene: Scene) -> None:
     need("strace")
-    change = changes(scene)[name]
+    change = change_of(scene, old, new)
     prepare(scene, change)
-    if not change.before:  # Python compiles modules in the first run, with system calls that later runs do not make
+    if not old:  # Python compiles modules in the first run, with system calls that later runs do not make
         login(scene, change.after)
         assert scene.run("logout", "--all").returncode == 0
-    cuts = moments(scene, change, name)
+        prepare(scene, change)
+    cuts = moments(scene, change)
     assert check(scene, change, former=None) == "new"
     outcomes: Counter[tuple[bool, str]] = Counter()  # whether the signal ended the login, and what it left
-    for call, signal in zip(cuts, itertools.cycle(SIGNALS), strict=False):
+    for call, number in zip(cuts, itertools.cycle(SIGNALS), strict=False):
         prepare(scene, change)
         former = (scene.records() or {"identities": {}})["identities"].get("dev")
-        injection = f"inject={call.name}:signal=SIG{signal}:when={call.number}"
+        injection = f"inject={call.name}:signal={number.name}:when={call.number}"
         status = trace(scene, change, "-o", "/dev/null", "-e", injection)
+        assert status in (0, -number, 128 + number), f"{injection}: exit status {status}"
         try:
             outcome = check(scene, change, former)
         except AssertionError as error:
             raise AssertionError(f"{injection}: {error}") from error
         outcomes[status != 0, outcome] += 1
-    old, new = outcomes[True, "old"], outcomes[True, "new"]
-    print(f"{name}: {len(cuts)} signals, {old + new} of them ended the login: {old} old, {new} new")
-    assert old + new >= len(cuts) * 3 / 4, "too few signals came before the login was over"
+    left = {outcome: outcomes[True, outcome] for outcome in ("old", "new")}
+    kills = sum(left.values())
+    print(f"{old or 'nobody'} -> {new}: {len(cuts)} signals, {kills} of them ended the login: {left}")
+    assert kills >= len(cuts) * 3 / 4, "too few signals ended the login"
