@@ -171,3 +171,12 @@ def test_a_file_that_a_scanner_holds_is_replaced_when_it_lets_go(
 )
 def test_names_in_an_error_are_cut_to_a_line(names: list[str], shown: str) -> None:
     assert eks_token.listed(names) == shown
+
+
+def test_every_line_of_the_security_page_names_a_test_that_exists() -> None:
+    page = (Path(eks_token.__file__).parent / "SECURITY.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
+    named = re.findall(r"`(test_\w+)`", page)
+    assert [name for name in named if f"def {name}(" not in tests] == []
+    shown = page[page.index("## What eks-token protects") : page.index("## Known and accepted risks")]
+    assert [line for line in re.split(r"\n(?=- |\n)", shown) if line.startswith("- ") and "`test_" not in line] == []
