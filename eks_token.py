@@ -1692,7 +1692,7 @@ class Cache:
     def conditions(self, key: Key, answer: Answer) -> Conditions:
         """What the launcher tests before it prints this answer. Raises PythonOnly if it cannot use it, and OSError."""
         if "%" in key.directory:
-            raise PythonOnly("the request has special characters")
+            raise PythonOnly("the request has a secret or special characters")
         if os.path.basename(self.directory(key)) == hash_directory(key.line):
             raise PythonOnly("the cache is on a file system that does not take all names")
         # Only texts without these are the same in every shell's echo. printf is not built into mksh.
