@@ -5,6 +5,7 @@
 # test-macos run the tests of the macOS Keychain's stand-in, with what is in PLATFORMS=DIR
 # test-windows run the tests of Windows under Wine, with what is in PLATFORMS=DIR
 # fuzz     run the cases of tests/test_fuzz.py for MINUTES, each time others
+# mutate   change MUTANTS places of eks_token.py, one at a time, and print the changes that no test notices
 # coverage run the tests, then print how much of eks_token.py they reach, branches and the executable's runs included
 # lint     run ruff, mypy and shellcheck; make actionlint checks .github/workflows and needs Go
 # bench    build, then measure how long answers take; BEFORE=FILE compares with another build
@@ -30,7 +31,7 @@ SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:db
 # The keyrings of other desktops. They bring in about 100 packages, so only their own target installs them.
 KEYRINGS := libkf5wallet-bin:kwalletd5 keepassxc:keepassxc xvfb:Xvfb xdotool:xdotool libsecret-tools:secret-tool dbus:dbus-daemon
 
-.PHONY: build run test keyrings system-keyrings test-macos test-windows fuzz coverage lint actionlint bench release \
+.PHONY: build run test keyrings system-keyrings test-macos test-windows fuzz mutate coverage lint actionlint bench release \
 	reproduce publish install clean system
 .DELETE_ON_ERROR:
 
@@ -71,6 +72,9 @@ test-windows: build .venv/dev.done
 # It needs no build: the cases run in process.
 fuzz: .venv/dev.done
 	$(BIN)/python tests/test_fuzz.py --minutes $(or $(MINUTES),10)
+
+mutate: build .venv/dev.done system
+	$(BIN)/python tests/mutate.py --mutants $(or $(MUTANTS),20) --seed $(or $(SEED),1) $(SECTIONS)
 
 # coverage's own start-up file measures pytest and its workers, tests/measured.py the executable. A measured Python is
 # slower, so a test that allows little time may fail; the figure is printed anyway. A full disk leaves an empty file.
