@@ -42,6 +42,8 @@ botocore.session botocore.signers botocore.tokens botocore.utils botocore.waiter
 jeepney.io.blocking jeepney.wrappers keyring keyring.backend keyring.errors keyring.util.platform_ eks_token
 """
 
+PATIENCE = 10.0  # seconds for runs that have not ended
+
 CLIENT = """#!{python} -IS
 import _socket, marshal, os, sys
 if sys.argv[1:3] == ["-IS", "-c"]:
@@ -82,6 +84,7 @@ class PreloadedPython:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": self._directory.name},
+            start_new_session=True,  # so that a signal reaches it and all runs, and nothing else
         )
 
     def __enter__(self) -> PreloadedPython:
@@ -90,7 +93,11 @@ class PreloadedPython:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.communicate(timeout=30)
+        try:
+            self._process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:  # a test gave a run up, but what it had started still waits for it
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         self._directory.cleanup()
 
 

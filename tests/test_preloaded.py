@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from conftest import Program, Sandbox
 from servers import wait_for
@@ -40,6 +41,20 @@ def test_a_run_ends_with_who_waits_for_it(home: Sandbox, program: Program) -> No
     with pytest.raises(subprocess.TimeoutExpired):
         home.run("-I", "-S", script, command=[program.preloaded], timeout=1)
     wait_for(lambda: not Path("/proc", noted.read_text().rstrip(".")).exists(), "the end of the run")
+
+
+def test_a_run_that_does_not_end_keeps_nothing_alive(
+    home: Sandbox, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preloaded, "PATIENCE", 1)
+    script = home.write("script.py", "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    with preloaded.PreloadedPython(OWN, next(program.app.glob("[0-9a-f]*")) / "site-packages") as python:
+        waiting = home.start("-I", "-S", script, command=[python.script])
+        assert waiting.stdout
+        run = int(waiting.stdout.readline())
+    assert waiting.wait(30) == 255
+    waiting.communicate()
+    wait_for(lambda: not Path(f"/proc/{run}").exists(), "the end of the run")
 
 
 def test_the_executable_answers_as_with_a_python_of_its_own(home: Sandbox, program: Program) -> None:
