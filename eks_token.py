@@ -3522,6 +3522,48 @@ def marked_end(profile: Profile) -> float | None:
     return None
 
 
+class last_of_its_name:
+    """In the `with` block, botocore reads AWS files as the AWS SDK for Go does: the last key of a name counts.
+
+    Otherwise two keys or sections of one name are an error, and botocore has no option for it.
+    """
+
+    def __enter__(self) -> None:
+        import configparser
+        from functools import partial
+        from types import SimpleNamespace
+
+        import botocore.configloader as loader
+
+        self.loader = loader
+        lenient = partial(configparser.RawConfigParser, strict=False)
+        loader.configparser = SimpleNamespace(RawConfigParser=lenient, Error=configparser.Error)
+
+    def __exit__(self, *_: object) -> None:
+        import configparser
+
+        self.loader.configparser = configparser
+
+
+def config_problem(error: Any) -> Problem:
+    """botocore's ConfigParseError, with the line and the reason. The line itself may contain a secret."""
+    import configparser
+
+    path, cause = error.kwargs["path"], error.kwargs["error"]
+    line, reason = getattr(cause, "lineno", None), "it is not in the format of AWS config files"
+    if isinstance(cause, configparser.MissingSectionHeaderError):
+        reason = "it is above the first [section]"
+    elif isinstance(cause, configparser.ParsingError):
+        line, reason = cause.errors[0][0], "it is not a [section] or KEY = VALUE"
+    elif isinstance(cause, configparser.DuplicateSectionError):
+        reason = f"[{cause.section}] appears a second time"
+    elif isinstance(cause, configparser.DuplicateOptionError):
+        reason = f"{cause.option} appears a second time in [{cause.section}]"
+    elif isinstance(cause, UnicodeDecodeError):
+        line, reason = cause.object.count(b"\n", 0, cause.start) + 1, "it is not UTF-8 text"
+    return Problem(f"{path} cannot be read: {f'line {line}: ' if line else ''}{reason}")
+
+
 class Store:
     """The identities as this run found them, and where they are stored: the vault and identities.json."""
 
@@ -3537,6 +3579,8 @@ class Store:
         self.watched = list(look_at(deciding_files(invocation.environ, invocation.platform)))
         self.stored = read_identities(self.path)
         self.foreign: dict[str, AtmosEntry] = {}
+        self.forgiving = False  # go on without AWS files that cannot be read
+        self._written: dict[bool, AwsFiles] = {}
         self.trouble: Problem | None = None  # why sessions cannot be read
         # What login has, and only stores once AWS accepts it: keys by identity, SSO tokens with their marks.
         self.new_keys: dict[str, Credentials] = {}
@@ -3601,26 +3645,46 @@ class Store:
         """Whether an identity's keys come from the vault or from Atmos, and not from an AWS file."""
         return name in self.stored.identities or name in self.foreign
 
-    def profiles(self) -> Mapping[str, Profile]:
-        """The profiles of the AWS files, with the stored identities laid over them.
+    def files(self, profile: str = "", as_go: bool = False) -> AwsFiles:
+        """The AWS files with the identities laid over them, for `profile`, perhaps as the AWS SDK for Go reads it.
 
-        They are those of botocore's session (botocore.session.Session.full_config), without the 26 of 120 ms that it
-        takes. Raises what botocore raises if a file cannot be read.
+        Raises Problem if they cannot be read.
         """
-        from botocore.configloader import load_config, raw_config_parse
-        from botocore.exceptions import ConfigNotFound
+        files = self.written(as_go)
+        if as_go:
+            profiles = as_go_reads(files.profiles, profile or "default", self.stored.identities, self.environ)
+            files = files._replace(profiles=profiles)
+        return lay_over(files, self.stored, self.foreign)
 
+    def written(self, as_go: bool = False) -> AwsFiles:
+        """What the AWS files say, as in botocore.session.Session.full_config. Importing that would take 26 of 120 ms.
+
+        Raises Problem if they cannot be read, unless that is forgiven.
+        """
+        from contextlib import nullcontext, suppress
+
+        from botocore.configloader import load_config, raw_config_parse
+        from botocore.exceptions import ConfigNotFound, ConfigParseError
+
+        if as_go in self._written:
+            return self._written[as_go]
         config, credentials = aws_files(self.environ)
+        found: dict[str, Any] = {"profiles": {}}
         try:
-            found = load_config(config)
-        except ConfigNotFound:
+            with last_of_its_name() if as_go else nullcontext():
+                with suppress(ConfigNotFound):
+                    found = load_config(config)
+                with suppress(ConfigNotFound):
+                    for name, keys in raw_config_parse(credentials).items():
+                        found["profiles"].setdefault(name, {}).update(keys)
+        except ConfigParseError as error:
+            problem = config_problem(error)
+            if not self.forgiving:
+                raise problem from error
+            warn(f"{problem.message}; AWS profiles are left out")
             found = {"profiles": {}}
-        try:
-            for name, keys in raw_config_parse(credentials).items():
-                found["profiles"].setdefault(name, {}).update(keys)
-        except ConfigNotFound:
-            pass
-        return lay_over(aws_files_in(found), self.stored, self.foreign).profiles
+        self._written[as_go] = aws_files_in(found)
+        return self._written[as_go]
 
 
 def deciding_files(environ: Mapping[str, str], platform: str) -> list[str]:
@@ -4073,7 +4137,8 @@ class Resolver:
         self.used_codes: set[str] = set()  # which mfa_process printed in this run
         self.name = ""  # the chosen identity
         self.session: Any = None  # botocore's, once it is needed
-        self.profile: Profile = {}  # the identity's settings, if it is not needed
+        self.as_go = False  # read profiles as the AWS SDK for Go does
+        self.profile: Profile = {}  # the identity's settings
 
     def credentials(self, request: Request) -> Credentials:
         """The credentials that sign this request's token. Raises Problem."""
@@ -4095,19 +4160,14 @@ class Resolver:
 
     def plain_keys(self, choice: Choice, request: Request) -> Credentials | None:
         """The keys in the environment or of a stored identity, if they need no session of botocore; None if they do."""
-        from botocore.exceptions import BotoCoreError
-
         in_environment = choice.environment and bool(self.store.environ.get("AWS_ACCESS_KEY_ID"))
         if request.role_arn or not (in_environment or choice.profile in self.store.stored.identities):
             return None
-        try:
-            profile = self.store.profiles().get(choice.profile or "default")
-        except (BotoCoreError, ValueError, OSError):
-            return None  # with a session, this is an error that says which file it is
-        if in_environment and (profile or not choice.named):
-            debug(f"{self.name}: keys from the environment")
-            self.profile = profile or {}
-            with plain_errors(self.name):
+        with plain_errors(self.name):
+            profile = self.store.files().profiles.get(choice.profile or "default")
+            if in_environment and (profile is not None or not choice.named):
+                debug(f"{self.name}: keys from the environment")
+                self.profile = profile or {}
                 return frozen(environment_provider(self.store.environ).load(), self.name)
         if in_environment or profile is None or RESOLVED_KEYS & profile.keys():
             return None
@@ -4126,14 +4186,14 @@ class Resolver:
 
     def resolve(self, choice: Choice, request: Request) -> Credentials:
         self.session = self.open_session(choice, request)
+        self.profile = self.session.files.profiles.get(choice.profile or "default", {})
         try:
             found, choice = self.load(choice, request)
             if request.role_arn:
                 found = self.assume(found, choice, request)
             keys = frozen(found, self.name)
-            profile = self.session.files.profiles.get(choice.profile or "default", {})
-            if keys.token and keys.token == profile.get("aws_session_token"):
-                keys = keys._replace(expires=marked_end(profile))
+            if keys.token and keys.token == self.profile.get("aws_session_token"):
+                keys = keys._replace(expires=marked_end(self.profile))
                 if expired := keys.expired():
                     raise Problem(
                         f"the credentials of {self.name} expired at {expired}",
@@ -4155,16 +4215,14 @@ class Resolver:
 
     def configured(self, name: str) -> str:
         """A setting of the AWS SDKs, from its variable or the identity's keys; "" if there is none."""
-        if self.session is not None:
-            value = self.session.get_config_variable(name)
-            return "" if value is None else str(value)
         return self.store.environ.get(f"AWS_{name.upper()}") or self.profile.get(name, "")
 
     def open_session(self, choice: Choice, request: Request) -> Any:
         """A botocore session for the chosen profile, with the stored identities among its profiles."""
         with plain_errors(self.name):
-            as_go = request.grammar == AUTHENTICATOR.name
-            session = identity_session(self.store, choice.profile or None, as_go)
+            self.as_go = request.grammar == AUTHENTICATOR.name
+            session = identity_session(choice.profile or None)
+            session.files = self.store.files(choice.profile, self.as_go)
             if request.region:
                 session.set_config_variable("region", request.region)
             if request.ca_bundle:
@@ -4179,7 +4237,7 @@ class Resolver:
                         f"there is no identity or AWS profile named {choice.profile!r}",
                         f"did you mean {close}?" if close else f"store it with `{PROGRAM} login {store_as}`",
                     )
-                session.lay_over_again()
+                session.files = self.store.files(choice.profile, self.as_go)
             return session
 
     def load(self, choice: Choice, request: Request) -> tuple[Any, Choice]:
@@ -4198,7 +4256,12 @@ class Resolver:
             if found is None and choice.fallback:
                 self.name = choice.fallback
                 again = Choice(choice.fallback, named=True, environment=False)
-                self.session = self.open_session(again, request._replace(region=self.configured("region")))
+                region = self.region()
+                self.session = self.open_session(again, request._replace(region=region))
+                self.profile = {
+                    **self.session.files.profiles[choice.fallback],
+                    **({"region": region} if region else {}),
+                }
                 return self.load(again, request)
             if found is None:
                 found = CredentialResolver(last).load_credentials()
@@ -4474,25 +4537,6 @@ def misfit(shape: Any, value: Any, name: str) -> str:
     return next((found for part in parts if (found := misfit(*part))), "")
 
 
-def config_problem(error: Any) -> Problem:
-    """botocore's ConfigParseError, with the line and the reason. The line itself may contain a secret."""
-    import configparser
-
-    path, cause = error.kwargs["path"], error.kwargs["error"]
-    line, reason = getattr(cause, "lineno", None), "it is not in the format of AWS config files"
-    if isinstance(cause, configparser.MissingSectionHeaderError):
-        reason = "it is above the first [section]"
-    elif isinstance(cause, configparser.ParsingError):
-        line, reason = cause.errors[0][0], "it is not a [section] or KEY = VALUE"
-    elif isinstance(cause, configparser.DuplicateSectionError):
-        reason = f"[{cause.section}] appears a second time"
-    elif isinstance(cause, configparser.DuplicateOptionError):
-        reason = f"{cause.option} appears a second time in [{cause.section}]"
-    elif isinstance(cause, UnicodeDecodeError):
-        line, reason = cause.object.count(b"\n", 0, cause.start) + 1, "it is not UTF-8 text"
-    return Problem(f"{path} cannot be read: {f'line {line}: ' if line else ''}{reason}")
-
-
 def client_config(request: Request) -> Any:
     from botocore.config import Config
 
@@ -4500,12 +4544,9 @@ def client_config(request: Request) -> Any:
     return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
 
 
-def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
-    """A botocore session that sees the stored identities among the profiles, perhaps as the AWS SDK for Go does."""
-    from contextlib import nullcontext
-
+def identity_session(profile: str | None) -> Any:
+    """A botocore session that sees the stored identities among the profiles, in its `files`."""
     from botocore.credentials import CachedCredentialFetcher
-    from botocore.exceptions import ConfigParseError
     from botocore.session import Session
 
     # botocore renews a session with less than 15 minutes left, so it would need the network, or a person, long before
@@ -4513,45 +4554,12 @@ def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
     CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
 
     class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
-        reads_as_go = as_go
         verify_tls = True
-        forgiving = False  # go on without the AWS files if they cannot be parsed
-        _written: AwsFiles | None = None
-        _files: AwsFiles | None = None
-
-        @property
-        def files(self) -> AwsFiles:
-            """The AWS files, with the stored identities laid over them."""
-            if self._files is None:
-                files = self.written
-                if as_go:
-                    ours = store.stored.identities
-                    profiles = as_go_reads(files.profiles, profile or "default", ours, store.environ)
-                    files = files._replace(profiles=profiles)
-                self._files = lay_over(files, store.stored, store.foreign)
-            return self._files
-
-        @property
-        def written(self) -> AwsFiles:
-            """The AWS files. Raises Problem if they cannot be parsed, unless this session is forgiving."""
-            if self._written is None:
-                try:
-                    with last_of_its_name() if as_go else nullcontext():
-                        self._written = aws_files_in(super().full_config)
-                except ConfigParseError as error:
-                    problem = config_problem(error)
-                    if not self.forgiving:
-                        raise problem from error
-                    warn(f"{problem.message}; AWS profiles are left out")
-                    self._written = AwsFiles({}, {}, {})
-            return self._written
+        files: AwsFiles  # with the stored identities laid over them
 
         @property
         def full_config(self) -> Mapping[str, object]:
             return dict(zip(AwsFiles._fields, self.files, strict=True))
-
-        def lay_over_again(self) -> None:
-            self._files = self._profile_map = None
 
         def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
             debug(f"asking AWS: {service_name}")
@@ -4568,29 +4576,6 @@ def identity_session(store: Store, profile: str | None, as_go: bool) -> Any:
     session.register("before-parse", check_raw_answer)
     session.register("after-call", check_botocores_answer)
     return session
-
-
-class last_of_its_name:
-    """In the `with` block, botocore reads AWS files as the AWS SDK for Go does: the last key of a name counts.
-
-    Otherwise two keys or sections of one name are an error, and botocore has no option for it.
-    """
-
-    def __enter__(self) -> None:
-        import configparser
-        from functools import partial
-        from types import SimpleNamespace
-
-        import botocore.configloader as loader
-
-        self.loader = loader
-        lenient = partial(configparser.RawConfigParser, strict=False)
-        loader.configparser = SimpleNamespace(RawConfigParser=lenient, Error=configparser.Error)
-
-    def __exit__(self, *_: object) -> None:
-        import configparser
-
-        self.loader.configparser = configparser
 
 
 def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[Any]]:
@@ -4620,8 +4605,8 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
         credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
         profile_provider_builder=builder,
     )
-    first = [roles, *builder.providers(profile, disable_env_vars=session.reads_as_go or not choice.environment)]
-    if choice.environment and session.reads_as_go:
+    first = [roles, *builder.providers(profile, disable_env_vars=resolver.as_go or not choice.environment)]
+    if choice.environment and resolver.as_go:
         first.insert(0, AssumeRoleWithWebIdentityProvider(dict, session.create_client, profile, cache))
     if choice.environment:
         first.insert(0, environment)
@@ -4649,13 +4634,13 @@ def profile_providers(resolver: Resolver, cache: SessionCache) -> Any:
                 return [keys_provider(resolver, profile_name, keys[MFA_SOURCE], keys)]
             is_ours = store.is_ours(profile_name)
             ours = {
-                ProcessProvider: process_provider(store, profile_name, keys, in_shell=session.reads_as_go),
+                ProcessProvider: process_provider(store, profile_name, keys, in_shell=resolver.as_go),
                 LoginProvider: login_provider(resolver, profile_name, keys),
             }
-            if is_ours or session.reads_as_go:
+            if is_ours or resolver.as_go:
                 ours |= {SharedCredentialProvider: None, ConfigProvider: None}
             found = [ours.get(type(each), each) for each in super().providers(profile_name, disable_env_vars)]
-            if is_ours or (session.reads_as_go and has_keys(keys)):
+            if is_ours or (resolver.as_go and has_keys(keys)):
                 # next to keys in a file, mfa_serial means nothing
                 found.append(keys_provider(resolver, profile_name, profile_name, keys if is_ours else {}))
             return [provider for provider in found if provider is not None]
@@ -6973,7 +6958,7 @@ def login_command(invocation: Invocation, options: Namespace) -> int:
     resolver.sessions.renew = not wanted.only_default()
     resolver.mfa_code = proposal.mfa_code
     arn, expires = proposal.arn, None
-    kept = kept_settings(no_profile(resolver).written.profiles.get(name, {})) if proposal.record is not None else {}
+    kept = kept_settings(resolver.store.written().profiles.get(name, {})) if proposal.record is not None else {}
     settings = {**kept, **(proposal.record or {})}
     code = wanted.mfa_code_stdin or settings.get("mfa_process") or resolver.person
     if not proposal.keys or ("mfa_serial" in settings and not proposal.keys.token and code):
@@ -7301,7 +7286,7 @@ def process_line(wanted: SignIn, resolver: Resolver, invocation: Invocation) -> 
     """How other AWS tools go on using the profile whose credentials have just been stored; "" if there is none."""
     session = no_profile(resolver)
     profile = wanted.import_profile or wanted.name
-    written = session.written.profiles.get(profile, {})
+    written = resolver.store.written().profiles.get(profile, {})
     if not written or not wanted.kinds() or f"{PROGRAM} credentials" in written.get("credential_process", ""):
         return ""
     found = invocation.platform == "win32" or on_path(PROGRAM, invocation)
@@ -7345,8 +7330,8 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     if options.all == bool(options.name):
         raise usage("pass the name of an identity, or --all")
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
+    resolver.store.forgiving = True
     session = no_profile(resolver)
-    session.forgiving = True
     sessions = read_notes(resolver.store.path)
     stored = resolver.store.stored
     names = sorted({*stored.identities, *stored.pending}) if options.all else [options.name]
@@ -7408,24 +7393,22 @@ def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
 
 def identities_command(invocation: Invocation, options: Namespace) -> int:
     """List stored identities and AWS profiles without opening the keyring."""
-
     resolver = Resolver(invocation, None, interactive=False)
-    session = no_profile(resolver)
-    session.forgiving = True
-    sessions = read_notes(resolver.store.path)
-    rows = []
-    for name, laid_over in sorted(session.files.profiles.items()):
+    resolver.store.forgiving = True
+    files, sessions = resolver.store.files(), read_notes(resolver.store.path)
+    rows: list[dict[str, Any]] = []
+    for name, laid_over in sorted(files.profiles.items()):
         if MFA_SOURCE in laid_over:
             continue
         stored = resolver.store.stored.identities.get(name)
-        written = session.written.profiles.get(name, {})
+        written = resolver.store.written().profiles.get(name, {})
         keys = written if stored is None else {**kept_settings(written), **stored}
         if stored is None and not (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys():
             continue  # the profile only has settings
         ending = keys.get(KEY_ENDING) or keys.get("aws_access_key_id", "")[-4:]
         ends = [note.expires for note in sessions.values() if note.names[0] == name]
         ends += [parse_time(keys[KEYS_END])] if KEYS_END in keys else []
-        portal = sso_portal(session.files, name)
+        portal = sso_portal(files, name)
         if portal and (note := sessions.get(sso_user(portal))):
             ends.append(note.ends)
         rows.append(
