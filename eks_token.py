@@ -5936,7 +5936,6 @@ class Kubeconfig(NamedTuple):
 
     path: str
     content: bytes | None = None  # None if there is no such file
-    text: str = ""
     root: Node | None = None  # of the first document; None if that is empty
     data: Yaml = None  # the same without places in the text
     users: Mapping[str, KubeUser] = {}
@@ -5963,13 +5962,11 @@ def read_bytes(path: str) -> bytes | None:
 def parse_kubeconfig(path: str, content: bytes | None) -> Kubeconfig:
     """Raises Problem if this is not a kubeconfig that kubectl can read."""
     try:
-        text = decoded(content or b"")
-        root = compose(text)
+        root = compose(decoded(content or b""))
         config = fields(root, "it")
         return Kubeconfig(
             path,
             content,
-            text,
             root,
             plain(root),
             {name: kube_user(user) for name, user in named(config, "user").items()},
@@ -6397,12 +6394,12 @@ class Edits:
     """
 
     def __init__(self, file: Kubeconfig, patch: Patch) -> None:
-        self._text = file.text
-        self._newline = "\r\n" if "\r\n" in file.text else "\n"
+        self._text = decoded(file.content or b"")
+        self._newline = "\r\n" if "\r\n" in self._text else "\n"
         self._edits: list[tuple[int, int, str]] = []  # from, to, and what to put there
         self._patched: set[int] = set()  # nodes with an anchor may occur again
         if file.root is None:
-            self._insert_lines(len(file.text), lines_of(patched(None, patch)), 0)
+            self._insert_lines(len(self._text), lines_of(patched(None, patch)), 0)
         else:
             self._patch(file.root, patch)
 

@@ -502,23 +502,18 @@ def test_all_pages_of_a_listing_are_read() -> None:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_among_several_files_the_first_that_exists_gets_what_is_new(laptop: Sandbox) -> None:
-    first, second = laptop.write("second file", OTHERS), laptop.write("third", "")
-    paths = {"KUBECONFIG": f"{laptop.home}/none:{first}:{second}:"}
-    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", env=paths)
-    assert USER in by_name(view(laptop, first), "users")
-    assert not (laptop.home / "none").exists() and second.read_bytes() == b""
-    assert is_let_in(laptop, env=paths)
-
-
-def test_among_several_files_an_entry_stays_in_the_one_that_has_it(laptop: Sandbox) -> None:
-    first, second = laptop.write("first", OTHERS), laptop.home / "second"
+def test_among_several_files_the_first_that_exists_gets_what_is_new_and_an_entry_stays_in_its_own(
+    laptop: Sandbox,
+) -> None:
+    first, second = laptop.write("second file", OTHERS), laptop.home / "third"
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--kubeconfig", second)
-    paths = {"KUBECONFIG": f"{first}:{second}"}
+    paths = {"KUBECONFIG": f"{laptop.home}/none:{first}:{second}:"}
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--user-alias", USER, "--role-arn", ROLE, env=paths)
     assert exec_of(laptop, USER, second)["args"][-1] == ROLE
-    assert USER not in by_name(view(laptop, first), "users")
-    assert view(laptop, env=paths)["current-context"] == ARN
+    assert USER not in by_name(view(laptop, first), "users") and view(laptop, env=paths)["current-context"] == ARN
+    ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--user-alias", "new", env=paths)
+    assert "new" in by_name(view(laptop, first), "users") and not (laptop.home / "none").exists()
+    assert is_let_in(laptop, env=paths)
 
 
 def test_where_no_file_exists_the_last_is_made(laptop: Sandbox) -> None:
