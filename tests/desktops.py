@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,16 @@ SECRETS, ROOT = "org.freedesktop.secrets", "/org/freedesktop/secrets"
 
 @contextmanager
 def running(
-    command: list[str], password: str = "", env: Mapping[str, str] | None = None, stdout: int = subprocess.DEVNULL
+    command: list[str],
+    password: str = "",
+    env: Mapping[str, str] | None = None,
+    stdout: int = subprocess.DEVNULL,
+    files: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """A child process that is stopped, by its own handle, when the block ends."""
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(
-        command, env=env, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.DEVNULL, text=True
+        command, env=env, stdin=pipe, stdout=stdout, stderr=null, text=True, pass_fds=files
     ) as process:
         assert process.stdin is not None
         try:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
@@ -44,9 +45,9 @@ class Screen:
     def has(self, name: str) -> bool:
         return bool(self.desktop.call_bus("NameHasOwner", "s", name))
 
-    def replace(self, command: list[str], stdin: str = "") -> None:
+    def replace(self, command: list[str], stdin: str = "", files: Sequence[int] = (), **environ: str) -> None:
         self.kill()
-        self.service.enter_context(running(command, stdin, self.environ))
+        self.service.enter_context(running(command, stdin, self.environ | environ, files=files))
         wait_for(lambda: self.has(SECRETS), command[0])
 
     def kill(self) -> None:
@@ -136,14 +137,37 @@ class KWallet(Screen):
         """A new session of the desktop; with `pam`, KWallet knows the password. It is closed for programs anyway."""
         if self.has(SECRETS):
             self.close()
+        if self.program == "ksecretd" and pam:
+            return self.start_as_pam_does()
         self.replace([self.program])
         wait_for(lambda: self.has(KWALLETS[self.program][0]), "KWallet's own interface")
         if pam:
             self.own("pamOpen", "sayi", self.NAME, bytes(56), 0)  # what PAM derives from the password has 56 bytes
             wait_for(lambda: self.own("isOpen", "s", self.NAME), "the wallet")
 
+    def start_as_pam_does(self) -> None:
+        """ksecretd reads the password's hash from a pipe, and the session's environment from a socket."""
+        path = self.desktop.root / "pam"
+        path.unlink(missing_ok=True)
+        reader, writer = os.pipe()
+        with open(reader) as pipe, socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as session:
+            os.write(writer, bytes(56))
+            os.close(writer)
+            server.bind(str(path))
+            server.listen()
+            session.connect(str(path))
+            session.sendall(b"LANG=C.UTF-8\n")
+            session.shutdown(socket.SHUT_RDWR)
+            files = (pipe.fileno(), server.fileno())
+            command = [self.program, "--pam-login", *map(str, files)]
+            self.replace(command, files=files, PAM_KWALLET5_LOGIN=str(path))
+        wait_for(lambda: self.collections() and not self.locked(self.collections()[0]), "the wallet")
+
     def close(self) -> None:
-        self.own("close", "sb", self.NAME, True)
+        if self.program == "ksecretd":
+            self.desktop.call("Lock", "ao", self.collections())
+        else:
+            self.own("close", "sb", self.NAME, True)
 
 
 @pytest.fixture(scope="module")
