@@ -5407,6 +5407,7 @@ def update_kubeconfig_command(invocation: Invocation) -> int:
     request = aws_request(general, invocation.environ)
     if assumed := options.get("assume_role_arn", ""):
         request = request._replace(role_arn=assumed, session_name="EKSDescribeClusterSession")  # the AWS CLI's
+    check_request(request)
     return write_entries(
         invocation,
         Provision(

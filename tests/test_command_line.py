@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import Completed, Sandbox
+from servers import RecordingProxy
 
 import eks_token
 from eks_token import ExecInfo, Problem, Request
@@ -64,7 +65,7 @@ def named(version: str) -> str:
         pytest.param(info(spec={"interactive": False}), ExecInfo("v1beta1", False), id="without a version"),
         pytest.param(info(apiVersion=named("v1"), spec=["interactive"]), ExecInfo("v1", True), id="spec is a list"),
         pytest.param(
-            info(apiVersion=named("v1"), spec={"interactive": "false"}), ExecInfo("v1", True), id="no boolean"
+            info(apiVersion=named("v1"), spec={"interactive": "false"}), ExecInfo("v1", True), id="not a boolean"
         ),
     ],
 )
@@ -85,10 +86,10 @@ def test_the_client_says_which_api_version_it_wants_and_whether_a_person_is_ther
         pytest.param(" ", id="blank"),
         pytest.param("[" * 100_000, id="too deep for the parser"),
         pytest.param("9" * 10_000, id="a number too long to convert"),
-        pytest.param("\udcff{}", id="bytes that are no UTF-8"),
+        pytest.param("\udcff{}", id="bytes that are not UTF-8"),
     ],
 )
-def test_what_is_no_json_object_is_answered_in_v1beta1_with_a_warning(
+def test_what_is_not_a_json_object_is_answered_in_v1beta1_with_a_warning(
     raw: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert eks_token.exec_info(raw) == ExecInfo("v1beta1", True)
@@ -451,11 +452,11 @@ def test_a_cluster_id_that_no_header_can_carry_is_refused(words: list[str], iden
         pytest.param("arn:aws:iam::1111:role/admin", id="a short account"),
         pytest.param("arn:aws:iam:us-east-1:111122223333:role/admin", id="a region"),
         pytest.param("arn:aws:iam::role/admin", id="no account"),
-        pytest.param("arn:gcp:iam::111122223333:role/admin", id="no partition of AWS"),
+        pytest.param("arn:gcp:iam::111122223333:role/admin", id="not a partition of AWS"),
     ],
 )
 @pytest.mark.parametrize("line", [f"{NAMED} --role-arn", f"eks get-token {NAMED} --role", "token -i demo -r"])
-def test_what_is_no_role_arn_is_refused(line: str, role: str) -> None:
+def test_what_is_not_a_role_arn_is_refused(line: str, role: str) -> None:
     assert "role ARN" in refused(f"{line} {role}").message
 
 
@@ -492,12 +493,7 @@ def assert_fails(done: Completed, status: int, error: str, hint: str = "") -> No
 @pytest.mark.parametrize(
     ("line", "status", "error", "hint"),
     [
-        pytest.param(["--cluster-name", "demo"], 2, "--region is missing", "--region us-east-2", id="no region"),
-        pytest.param(["--region", "us-east-2"], 2, "no cluster given", "--cluster-name", id="no cluster"),
-        pytest.param([*NAMED.split(), "--identiy", "x"], 2, "unknown option --identiy", "--identity?", id="misspelt"),
-        pytest.param(["--cluster-name", "a b", "--region", "x"], 2, "'a b' is not an EKS", "a name", id="name"),
         pytest.param(["--cluster-name", "a\n\x1b[31m", "--region", "x"], 2, r"'a\n\x1b[31m'", "name", id="escapes"),
-        pytest.param(["eks", "get-token", *NAMED.split(), "--output", "yaml"], 2, "--output yaml", "json", id="output"),
         pytest.param(["get-token", "eks"], 2, "'get-token eks' is not a command", "'eks get-token'", id="word order"),
         pytest.param(["--cluster-name=demo", "--region=mars-1"], 2, "'mars-1' is not an AWS", "-1?", id="region"),
         pytest.param([*NAMED.split(), "-i", "nobody"], 1, "named 'nobody'", "login nobody", id="unknown identity"),
@@ -510,6 +506,21 @@ def test_a_failure_is_one_line_and_perhaps_a_hint(
     line: list[str], status: int, error: str, hint: str, home: Sandbox
 ) -> None:
     assert_fails(home.run(*line, env=KEYS), status, error, hint)
+
+
+@pytest.mark.parametrize("name", ["a.b", "dëmo", "a" * 200, "--role-arn=x"])
+def test_update_kubeconfig_asks_eks_for_any_name_that_the_aws_cli_asks_for(
+    name: str, home: Sandbox, moto: RecordingProxy, aws: str
+) -> None:
+    line = ["eks", "update-kubeconfig", f"--name={name}", "--region", "us-east-2", "--dry-run"]
+    environ = {**moto.environment, **moto.create_user("alice").environment}
+    for command in (None, [aws]):
+        assert f"No cluster found for name: {name}." in home.run(*line, command=command, env=environ).stderr
+
+
+def test_update_kubeconfig_asks_eks_for_no_name_with_control_characters(home: Sandbox) -> None:
+    done = home.run("eks", "update-kubeconfig", "--name", "a\x1b[31m", "--region", "us-east-2", env=KEYS)
+    assert_fails(done, 2, r"'a\x1b[31m' cannot be the name or ID of a cluster")
 
 
 def test_an_unknown_api_version_fails_before_anything_is_minted(home: Sandbox) -> None:

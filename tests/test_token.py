@@ -427,6 +427,7 @@ ODD_NAMES = {
     "an ARN": "arn:aws:eks:us-east-2:111122223333:cluster/demo",
     "Greek": "δοκιμή",
     "200 characters": "a" * 200,
+    "like an option": "--role-arn=x",
 }
 
 
@@ -435,7 +436,7 @@ def test_aws_eks_get_token_signs_any_name_that_the_aws_cli_signs(
     name: str, place: Sandbox, keys: Keys, aws: str
 ) -> None:
     keys.learn(*KEY)
-    line = ["eks", "get-token", "--cluster-name", name, "--region", "us-east-2"]
+    line = ["eks", "get-token", f"--cluster-name={name}", "--region", "us-east-2"]
     for command in (None, [aws]):
         token = token_of(place.run(*line, command=command, env=KEY.environment))
         assert verify(token, cluster=name, secrets=keys).arn == KEY.arn
