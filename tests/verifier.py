@@ -87,7 +87,6 @@ def verify(
     secrets: Secrets,
     now: float | None = None,
     partition: str = "aws",
-    session_tokens: Mapping[str, str] | None = None,
 ) -> Identity:
     """Returns the principal that `cluster` would see, or raises Refused."""
     now = time.time() if now is None else now
@@ -122,8 +121,7 @@ def verify(
     key = look_up(secrets, access_key_id)
     if key.expires is not None and now >= key.expires:
         raise Refused("the credentials that signed the token are expired")
-    known_token = (session_tokens or {}).get(access_key_id, key.session_token)
-    if parameters.get("x-amz-security-token") != known_token:
+    if parameters.get("x-amz-security-token") != key.session_token:
         raise Refused("X-Amz-Security-Token is not the one of this access key")
     expected = signature(
         key.secret,
