@@ -430,6 +430,8 @@ def show(text: str, end: str = "\n") -> None:
     if sys.stdout is None:
         raise Problem("cannot write to stdout: it is closed")
     try:
+        if sys.stdout.isatty():  # a kubeconfig or an answer of AWS must not control it
+            text = "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
         sys.stdout.write(text + end)
         sys.stdout.flush()
     except OSError as error:

@@ -437,6 +437,17 @@ def test_control_characters_of_names_never_reach_the_terminal(laptop: Sandbox) -
     assert not [char for char in (done.stdout + done.stderr) if not char.isprintable() and char not in "\r\n"]
 
 
+def test_what_a_kubeconfig_holds_does_not_control_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        master, terminal = os.openpty()
+    except OSError:
+        missing("a pseudo-terminal")
+    with open(master, "rb", buffering=0) as shown, open(terminal, "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        eks_token.show("a:\tb\x85\x9b\u202e\x7f\n- é")
+        assert shown.read(100).decode() == "a:\tb    \r\n- é\r\n"
+
+
 # --- all clusters -------------------------------------------------------------------------------------------
 
 
