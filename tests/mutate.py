@@ -116,14 +116,14 @@ def with_module(executable: Path, text: str, target: Path) -> None:
     with zipfile.ZipFile(executable) as old:
         start = min(info.header_offset for info in old.infolist())
         target.write_bytes(executable.read_bytes()[:start])
-        with target.open("ab") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+        with zipfile.ZipFile(target, "a", zipfile.ZIP_DEFLATED) as new:  # behind the launcher
             for info in old.infolist():
                 new.writestr(info, text if info.filename == "site-packages/eks_token.py" else old.read(info))
     target.chmod(0o755)
 
 
-def survives(text: str, tests: Sequence[str], directory: Path) -> bool:
-    """Whether these tests pass with this text of the module. Directory has a copy of the project."""
+def failure(text: str, tests: Sequence[str], directory: Path) -> str:
+    """What pytest prints if these tests fail with this text of the module. Directory has a copy of the project."""
     (directory / "eks_token.py").write_text(text, encoding="utf-8")
     with_module(ROOT / "dist/eks-token", text, directory / "dist/eks-token")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "mutate"]
@@ -139,8 +139,8 @@ def survives(text: str, tests: Sequence[str], directory: Path) -> bool:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        return f"no end after {SECONDS} s"
+    return done.stdout + done.stderr if done.returncode else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -168,12 +168,12 @@ def main() -> int:
             copy(ROOT / part, directory / part)
         (directory / "dist").mkdir()
         for section in wanted.sections:
-            if not survives(text, SECTIONS[section], directory):
-                print(f"mutate.py: the tests of {section} fail without any change", file=sys.stderr)
+            if found := failure(text, SECTIONS[section], directory):
+                print(f"{found[-3000:]}\nmutate.py: the tests of {section} fail without any change", file=sys.stderr)
                 return 1
         for mutant in chosen:
             started = time.monotonic()
-            left = survives(mutant.text, SECTIONS[mutant.section], directory)
+            left = not failure(mutant.text, SECTIONS[mutant.section], directory)
             counted["survived" if left else "killed"] += 1
             verdict = f"{'SURVIVED' if left else 'killed'} after {time.monotonic() - started:.0f} s"
             print(f"{verdict}: {mutant.section}, line {mutant.line}: {mutant.old!r} -> {mutant.new!r}", flush=True)
