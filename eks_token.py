@@ -1878,6 +1878,7 @@ if TYPE_CHECKING:
         def get(self, service: str, user: str) -> str | None: ...
         def set(self, service: str, user: str, value: str) -> None: ...
         def delete(self, service: str, user: str) -> bool: ...
+        def clear(self, service: str) -> None: ...
         def users(self, service: str) -> list[str] | None: ...
         def reach(self) -> None: ...
         def check(self, service: str) -> str: ...
@@ -1918,6 +1919,12 @@ class Vault:
         was_there = self._change(f"remove {user}", user, lambda keyring: keyring.delete(VAULT_SERVICE, user), None)
         self._list(user, False)
         return was_there
+
+    def clear(self, users: Iterable[str]) -> list[str]:
+        """Remove all values at once, if the keyring can. Returns the users that may be left, these among them."""
+        self._ask("remove its entries", lambda keyring: keyring.clear(VAULT_SERVICE))
+        left = self.users()
+        return sorted({*users, *self.everyone()}) if left is None else left
 
     def users(self) -> list[str] | None:
         """The users that have a value, or None if the keyring cannot list them (macOS, Windows)."""
@@ -2131,6 +2138,9 @@ class StockKeyring:
             return True
 
         return self.attempt(deleted)
+
+    def clear(self, service: str) -> None:
+        pass
 
     def users(self, service: str) -> list[str] | None:
         return None
@@ -2347,6 +2357,7 @@ SECRET_PROPERTIES = {
     "Item.Modified": "t",
 }
 NOTHING = "/"  # the path that means no collection, or no prompt
+CLEARED_AT_ONCE = 50  # items
 SECRET_SCHEMES = {  # KEYRING_PROPERTY_SCHEME: what the keyring library calls the attributes (SchemeSelectable)
     "default": ("service", "username"),
     "KeePassXC": ("Title", "UserName"),
@@ -2420,6 +2431,22 @@ class SecretStore:
 
     def delete(self, service: str, user: str) -> bool:
         return self.bus.perform(lambda: self.remove({self.service_key: service, self.user_key: user}))
+
+    def clear(self, service: str) -> None:
+        """Remove all items of a service, some with each question, because a question has a time limit.
+
+        GNOME Keyring writes its whole file for each item that is removed, so more than this would only be slower.
+        """
+
+        def some() -> int:
+            found = self.search_everywhere({self.service_key: service})
+            self.unlock(found.locked)
+            items = [*found.unlocked, *found.locked]
+            self.delete_items(items[:CLEARED_AT_ONCE])
+            return len(items)
+
+        for _ in range(self.bus.perform(some) // CLEARED_AT_ONCE):
+            self.bus.perform(some)
 
     def users(self, service: str) -> list[str]:
         def names() -> list[str]:
@@ -7347,14 +7374,11 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     for portal in sorted(filter(None, portals - kept)):
         known = end_sso_session(resolver, session, portal) or known
     with resolver.store.lock():
-        for name in names:
-            known = resolver.store.vault.delete(f"identity:{name}") or known
+        users = [*(f"identity:{name}" for name in names), *ours]
+        for user in resolver.store.vault.clear(users) if options.all else users:
+            known = resolver.store.vault.delete(user) or known
         for user in ours:
-            resolver.store.vault.delete(user)
             note_session(resolver.store, user, None)
-        if options.all:
-            for user in resolver.store.vault.everyone():
-                resolver.store.vault.delete(user)
         if not known:
             raise Problem(
                 f"no identity named {options.name!r} is stored",

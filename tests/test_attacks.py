@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_start
@@ -506,3 +507,23 @@ def test_2000_identities_make_lines_of_500_bytes(home: Sandbox) -> None:
         done = home.run(*words)
         assert done.returncode in (1, 2)
         assert all(len(line) <= 500 for line in done.stderr.splitlines())
+
+
+def test_many_entries_are_removed_with_two_messages_each_at_most(
+    keyring_daemon: KeyringDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = eks_token.Vault({"DBUS_SESSION_BUS_ADDRESS": keyring_daemon.address}, "linux")
+    users = [f"identity:team-{number:03}" for number in range(2 * eks_token.CLEARED_AT_ONCE + 1)]
+    for user in users:
+        vault.set(user, "value")
+    calls = []
+    call = eks_token.SecretsBus.call
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return call(*args)
+
+    monkeypatch.setattr(eks_token.SecretsBus, "call", counted)
+    assert vault.clear(users) == []
+    assert keyring_daemon.items() == []
+    assert len(calls) < 2 * len(users)
