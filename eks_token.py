@@ -6117,6 +6117,8 @@ def replace_contents(
     """
     import contextlib
 
+    for path, _, _ in contents:
+        check_home(path)
     with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
         for lock in kubectl_locks(path for path, _, _ in contents):
             take_kubectl_lock(lock)
@@ -6133,6 +6135,20 @@ def replace_contents(
             undo.callback(write_kubeconfig, path, new, old)
         undo.pop_all()
     return True
+
+
+def check_home(path: str) -> None:
+    """Raise Problem if we are root and the file is in another user's home, as for identities (`check_place`).
+
+    Elsewhere, root may change another user's kubeconfig, for example one that is mounted in a container.
+    """
+    home = os.path.expanduser("~")
+    if os.name != "posix" or os.geteuid() != 0 or not path.startswith(os.path.join(home, "")):
+        return
+    try:
+        check_above(home)
+    except Refused as refused:
+        raise Problem(f"{refused}, so {path} is not changed", "run this as that user, or with your own HOME") from None
 
 
 def write_kubeconfig(path: str, old: bytes, new: bytes) -> None:
@@ -6846,6 +6862,7 @@ def content_hash(content: bytes) -> str:
 def keep_copy(path: str, content: bytes) -> str:
     """Write a file to the directory of backups. Raises Problem."""
     try:
+        check_place(path)
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         write_file(path, content)
     except OSError as error:
@@ -7897,6 +7914,10 @@ def check_contexts(invocation: Invocation, named: str) -> Iterable[Check]:
     """Each context: whether it gets a token, or which other plugin it still uses."""
     from concurrent.futures import ThreadPoolExecutor
 
+    given = [] if named else invocation.environ.get("KUBECONFIG", "").split(os.pathsep)
+    if homely := [path for path in given if path == "~" or path.startswith(("~/", f"~{os.sep}"))]:
+        found = f"kubectl does not expand ~, so it does not read {listed(homely)}"
+        yield Check("KUBECONFIG", "warn", found, "write $HOME instead of ~")
     try:
         users = exec_users(invocation, named)
     except Problem as problem:
@@ -8241,7 +8262,7 @@ def values(slot: Slot, invocation: Invocation) -> list[Candidate]:
     except (Problem, OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
     return [
-        Candidate(name, about)
+        Candidate(name, one_line(about))
         for name, about in sorted(found.items())
         if name not in ("", FILES) and name.isprintable()
     ]

@@ -416,6 +416,13 @@ def test_a_broken_kubeconfig(laptop: Sandbox) -> None:
     assert ".kube/config" in report.checks["kubeconfig"].found
 
 
+def test_a_tilde_in_kubeconfig_which_kubectl_does_not_expand(laptop: Sandbox) -> None:
+    report = doctor(laptop, env={"KUBECONFIG": f"{laptop.home}/.kube/config:~/.kube/other"})
+    assert report.but_ok() == {"KUBECONFIG": "warn"}
+    assert report.checks["KUBECONFIG"].found == "kubectl does not expand ~, so it does not read ~/.kube/other"
+    assert doctor(laptop, "--kubeconfig", "~/.kube/config", env={"KUBECONFIG": "~/x"}).but_ok() == {}
+
+
 def test_no_context_uses_the_program(laptop: Sandbox) -> None:
     laptop.write(".kube/config", kubeconfig())
     report = doctor(laptop)

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from botocore.session import Session
-from conftest import Completed, KeyringDaemon, Sandbox, invocation
+from conftest import Completed, KeyringDaemon, Sandbox, as_root, invocation
+from kubeconfigs import AWS_CLI, kubeconfig
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy, SsoOidcServer, mfa_serial, wait_for
 from test_keyring import LimitedBackend, stock_vault
 from verifier import Identity, verify
@@ -535,6 +536,16 @@ def test_a_wrong_code_is_asked_for_again_at_most_twice(wrong: int, accepted: boo
     if not accepted:
         assert "AWS refused GetSessionToken" in done.stderr
         assert (scene.records(), scene.kept()) == (before, ["identity:dev"])
+
+
+def test_a_typed_code_may_have_a_space(scene: Scene) -> None:
+    alice = scene.alice(code=CODE)
+    typed = f" {CODE[:3]} {CODE[3:]}\n"
+    scene.login("dev", "--mfa-serial", mfa_serial("alice"), steps=[(ASK_CODE, typed)])
+    role = scene.moto.create_role("admin", mfa=True)
+    scene.home.config(f"[profile admin]\nrole_arn = {role}\nsource_profile = own\nmfa_serial = {mfa_serial('alice')}\n")
+    scene.home.credentials(alice.profile("own"))
+    assert scene.principal("admin", steps=[(ASK_CODE, typed)]) == role
 
 
 @pytest.mark.parametrize("code", ["", "12345", "1234567", "abcdef", "12 345"])
@@ -1546,23 +1557,37 @@ def test_identities_that_another_user_may_have_written_are_not_used(
     assert not ran.exists()
 
 
+@as_root
 @pytest.mark.first_run
-@pytest.mark.parametrize("line", [["login", "dev", "--stdin"], ["login", "work"], words("demo", "-i", "work")])
-def test_root_writes_nothing_in_another_users_home(line: list[str], scene: Scene) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("not as root, so no home can be given to another user")
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        (["login", "dev", "--stdin"], True),
+        (["login", "work"], False),
+        (words("demo", "-i", "work"), False),
+        (["kubeconfig", *words("demo", "-i", "mine")], True),
+        (["adopt", "--all"], True),
+        (["adopt", "--all", "--kubeconfig", "../elsewhere"], True),  # the backup would be in the home
+        (["logout", "--all"], False),
+    ],
+    ids=str,
+)
+def test_root_writes_nothing_in_another_users_home(line: list[str], refused: bool, scene: Scene) -> None:
     alice = scene.moto.create_user("alice")
+    scene.moto.create_cluster("demo", region=REGION)
     scene.home.credentials(alice.profile("mine"))
     role = scene.moto.create_role("admin", trusted=[alice.arn])
     scene.home.config(f"[profile work]\nrole_arn = {role}\nsource_profile = mine\n")
+    if line[0] == "adopt":
+        scene.home.write(".kube/config", kubeconfig(AWS_CLI))
+        scene.home.write("../elsewhere", kubeconfig(AWS_CLI))
     os.chown(scene.home.home, 12345, -1)
-    before = sorted(scene.home.home.rglob("*"))
+    before = {path: path.lstat().st_mtime_ns for path in scene.home.home.rglob("*")}
     done = scene.run(*line, stdin=as_json(alice))
-    assert done.returncode == ("--stdin" in line), done.stderr
-    if "--stdin" in line:
-        assert f"{scene.home.home} belongs to another user, so it is not used" in done.stderr
-        assert scene.kept() == []
-    assert sorted(scene.home.home.rglob("*")) == before
+    assert done.returncode == refused, done.stderr
+    assert not refused or f"{scene.home.home} belongs to another user, so " in done.stderr
+    assert not refused or scene.kept() == []
+    assert {path: path.lstat().st_mtime_ns for path in scene.home.home.rglob("*")} == before
 
 
 def test_login_without_a_keyring_is_one_line_and_stores_nothing(scene: Scene) -> None:
@@ -1585,18 +1610,32 @@ def test_the_files_are_the_users_alone(scene: Scene) -> None:
 
 def test_control_characters_never_reach_the_terminal(scene: Scene) -> None:
     odd = "\x1b]0;owned\x07\x9b31m\x7f"
-    scene.home.config(f"[profile odd{odd}]\nrole_arn = arn:aws:iam::{ACCOUNT}:role/{odd}\nsource_profile = x\n")
     (scene.home.data / "identities.json").parent.mkdir(parents=True, exist_ok=True)
     record = {"role_arn": f"arn:aws:iam::{ACCOUNT}:role/x", "source_profile": odd, "mfa_serial": odd}
     stored = {"version": 1, "default": "", "identities": {f"dev{odd}": record}}
     (scene.home.data / "identities.json").write_text(json.dumps(stored))
-    for line in (
-        ["identities"],
-        ["identities", "-o", "json"],
-        ["whoami", "-i", f"dev{odd}"],
-        ["doctor"],
-        ["logout", f"dev{odd}"],
-        ["login", f"x{odd}"],
-    ):
-        shown = scene.home.run_pty(*line, steps=[])
+    scene.home.credentials(scene.moto.create_user("alice").profile("own"))
+    keys = f"role_arn = arn:aws:iam::{ACCOUNT}:role/x\nsource_profile = own\nmfa_serial = {odd}\n"
+    scene.home.config(f"[profile odd{odd}]\nrole_arn = {odd}\nsource_profile = x\n[profile mfa]\n{keys}")
+    arn = f"arn:aws:eks:{odd}:{ACCOUNT}:cluster/demo{odd}"
+    contents = {"clusters": [{"name": arn, "cluster": {}}, {"name": arn.replace(f"demo{odd}", "demo"), "cluster": {}}]}
+    scene.home.write(".kube/config", json.dumps(contents))
+    asked = [("MFA code for ", "\x03")]
+    lines: dict[tuple[str, ...], Steps] = {
+        ("identities",): [],
+        ("identities", "-o", "json"): [],
+        ("whoami", "-i", f"dev{odd}"): [],
+        ("credentials", "-i", f"dev{odd}"): [],
+        ("credentials", "-i", "mfa"): asked,
+        ("whoami", "-i", "mfa"): asked,
+        tuple(words("demo", "-i", "mfa")): asked,
+        ("completion", "zsh", "", "logout", ""): [],
+        ("completion", "fish", "", "kubeconfig", "--cluster-name", ""): [],
+        ("completion", "bash", "", "login", "--source", f"dev{odd}"): [],
+        ("doctor",): [],
+        ("logout", f"dev{odd}"): [],
+        ("login", f"x{odd}"): [],
+    }
+    for line, steps in lines.items():
+        shown = scene.home.run_pty(*line, steps=steps)
         assert not set("\x1b\x07\x9b\x7f") & set(shown.stdout + shown.stderr.replace("\x1b[K", "")), line
