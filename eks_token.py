@@ -4150,8 +4150,10 @@ def keep_sso_token(
 
 # -- 6. credentials ---------------------------------------------------------------------------------------------------
 #
-# From a choice to credentials. botocore's own providers resolve the profiles, with stored identities laid over them and
-# the vault as one more source of keys. What botocore raises becomes one line for the user.
+# `Resolver.credentials` leads from a request to credentials: `choose_identity` says whose, keys that need no session of
+# botocore are taken as they are, and otherwise `provider_chain` asks botocore's own providers. They see the stored
+# identities among the profiles, the vault as one more source of keys, and our cache of sessions (section 5). What
+# botocore raises becomes one line for the user.
 
 
 class Resolver:
@@ -4402,6 +4404,74 @@ class Resolver:
         return next(filter(None, commands), "")
 
 
+# botocore's session, which is opened only if keys need it
+
+
+def identity_session(profile: str | None) -> Any:
+    """A botocore session that sees the stored identities among the profiles, in its `files`."""
+    from botocore.credentials import CachedCredentialFetcher
+    from botocore.session import Session
+
+    # botocore renews a session with less than 15 minutes left, so it would need the network, or a person, long before
+    # the session expires. Our session cache has its own rule.
+    CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
+
+    class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
+        verify_tls = True
+        files: AwsFiles  # with the stored identities laid over them
+
+        @property
+        def full_config(self) -> Mapping[str, object]:
+            return dict(zip(AwsFiles._fields, self.files, strict=True))
+
+        def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
+            debug(f"asking AWS: {service_name}")
+            keep_secret(named.get("aws_secret_access_key"))
+            keep_secret(named.get("aws_session_token"))
+            if not self.verify_tls:
+                named.setdefault("verify", False)
+            if service_name == "sts" and not named.get("region_name") and not self.get_config_variable("region"):
+                named["region_name"] = "us-east-1"  # botocore needs none for AWS's global host, but for all others
+            return super().create_client(service_name, *arguments, **named)
+
+    # We choose the profile by our own rule, so botocore reads no variable for it.
+    session = IdentitySession(session_vars={"profile": (None, None, None, None)}, profile=profile)
+    session.register("before-parse", check_raw_answer)
+    session.register("after-call", check_botocores_answer)
+    return session
+
+
+def client_config(request: Request) -> Any:
+    from botocore.config import Config
+
+    timeouts = {"connect_timeout": request.connect_timeout, "read_timeout": request.read_timeout}
+    return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
+
+
+def client(session: Any, service: str, keys: Any, **more: Any) -> Any:
+    return session.create_client(
+        service,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        aws_session_token=keys.token,
+        **more,
+    )
+
+
+def frozen(credentials: Any, name: str) -> Credentials:
+    """botocore's credentials as they are now, renewed if necessary."""
+    with plain_errors(name):
+        keys = credentials.get_frozen_credentials()
+    expiry = getattr(credentials, "_expiry_time", None)  # botocore has no public name for it
+    return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
+
+
+def caller_identity(session: Any, keys: Credentials) -> dict[str, Any]:
+    """sts:GetCallerIdentity for these keys, with the settings of the session's profile. Raises Problem."""
+    with plain_errors():
+        return dict(client(session, "sts", keys).get_caller_identity())
+
+
 def import_when_used(*names: str) -> None:
     """Put off importing these modules, which botocore imports but seldom uses, until something in them is used."""
     from importlib import import_module
@@ -4417,6 +4487,365 @@ def import_when_used(*names: str) -> None:
 
     for name in names:
         sys.modules.setdefault(name, Later(name))
+
+
+# botocore's providers, in the order in which they are asked
+
+
+def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[Any]]:
+    """botocore's chain of providers in botocore's order, and separately the last of them, instance metadata.
+
+    botocore.credentials.create_credential_resolver builds the same chain, but has no place for the vault, for a stored
+    identity before the metadata, or for our prompt.
+    """
+    from botocore.credentials import (
+        AssumeRoleProvider,
+        AssumeRoleWithWebIdentityProvider,
+        CanonicalNameCredentialSourcer,
+    )
+
+    store, session = resolver.store, resolver.session
+    profile = choice.profile or "default"
+    cache = resolver.session_cache(profile, choice.environment)
+    environment, container = environment_provider(store.environ), container_provider(store)
+    metadata = metadata_provider(store, session)
+    builder = profile_providers(resolver, cache)
+    roles = AssumeRoleProvider(
+        load_config=lambda: session.full_config,
+        client_creator=session.create_client,
+        cache=cache,
+        profile_name=profile,
+        prompter=resolver.ask_mfa_code,
+        credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
+        profile_provider_builder=builder,
+    )
+    first = [roles, *builder.providers(profile, disable_env_vars=resolver.as_go or not choice.environment)]
+    if choice.environment and resolver.as_go:
+        first.insert(0, AssumeRoleWithWebIdentityProvider(dict, session.create_client, profile, cache))
+    if choice.environment:
+        first.insert(0, environment)
+    if store.is_ours(profile):
+        return first, []
+    return [*first, container], [metadata]
+
+
+def profile_providers(resolver: Resolver, cache: SessionCache) -> Any:
+    """botocore's builder of a profile's providers. A stored identity's keys are from the vault, never from a file."""
+    from botocore.credentials import (
+        ConfigProvider,
+        LoginProvider,
+        ProcessProvider,
+        ProfileProviderBuilder,
+        SharedCredentialProvider,
+    )
+
+    store, session = resolver.store, resolver.session
+
+    class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
+        def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
+            keys = session.files.profiles.get(profile_name, {})
+            if MFA_SOURCE in keys:
+                return [keys_provider(resolver, profile_name, keys[MFA_SOURCE], keys)]
+            is_ours = store.is_ours(profile_name)
+            ours = {
+                ProcessProvider: process_provider(store, profile_name, keys, in_shell=resolver.as_go),
+                LoginProvider: login_provider(resolver, profile_name, keys),
+            }
+            if is_ours or resolver.as_go:
+                ours |= {SharedCredentialProvider: None, ConfigProvider: None}
+            found = [ours.get(type(each), each) for each in super().providers(profile_name, disable_env_vars)]
+            if is_ours or (resolver.as_go and has_keys(keys)):
+                # next to keys in a file, mfa_serial means nothing
+                found.append(keys_provider(resolver, profile_name, profile_name, keys if is_ours else {}))
+            return [provider for provider in found if provider is not None]
+
+    return LaidOverProviders(
+        session, cache=cache, sso_token_cache=SsoTokens(resolver.sessions, session.files.sso_sessions)
+    )
+
+
+def environment_provider(environ: Mapping[str, str]) -> Any:
+    """botocore's provider for the keys in the environment."""
+    from botocore.credentials import EnvProvider
+
+    class CheckedEnvironment(EnvProvider):  # type: ignore[misc,unused-ignore]
+        def load(self) -> Any:
+            expires = environ.get("AWS_CREDENTIAL_EXPIRATION")
+            if expires and not is_moment(expires):
+                raise Problem("AWS_CREDENTIAL_EXPIRATION is not an ISO 8601 time with a time zone")
+            return super().load()
+
+    return CheckedEnvironment(environ)
+
+
+def keys_provider(resolver: Resolver, profile: str, source: str, settings: Profile) -> Any:
+    """A botocore provider for the keys of `source`, or for an MFA session if `settings` have an mfa_serial."""
+    from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials
+
+    class KeysProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
+        METHOD = "keyring"
+
+        def load(self) -> Any:
+            if "mfa_serial" in settings:
+                fetcher = mfa_session_fetcher(resolver, profile, source, settings)
+                return DeferredRefreshableCredentials(method="mfa", refresh_using=fetcher.fetch_credentials)
+            return as_botocore_has_them(long_term_keys(resolver, source), self.METHOD)
+
+    return KeysProvider()
+
+
+def long_term_keys(resolver: Resolver, source: str) -> Credentials:
+    """The keys of an identity, from the vault, from Atmos or from its profile."""
+    store = resolver.store
+    if source in store.foreign:
+        return store.foreign[source].keys
+    if source in store.stored.identities:
+        return store.keys(source)
+    keys = resolver.session.files.profiles[source]
+    return Credentials(keys[SECRET_KEYS[0]], keys[SECRET_KEYS[1]], keys.get(SECRET_KEYS[2]), None)
+
+
+def as_botocore_has_them(keys: Credentials, method: str) -> Any:
+    """botocore's credentials object for these keys, which come from its provider `method`."""
+    from botocore.credentials import Credentials as StaticCredentials
+    from botocore.credentials import RefreshableCredentials
+
+    if keys.expires is None:
+        return StaticCredentials(keys.access_key, keys.secret_key, keys.token, method=method)
+    same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
+    same["expiry_time"] = rfc3339(keys.expires)
+    return RefreshableCredentials.create_from_metadata(same, lambda: same, method)
+
+
+def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Profile) -> Any:
+    """A botocore fetcher that opens an MFA session (sts:GetSessionToken), which all roles of the identity share."""
+    from botocore.credentials import CachedCredentialFetcher
+    from botocore.exceptions import ClientError
+
+    serial = settings["mfa_serial"]
+
+    class MfaSessionFetcher(CachedCredentialFetcher):  # type: ignore[misc,unused-ignore]
+        def _create_cache_key(self) -> str:
+            return f"mfa {serial}"
+
+        def _get_credentials(self) -> Any:
+            sts = client(resolver.session, "sts", long_term_keys(resolver, source))
+            duration = int(settings.get("duration_seconds", MFA_SECONDS))
+            for attempt in (1, 2, 3):
+                code = resolver.ask_mfa_code(f"MFA code for {serial}: ")
+                if len(code) != 6:  # botocore would not send it
+                    say("an MFA code has six digits")
+                    continue
+                try:
+                    return sts.get_session_token(SerialNumber=serial, TokenCode=code, DurationSeconds=duration)
+                except ClientError as error:
+                    wrong_code = "MultiFactorAuthentication" in error.response.get("Error", {}).get("Message", "")
+                    if attempt == 3 or not wrong_code:
+                        raise
+                    say("AWS did not accept this code")
+            raise Problem(f"{resolver.name}: no MFA code was accepted")
+
+    return MfaSessionFetcher(resolver.session_cache(profile))
+
+
+PROCESS_VARIABLE = "EKS_TOKEN_PROCESS_OF"  # the profiles whose credential_process is running, one a line
+
+
+def processes_running(environ: Mapping[str, str]) -> list[str]:
+    """The profiles whose credential_process this program runs in, outermost first."""
+    return environ.get(PROCESS_VARIABLE, "").splitlines()
+
+
+def process_provider(store: Store, profile: str, settings: Profile, in_shell: bool) -> Any:
+    """botocore's provider for credential_process, with errors that name the profile and a stderr that is ours.
+
+    The AWS SDK for Go runs it in a shell, which knows ~ and $HOME. botocore does not.
+    """
+    from botocore.compat import compat_shell_split
+    from botocore.credentials import CredentialProvider
+
+    class OurProcessProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
+        METHOD = "custom-process"
+
+        def load(self) -> Any:
+            command = settings.get("credential_process")
+            if command is None:
+                return None
+            what = f"{profile}: credential_process"
+            running = [*processes_running(store.environ), profile]
+            environ = {**store.environ, PROCESS_VARIABLE: "\n".join(running)}
+            split = shell_command(command, environ, store.platform) if in_shell else compat_shell_split(command)
+            output = run_helper(split, environ, what)
+            store.changing = f"the credential_process of {profile}"
+            return as_botocore_has_them(
+                process_keys(output, f"the output of the credential_process of {profile}"), self.METHOD
+            )
+
+    return OurProcessProvider()
+
+
+def login_provider(resolver: Resolver, profile: str, settings: Profile) -> Any:
+    """botocore's provider for login_session (`aws login`), whose own one needs a compiled library even to read it."""
+    from botocore.credentials import CredentialProvider
+    from botocore.utils import generate_login_cache_key, get_login_token_cache_directory
+
+    store, sessions = resolver.store, resolver.sessions
+
+    class OurLoginProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
+        METHOD = "login"
+
+        def load(self) -> Any:
+            session = settings.get("login_session")
+            if session is None:
+                return None
+            file = os.path.join(get_login_token_cache_directory(), f"{generate_login_cache_key(session)}.json")
+            store.watched += look_at([file])
+            keys = read_login_session(file)
+            if keys_left(keys) < RENEW_SECONDS and sessions.hold(f"login {session}"):
+                keys = read_login_session(file)
+            if keys is None or keys_left(keys) < RENEW_SECONDS:
+                keys = self.renewed(keys)
+            return as_botocore_has_them(keys, self.METHOD)
+
+        def renewed(self, keys: Credentials | None) -> Credentials:
+            """Renewing takes a compiled library, which the AWS CLI has. Raises Problem if the session has ended."""
+            import shutil
+
+            command = shutil.which("aws", path=store.environ.get("PATH", os.defpath))
+            reason = "and no AWS CLI is on PATH to renew it"
+            if command:
+                try:
+                    question = ["configure", "export-credentials", "--profile", profile, "--format", "process"]
+                    return process_keys(ask_program([command, *question], store.environ)[0], f"what {command} printed")
+                except Problem as problem:
+                    reason = f"and the AWS CLI cannot renew it: {problem.message}"
+            if keys and keys_left(keys) > 0:
+                debug(f"{profile}: its session of `aws login` is used until it expires, {reason}")
+                return keys
+            raise SignInNeeded(
+                f"{profile}: the session of `aws login` has expired, {reason}",
+                f"sign in with `aws login --profile {profile}`",
+            )
+
+    return OurLoginProvider()
+
+
+def read_login_session(file: str) -> Credentials | None:
+    """The credentials in a file of `aws login`; None if there are none."""
+    import json
+
+    try:
+        with open(file, encoding="utf-8") as stream:
+            token = json.load(stream)["accessToken"]
+        key, secret, session = (token[name] for name in ("accessKeyId", "secretAccessKey", "sessionToken"))
+        if all(isinstance(value, str) for value in (key, secret, session)):
+            return Credentials(key, secret, session, parse_time(token["expiresAt"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        debug(f"{file} has no session of `aws login`")
+    return None
+
+
+def container_provider(store: Store) -> Any:
+    """botocore's provider for the credentials of a container, whose answer is checked."""
+    from botocore.credentials import ContainerProvider
+    from botocore.utils import ContainerMetadataFetcher
+
+    class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
+        def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
+            answer = super().retrieve_full_uri(full_url, headers)
+            if is_loopback(full_url):
+                store.changing = "the local server in AWS_CONTAINER_CREDENTIALS_FULL_URI"
+            check_answer("container's credential", answer if isinstance(answer, dict) else {}, CONTAINER_SESSION)
+            for field in CONTAINER_SESSION:
+                if not isinstance(answer[field], str) or (field == "Expiration" and not is_moment(answer[field])):
+                    raise Problem(f"the container's credential service's answer has a wrong {field!r}")
+            return answer
+
+    return ContainerProvider(fetcher=CheckedFetcher())
+
+
+def metadata_provider(store: Store, session: Any) -> Any:
+    """botocore's provider for the credentials of an EC2 instance."""
+    from botocore.credentials import InstanceMetadataProvider
+    from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
+
+    class NotedFetcher(InstanceMetadataFetcher):  # type: ignore[misc,unused-ignore]
+        def retrieve_iam_role_credentials(self) -> Any:
+            if is_loopback(variable("ec2_metadata_service_endpoint") or ""):
+                store.changing = "the local server in AWS_EC2_METADATA_SERVICE_ENDPOINT"
+            return super().retrieve_iam_role_credentials()
+
+    variable = session.get_config_variable
+    fetcher = NotedFetcher(
+        timeout=variable("metadata_service_timeout"),
+        num_attempts=variable("metadata_service_num_attempts"),
+        user_agent=session.user_agent(),
+        config={
+            "ec2_metadata_service_endpoint": variable("ec2_metadata_service_endpoint"),
+            "ec2_metadata_service_endpoint_mode": resolve_imds_endpoint_mode(session),
+            "ec2_credential_refresh_window": RENEW_SECONDS,
+            "ec2_metadata_v1_disabled": variable("ec2_metadata_v1_disabled"),
+        },
+    )
+    return InstanceMetadataProvider(fetcher)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a server is on this machine, as those of aws-vault and aws-sso-cli are. Those of ECS and EC2 are not."""
+    import ipaddress
+    from urllib.parse import urlsplit
+
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# What can be said about a request's credentials without asking for them
+
+
+def changing_source(resolver: Resolver, request: Request) -> str:
+    """Where a request's credentials come from, if that may give others each time, without asking it. Raises Problem."""
+    choice = choose_identity(request, resolver.store.environ, resolver.store.stored)
+    profiles = resolver.open_session(choice, request).files.profiles
+    for name in sources(profiles, choice.profile or choice.fallback or "default"):
+        if "credential_process" in profiles.get(name, {}):
+            return f"the credential_process of {name}"
+    return ""
+
+
+def unlike_authenticator(resolver: Resolver, request: Request) -> list[str]:
+    """What aws-iam-authenticator does otherwise with such a request, in words. Nothing is asked. Raises Problem.
+
+    These are all known differences in the principal that we cannot, or do not want to, remove.
+    """
+    if request.grammar != AUTHENTICATOR.name:
+        return []
+    environ = resolver.store.environ
+    choice = choose_identity(request, environ, resolver.store.stored)
+    profiles = resolver.open_session(choice, request).full_config["profiles"]
+    name = choice.profile or choice.fallback or "default"
+    in_environment = [each for each in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE") if environ.get(each)]
+    profile = {} if choice.environment and in_environment else profiles.get(name, {})
+    found, unnamed = [], ""
+    if request.role_arn:
+        given = bool(request.session_name) or request.forward_session_name
+        unnamed = "" if given else f"named {ROLE_SESSION_NAME}, not aws-go-sdk-TIME; -s NAME"
+    elif choice.environment and in_environment == ["AWS_WEB_IDENTITY_TOKEN_FILE"]:
+        given = "AWS_ROLE_SESSION_NAME" in environ
+        unnamed = "" if given else "named botocore-session-TIME, not TIME; AWS_ROLE_SESSION_NAME"
+    elif "role_arn" in profile and not profile.get("role_session_name"):
+        unnamed = f"named botocore-session-TIME, not aws-go-sdk-TIME; role_session_name in the profile {name}"
+    if unnamed:
+        found.append(f"the role session is {unnamed} sets the name for both")
+    login = next((each for each in sources(profiles, name) if "login_session" in profiles.get(each, {})), "")
+    if profile and login:
+        found.append(f"the login_session of {login} is used, which aws-iam-authenticator does not know")
+    return found
+
+
+# Errors, and answers that are not AWS's
 
 
 class plain_errors:
@@ -4566,419 +4995,7 @@ def misfit(shape: Any, value: Any, name: str) -> str:
     return next((found for part in parts if (found := misfit(*part))), "")
 
 
-def client_config(request: Request) -> Any:
-    from botocore.config import Config
-
-    timeouts = {"connect_timeout": request.connect_timeout, "read_timeout": request.read_timeout}
-    return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
-
-
-def identity_session(profile: str | None) -> Any:
-    """A botocore session that sees the stored identities among the profiles, in its `files`."""
-    from botocore.credentials import CachedCredentialFetcher
-    from botocore.session import Session
-
-    # botocore renews a session with less than 15 minutes left, so it would need the network, or a person, long before
-    # the session expires. Our session cache has its own rule.
-    CachedCredentialFetcher.DEFAULT_EXPIRY_WINDOW_SECONDS = 0
-
-    class IdentitySession(Session):  # type: ignore[misc,unused-ignore]
-        verify_tls = True
-        files: AwsFiles  # with the stored identities laid over them
-
-        @property
-        def full_config(self) -> Mapping[str, object]:
-            return dict(zip(AwsFiles._fields, self.files, strict=True))
-
-        def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
-            debug(f"asking AWS: {service_name}")
-            keep_secret(named.get("aws_secret_access_key"))
-            keep_secret(named.get("aws_session_token"))
-            if not self.verify_tls:
-                named.setdefault("verify", False)
-            if service_name == "sts" and not named.get("region_name") and not self.get_config_variable("region"):
-                named["region_name"] = "us-east-1"  # botocore needs none for AWS's global host, but for all others
-            return super().create_client(service_name, *arguments, **named)
-
-    # We choose the profile by our own rule, so botocore reads no variable for it.
-    session = IdentitySession(session_vars={"profile": (None, None, None, None)}, profile=profile)
-    session.register("before-parse", check_raw_answer)
-    session.register("after-call", check_botocores_answer)
-    return session
-
-
-def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[Any]]:
-    """botocore's chain of providers in botocore's order, and separately the last of them, instance metadata.
-
-    botocore.credentials.create_credential_resolver builds the same chain, but has no place for the vault, for a stored
-    identity before the metadata, or for our prompt.
-    """
-    from botocore.credentials import (
-        AssumeRoleProvider,
-        AssumeRoleWithWebIdentityProvider,
-        CanonicalNameCredentialSourcer,
-    )
-
-    store, session = resolver.store, resolver.session
-    profile = choice.profile or "default"
-    cache = resolver.session_cache(profile, choice.environment)
-    environment, container = environment_provider(store.environ), container_provider(store)
-    metadata = metadata_provider(store, session)
-    builder = profile_providers(resolver, cache)
-    roles = AssumeRoleProvider(
-        load_config=lambda: session.full_config,
-        client_creator=session.create_client,
-        cache=cache,
-        profile_name=profile,
-        prompter=resolver.ask_mfa_code,
-        credential_sourcer=CanonicalNameCredentialSourcer([environment, container, metadata]),
-        profile_provider_builder=builder,
-    )
-    first = [roles, *builder.providers(profile, disable_env_vars=resolver.as_go or not choice.environment)]
-    if choice.environment and resolver.as_go:
-        first.insert(0, AssumeRoleWithWebIdentityProvider(dict, session.create_client, profile, cache))
-    if choice.environment:
-        first.insert(0, environment)
-    if store.is_ours(profile):
-        return first, []
-    return [*first, container], [metadata]
-
-
-def profile_providers(resolver: Resolver, cache: SessionCache) -> Any:
-    """botocore's builder of a profile's providers. A stored identity's keys are from the vault, never from a file."""
-    from botocore.credentials import (
-        ConfigProvider,
-        LoginProvider,
-        ProcessProvider,
-        ProfileProviderBuilder,
-        SharedCredentialProvider,
-    )
-
-    store, session = resolver.store, resolver.session
-
-    class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
-        def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
-            keys = session.files.profiles.get(profile_name, {})
-            if MFA_SOURCE in keys:
-                return [keys_provider(resolver, profile_name, keys[MFA_SOURCE], keys)]
-            is_ours = store.is_ours(profile_name)
-            ours = {
-                ProcessProvider: process_provider(store, profile_name, keys, in_shell=resolver.as_go),
-                LoginProvider: login_provider(resolver, profile_name, keys),
-            }
-            if is_ours or resolver.as_go:
-                ours |= {SharedCredentialProvider: None, ConfigProvider: None}
-            found = [ours.get(type(each), each) for each in super().providers(profile_name, disable_env_vars)]
-            if is_ours or (resolver.as_go and has_keys(keys)):
-                # next to keys in a file, mfa_serial means nothing
-                found.append(keys_provider(resolver, profile_name, profile_name, keys if is_ours else {}))
-            return [provider for provider in found if provider is not None]
-
-    return LaidOverProviders(
-        session, cache=cache, sso_token_cache=SsoTokens(resolver.sessions, session.files.sso_sessions)
-    )
-
-
-def container_provider(store: Store) -> Any:
-    """botocore's provider for the credentials of a container, whose answer is checked."""
-    from botocore.credentials import ContainerProvider
-    from botocore.utils import ContainerMetadataFetcher
-
-    class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
-        def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
-            answer = super().retrieve_full_uri(full_url, headers)
-            if is_loopback(full_url):
-                store.changing = "the local server in AWS_CONTAINER_CREDENTIALS_FULL_URI"
-            check_answer("container's credential", answer if isinstance(answer, dict) else {}, CONTAINER_SESSION)
-            for field in CONTAINER_SESSION:
-                if not isinstance(answer[field], str) or (field == "Expiration" and not is_moment(answer[field])):
-                    raise Problem(f"the container's credential service's answer has a wrong {field!r}")
-            return answer
-
-    return ContainerProvider(fetcher=CheckedFetcher())
-
-
-def environment_provider(environ: Mapping[str, str]) -> Any:
-    """botocore's provider for the keys in the environment."""
-    from botocore.credentials import EnvProvider
-
-    class CheckedEnvironment(EnvProvider):  # type: ignore[misc,unused-ignore]
-        def load(self) -> Any:
-            expires = environ.get("AWS_CREDENTIAL_EXPIRATION")
-            if expires and not is_moment(expires):
-                raise Problem("AWS_CREDENTIAL_EXPIRATION is not an ISO 8601 time with a time zone")
-            return super().load()
-
-    return CheckedEnvironment(environ)
-
-
-def metadata_provider(store: Store, session: Any) -> Any:
-    """botocore's provider for the credentials of an EC2 instance."""
-    from botocore.credentials import InstanceMetadataProvider
-    from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
-
-    class NotedFetcher(InstanceMetadataFetcher):  # type: ignore[misc,unused-ignore]
-        def retrieve_iam_role_credentials(self) -> Any:
-            if is_loopback(variable("ec2_metadata_service_endpoint") or ""):
-                store.changing = "the local server in AWS_EC2_METADATA_SERVICE_ENDPOINT"
-            return super().retrieve_iam_role_credentials()
-
-    variable = session.get_config_variable
-    fetcher = NotedFetcher(
-        timeout=variable("metadata_service_timeout"),
-        num_attempts=variable("metadata_service_num_attempts"),
-        user_agent=session.user_agent(),
-        config={
-            "ec2_metadata_service_endpoint": variable("ec2_metadata_service_endpoint"),
-            "ec2_metadata_service_endpoint_mode": resolve_imds_endpoint_mode(session),
-            "ec2_credential_refresh_window": RENEW_SECONDS,
-            "ec2_metadata_v1_disabled": variable("ec2_metadata_v1_disabled"),
-        },
-    )
-    return InstanceMetadataProvider(fetcher)
-
-
-def keys_provider(resolver: Resolver, profile: str, source: str, settings: Profile) -> Any:
-    """A botocore provider for the keys of `source`, or for an MFA session if `settings` have an mfa_serial."""
-    from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials
-
-    class KeysProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
-        METHOD = "keyring"
-
-        def load(self) -> Any:
-            if "mfa_serial" in settings:
-                fetcher = mfa_session_fetcher(resolver, profile, source, settings)
-                return DeferredRefreshableCredentials(method="mfa", refresh_using=fetcher.fetch_credentials)
-            return as_botocore_has_them(long_term_keys(resolver, source), self.METHOD)
-
-    return KeysProvider()
-
-
-def as_botocore_has_them(keys: Credentials, method: str) -> Any:
-    """botocore's credentials object for these keys, which come from its provider `method`."""
-    from botocore.credentials import Credentials as StaticCredentials
-    from botocore.credentials import RefreshableCredentials
-
-    if keys.expires is None:
-        return StaticCredentials(keys.access_key, keys.secret_key, keys.token, method=method)
-    same = {"access_key": keys.access_key, "secret_key": keys.secret_key, "token": keys.token}
-    same["expiry_time"] = rfc3339(keys.expires)
-    return RefreshableCredentials.create_from_metadata(same, lambda: same, method)
-
-
-def login_provider(resolver: Resolver, profile: str, settings: Profile) -> Any:
-    """botocore's provider for login_session (`aws login`), whose own one needs a compiled library even to read it."""
-    from botocore.credentials import CredentialProvider
-    from botocore.utils import generate_login_cache_key, get_login_token_cache_directory
-
-    store, sessions = resolver.store, resolver.sessions
-
-    class OurLoginProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
-        METHOD = "login"
-
-        def load(self) -> Any:
-            session = settings.get("login_session")
-            if session is None:
-                return None
-            file = os.path.join(get_login_token_cache_directory(), f"{generate_login_cache_key(session)}.json")
-            store.watched += look_at([file])
-            keys = read_login_session(file)
-            if keys_left(keys) < RENEW_SECONDS and sessions.hold(f"login {session}"):
-                keys = read_login_session(file)
-            if keys is None or keys_left(keys) < RENEW_SECONDS:
-                keys = self.renewed(keys)
-            return as_botocore_has_them(keys, self.METHOD)
-
-        def renewed(self, keys: Credentials | None) -> Credentials:
-            """Renewing takes a compiled library, which the AWS CLI has. Raises Problem if the session has ended."""
-            import shutil
-
-            command = shutil.which("aws", path=store.environ.get("PATH", os.defpath))
-            reason = "and no AWS CLI is on PATH to renew it"
-            if command:
-                try:
-                    question = ["configure", "export-credentials", "--profile", profile, "--format", "process"]
-                    return process_keys(ask_program([command, *question], store.environ)[0], f"what {command} printed")
-                except Problem as problem:
-                    reason = f"and the AWS CLI cannot renew it: {problem.message}"
-            if keys and keys_left(keys) > 0:
-                debug(f"{profile}: its session of `aws login` is used until it expires, {reason}")
-                return keys
-            raise SignInNeeded(
-                f"{profile}: the session of `aws login` has expired, {reason}",
-                f"sign in with `aws login --profile {profile}`",
-            )
-
-    return OurLoginProvider()
-
-
-def read_login_session(file: str) -> Credentials | None:
-    """The credentials in a file of `aws login`; None if there are none."""
-    import json
-
-    try:
-        with open(file, encoding="utf-8") as stream:
-            token = json.load(stream)["accessToken"]
-        key, secret, session = (token[name] for name in ("accessKeyId", "secretAccessKey", "sessionToken"))
-        if all(isinstance(value, str) for value in (key, secret, session)):
-            return Credentials(key, secret, session, parse_time(token["expiresAt"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        debug(f"{file} has no session of `aws login`")
-    return None
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a server is on this machine, as those of aws-vault and aws-sso-cli are. Those of ECS and EC2 are not."""
-    import ipaddress
-    from urllib.parse import urlsplit
-
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def changing_source(resolver: Resolver, request: Request) -> str:
-    """Where a request's credentials come from, if that may give others each time, without asking it. Raises Problem."""
-    choice = choose_identity(request, resolver.store.environ, resolver.store.stored)
-    profiles = resolver.open_session(choice, request).files.profiles
-    for name in sources(profiles, choice.profile or choice.fallback or "default"):
-        if "credential_process" in profiles.get(name, {}):
-            return f"the credential_process of {name}"
-    return ""
-
-
-def unlike_authenticator(resolver: Resolver, request: Request) -> list[str]:
-    """What aws-iam-authenticator does otherwise with such a request, in words. Nothing is asked. Raises Problem.
-
-    These are all known differences in the principal that we cannot, or do not want to, remove.
-    """
-    if request.grammar != AUTHENTICATOR.name:
-        return []
-    environ = resolver.store.environ
-    choice = choose_identity(request, environ, resolver.store.stored)
-    profiles = resolver.open_session(choice, request).full_config["profiles"]
-    name = choice.profile or choice.fallback or "default"
-    in_environment = [each for each in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE") if environ.get(each)]
-    profile = {} if choice.environment and in_environment else profiles.get(name, {})
-    found, unnamed = [], ""
-    if request.role_arn:
-        given = bool(request.session_name) or request.forward_session_name
-        unnamed = "" if given else f"named {ROLE_SESSION_NAME}, not aws-go-sdk-TIME; -s NAME"
-    elif choice.environment and in_environment == ["AWS_WEB_IDENTITY_TOKEN_FILE"]:
-        given = "AWS_ROLE_SESSION_NAME" in environ
-        unnamed = "" if given else "named botocore-session-TIME, not TIME; AWS_ROLE_SESSION_NAME"
-    elif "role_arn" in profile and not profile.get("role_session_name"):
-        unnamed = f"named botocore-session-TIME, not aws-go-sdk-TIME; role_session_name in the profile {name}"
-    if unnamed:
-        found.append(f"the role session is {unnamed} sets the name for both")
-    login = next((each for each in sources(profiles, name) if "login_session" in profiles.get(each, {})), "")
-    if profile and login:
-        found.append(f"the login_session of {login} is used, which aws-iam-authenticator does not know")
-    return found
-
-
-PROCESS_VARIABLE = "EKS_TOKEN_PROCESS_OF"  # the profiles whose credential_process is running, one a line
-
-
-def processes_running(environ: Mapping[str, str]) -> list[str]:
-    """The profiles whose credential_process this program runs in, outermost first."""
-    return environ.get(PROCESS_VARIABLE, "").splitlines()
-
-
-def process_provider(store: Store, profile: str, settings: Profile, in_shell: bool) -> Any:
-    """botocore's provider for credential_process, with errors that name the profile and a stderr that is ours.
-
-    The AWS SDK for Go runs it in a shell, which knows ~ and $HOME. botocore does not.
-    """
-    from botocore.compat import compat_shell_split
-    from botocore.credentials import CredentialProvider
-
-    class OurProcessProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
-        METHOD = "custom-process"
-
-        def load(self) -> Any:
-            command = settings.get("credential_process")
-            if command is None:
-                return None
-            what = f"{profile}: credential_process"
-            running = [*processes_running(store.environ), profile]
-            environ = {**store.environ, PROCESS_VARIABLE: "\n".join(running)}
-            split = shell_command(command, environ, store.platform) if in_shell else compat_shell_split(command)
-            output = run_helper(split, environ, what)
-            store.changing = f"the credential_process of {profile}"
-            return as_botocore_has_them(
-                process_keys(output, f"the output of the credential_process of {profile}"), self.METHOD
-            )
-
-    return OurProcessProvider()
-
-
-def long_term_keys(resolver: Resolver, source: str) -> Credentials:
-    """The keys of an identity, from the vault, from Atmos or from its profile."""
-    store = resolver.store
-    if source in store.foreign:
-        return store.foreign[source].keys
-    if source in store.stored.identities:
-        return store.keys(source)
-    keys = resolver.session.files.profiles[source]
-    return Credentials(keys[SECRET_KEYS[0]], keys[SECRET_KEYS[1]], keys.get(SECRET_KEYS[2]), None)
-
-
-def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Profile) -> Any:
-    """A botocore fetcher that opens an MFA session (sts:GetSessionToken), which all roles of the identity share."""
-    from botocore.credentials import CachedCredentialFetcher
-    from botocore.exceptions import ClientError
-
-    serial = settings["mfa_serial"]
-
-    class MfaSessionFetcher(CachedCredentialFetcher):  # type: ignore[misc,unused-ignore]
-        def _create_cache_key(self) -> str:
-            return f"mfa {serial}"
-
-        def _get_credentials(self) -> Any:
-            sts = client(resolver.session, "sts", long_term_keys(resolver, source))
-            duration = int(settings.get("duration_seconds", MFA_SECONDS))
-            for attempt in (1, 2, 3):
-                code = resolver.ask_mfa_code(f"MFA code for {serial}: ")
-                if len(code) != 6:  # botocore would not send it
-                    say("an MFA code has six digits")
-                    continue
-                try:
-                    return sts.get_session_token(SerialNumber=serial, TokenCode=code, DurationSeconds=duration)
-                except ClientError as error:
-                    wrong_code = "MultiFactorAuthentication" in error.response.get("Error", {}).get("Message", "")
-                    if attempt == 3 or not wrong_code:
-                        raise
-                    say("AWS did not accept this code")
-            raise Problem(f"{resolver.name}: no MFA code was accepted")
-
-    return MfaSessionFetcher(resolver.session_cache(profile))
-
-
-def frozen(credentials: Any, name: str) -> Credentials:
-    """botocore's credentials as they are now, renewed if necessary."""
-    with plain_errors(name):
-        keys = credentials.get_frozen_credentials()
-    expiry = getattr(credentials, "_expiry_time", None)  # botocore has no public name for it
-    return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
-
-
-def caller_identity(session: Any, keys: Credentials) -> dict[str, Any]:
-    """sts:GetCallerIdentity for these keys, with the settings of the session's profile. Raises Problem."""
-    with plain_errors():
-        return dict(client(session, "sts", keys).get_caller_identity())
-
-
-def client(session: Any, service: str, keys: Any, **more: Any) -> Any:
-    return session.create_client(
-        service,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-        aws_session_token=keys.token,
-        **more,
-    )
+# Signing in to IAM Identity Center
 
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"  # RFC 8628, section 3.4
