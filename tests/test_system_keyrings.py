@@ -165,7 +165,7 @@ class KWallet(Screen):
 
     def close(self) -> None:
         if self.program == "ksecretd":
-            self.desktop.call("Lock", "ao", self.collections())
+            self.desktop.call("Lock", "ao", [path for path in self.collections() if not self.locked(path)])
         else:
             self.own("close", "sb", self.NAME, True)
 
