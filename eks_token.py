@@ -522,9 +522,7 @@ def exec_info(raw: str) -> ExecInfo:
         return ExecInfo("v1beta1", True)
     spec = info.get("spec")
     interactive = not (isinstance(spec, dict) and spec.get("interactive") is False)
-    named = info.get("apiVersion")
-    if named is None:
-        return ExecInfo("v1beta1", interactive)
+    named = info.get("apiVersion", f"{CLIENT_AUTHENTICATION}v1beta1")
     version = named.removeprefix(CLIENT_AUTHENTICATION) if isinstance(named, str) else ""
     if version not in API_VERSIONS or named != CLIENT_AUTHENTICATION + version:
         raise Problem(
