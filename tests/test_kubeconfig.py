@@ -480,11 +480,16 @@ def test_every_region_is_asked_and_entries_of_lost_clusters_are_pruned(laptop: S
     entries = [
         ENTRY._replace(
             cluster=ARN.replace("demo", name),
-            user=name,
-            context=name,
+            user=user,
+            context=f"{user} {name}",
             arguments=("--cluster-name", name, "--region", REGION, "--identity", identity),
         )
-        for name, identity in (("gone", "dev"), ("kept", "other"))
+        for user, identity, name in (
+            ("gone", "dev", "lost"),
+            ("kept", "other", "lost"),
+            ("both", "dev", "lost"),  # which a cluster that is still there needs too
+            ("both", "dev", "demo"),
+        )
     ]
     put(config_path(laptop), entries)
     every = ["kubeconfig", "--all", "--region", "all", "-i", "dev"]
@@ -496,7 +501,8 @@ def test_every_region_is_asked_and_entries_of_lost_clusters_are_pruned(laptop: S
     assert "gone" in by_name(view(laptop), "users")
     assert "removed the user gone: its cluster is gone" in ran(laptop, *every, "--prune").stderr
     names = {f"eks-token:dev@{arn}" for arn in (ARN, ARN.replace("demo", "elsewhere").replace(REGION, "eu-west-1"))}
-    assert by_name(view(laptop), "users").keys() == {"me@x.y/z:exec.users. q", "gke", "kept", *names}
+    assert by_name(view(laptop), "users").keys() == {"me@x.y/z:exec.users. q", "gke", "kept", "both", *names}
+    assert {"both lost", "both demo"} <= by_name(view(laptop), "contexts").keys()
     assert "gone" not in config_path(laptop).read_text()
 
 
