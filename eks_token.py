@@ -5916,6 +5916,10 @@ def atmos_kubeconfig(invocation: Invocation) -> str:
     return os.path.join(atmos_home(invocation.environ, invocation.platform), "kube", "config")
 
 
+def has_tilde(path: str) -> bool:
+    return path == "~" or path.startswith(("~/", f"~{os.sep}"))
+
+
 def kubeconfig_paths(invocation: Invocation, named: str, other: str = "") -> list[str]:
     """The files that kubectl would read: the named one, or those in KUBECONFIG, or ~/.kube/config. If none is named,
     the other one is included, if it exists. A file with several names is in the list once."""
@@ -5929,7 +5933,7 @@ def kubeconfig_paths(invocation: Invocation, named: str, other: str = "") -> lis
         given.append(other)
     paths: dict[object, str] = {}
     for path in given:
-        if path == "~" or path.startswith(("~/", f"~{os.sep}")):  # as in the AWS CLI
+        if has_tilde(path):  # as in the AWS CLI
             path = home + path[1:]
         path = os.path.abspath(path)
         try:
@@ -7389,42 +7393,40 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     if options.all == bool(options.name):
         raise usage("pass the name of an identity, or --all")
     resolver = Resolver(invocation, open_cache(invocation), interactive=True)
-    resolver.store.forgiving = True
+    store = resolver.store
+    store.forgiving = True
     session = no_profile(resolver)
-    sessions = read_notes(resolver.store.path)
-    stored = resolver.store.stored
+    sessions = read_notes(store.path)
+    stored = store.stored
     names = sorted({*stored.identities, *stored.pending}) if options.all else [options.name]
     ours = [user for user, about in sessions.items() if options.all or options.name in about.names]
     files = session.files
     portals = {own_portal(files, name) for name in names}
     if options.all:
         portals |= {note.portal for note in sessions.values()}
-    kept = {sso_portal(files, name) for name in resolver.store.stored.identities if name not in names}
+    kept = {sso_portal(files, name) for name in store.stored.identities if name not in names}
 
     # The vault first: if it refuses to remove something, the identity must stay in the list.
     known = options.all or options.name in (*stored.identities, *stored.pending) or bool(ours)
     for portal in sorted(filter(None, portals - kept)):
         known = end_sso_session(resolver, session, portal) or known
-    with resolver.store.lock():
+    with store.lock():
         users = [*(f"identity:{name}" for name in names), *ours]
-        for user in resolver.store.vault.clear(users) if options.all else users:
-            known = resolver.store.vault.delete(user) or known
+        for user in store.vault.clear(users) if options.all else users:
+            known = store.vault.delete(user) or known
         for user in ours:
-            note_session(resolver.store, user, None)
+            note_session(store, user, None)
         if not known:
-            raise Problem(
-                f"no identity named {options.name!r} is stored",
-                f"stored identities: {listed(sorted(resolver.store.stored.identities))}"
-                if resolver.store.stored.identities
-                else "",
-            )
-        stored = read_identities(resolver.store.path)
+            others = sorted(store.stored.identities)
+            hint = f"stored identities: {listed(others)}" if others else ""
+            raise Problem(f"no identity named {options.name!r} is stored", hint)
+        stored = read_identities(store.path)
         identities = {name: keys for name, keys in stored.identities.items() if name not in names}
         default = stored.default if stored.default in identities else ""
         remaining = Stored(default, identities, tuple(name for name in stored.pending if name not in names))
         if remaining != stored:
-            write_identities(resolver.store.path, remaining)
-    forget_answers(resolver.store)
+            write_identities(store.path, remaining)
+    forget_answers(store)
     if not options.keep_kubeconfig:
         remove_entries(invocation, names, options.kubeconfig)
     say("removed every identity" if options.all else f"removed {options.name}")
@@ -7513,12 +7515,8 @@ def whoami_command(invocation: Invocation, options: Namespace) -> int:
     if options.output == "json":
         show(json_text(about, indent=2))
         return 0
-    for label, key in (
-        ("Identity", "identity"),
-        ("ARN", "arn"),
-        ("Account", "account"),
-        ("Session ends", "session_ends"),
-    ):
+    labels = {"identity": "Identity", "arn": "ARN", "account": "Account", "session_ends": "Session ends"}
+    for key, label in labels.items():
         if about[key]:
             show(one_line(f"{label + ':':13} {about[key]}"))
     return 0
@@ -7930,8 +7928,8 @@ def check_contexts(invocation: Invocation, named: str) -> Iterable[Check]:
     from concurrent.futures import ThreadPoolExecutor
 
     given = [] if named else invocation.environ.get("KUBECONFIG", "").split(os.pathsep)
-    if homely := [path for path in given if path == "~" or path.startswith(("~/", f"~{os.sep}"))]:
-        found = f"kubectl does not expand ~, so it does not read {listed(homely)}"
+    if unread := list(filter(has_tilde, given)):
+        found = f"kubectl does not expand ~, so it does not read {listed(unread)}"
         yield Check("KUBECONFIG", "warn", found, "write $HOME instead of ~")
     try:
         users = exec_users(invocation, named)
@@ -7987,11 +7985,8 @@ def try_entry(user: ExecUser, invocation: Invocation) -> tuple[str, str, str]:
     if user.entry.mode == "Always":
         return "warn", f"{found}, but only at a terminal", "change interactiveMode: Always to IfAvailable"
     if source := why_uncached(user, invocation._replace(environ=environ)):
-        return (
-            "ok",
-            f"{found}; {source} is asked each time",
-            "if it always gives the same, add --cache to the entry's args",
-        )
+        hint = "if it always gives the same, add --cache to the entry's args"
+        return "ok", f"{found}; {source} is asked each time", hint
     return "ok", found, ""
 
 
