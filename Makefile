@@ -74,17 +74,15 @@ fuzz: .venv/dev.done
 	$(BIN)/python tests/test_fuzz.py --minutes $(or $(MINUTES),10)
 
 mutate: build .venv/dev.done system
-	$(BIN)/python tests/mutate.py --mutants $(or $(MUTANTS),20) --seed $(or $(SEED),1) $(SECTIONS)
+	$(BIN)/python tests/mutate.py --mutants $(or $(MUTANTS),20) --seed $(or $(SEED),1) $(if $(QUICK),--quick) $(SECTIONS)
 
-# coverage's own start-up file measures pytest and its workers, tests/measured.py the executable. A measured Python is
-# slower, so a test that allows little time may fail; the figure is printed anyway. A full disk leaves an empty file.
+# coverage's own start-up file measures pytest and its workers, tests/measured.py the executable. It fails if tests fail,
+# or if too little is reached.
 coverage: build .venv/dev.done system
 	@rm -rf dist/coverage && mkdir -p dist/coverage
-	cd build && "../$(BIN)/python" -c 'import package; print(package.self_contained("start.py"))' >../dist/coverage/start.py
 	COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" COVERAGE_FILE="$(CURDIR)/dist/coverage/data" \
 		$(BIN)/pytest $(PYTEST); status=$$?; \
-	find dist/coverage -size 0 -delete; \
-	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
+	$(BIN)/python tests/measured.py report && exit $$status
 
 lint: .venv/dev.done
 	$(BIN)/ruff check .

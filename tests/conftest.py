@@ -138,8 +138,7 @@ class Program(NamedTuple):
     """The executable after a first run."""
 
     app: Path  # what it has unpacked itself to, compiled
-    python: str  # what EKS_TOKEN_PYTHON is to name
-    preloaded: str  # a Python that has imported the program and botocore, whether or not runs are measured
+    python: str  # what EKS_TOKEN_PYTHON is to name: a Python that has imported the program and botocore
 
 
 @pytest.fixture(scope="session")
@@ -148,12 +147,8 @@ def program(executable: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     home = Sandbox(tmp_path_factory.mktemp("program") / "sandbox", lambda: executable)
     assert home.run("--version").returncode == 0
     (unpacked,) = (home.cache / "app").glob("[0-9a-f]*")
-    python = home.env["EKS_TOKEN_PYTHON"]
     with PreloadedPython(os.path.realpath(sys.executable), unpacked / "site-packages") as preloaded:
-        # what is measured must run in a Python that measures
-        yield Program(
-            home.cache / "app", python if "COVERAGE_FILE" in os.environ else preloaded.script, preloaded.script
-        )
+        yield Program(home.cache / "app", preloaded.script)
 
 
 class Interpreter(NamedTuple):

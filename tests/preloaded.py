@@ -25,6 +25,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -80,7 +81,7 @@ class PreloadedPython:
         Path(self.script).chmod(0o755)
         # It ends with this process at the latest: it waits for the end of its stdin.
         self._process = subprocess.Popen(
-            [python, "-I", "-S", __file__, str(packages), address],
+            [python, "-I", "-S", __file__, str(packages), address, *measurement()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": self._directory.name},
@@ -101,8 +102,20 @@ class PreloadedPython:
         self._directory.cleanup()
 
 
+def measurement() -> list[str]:
+    """What `measure` is to be called with, if `make coverage` runs the tests."""
+    data = os.environ.get("COVERAGE_FILE")
+    return [sysconfig.get_path("platlib"), data] if data else []
+
+
 def main() -> None:
-    packages, address = sys.argv[1:]
+    packages, address, *measured = sys.argv[1:]
+    if measured:
+        sys.path.insert(0, str(Path(__file__).parent))
+        from measured import measure
+
+        sys.path.pop(0)
+        measure(*measured)
     sys.path.insert(0, packages)
     for name in MODULES.split():
         importlib.import_module(name)

@@ -499,7 +499,7 @@ def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, wor
         line = ["--region", REGION, "eks", "get-token", "--cluster-name", "demo"]
         line += ["--profile", shape.profile] if shape.profile else []
         ours = run(home, [home.executable, *line], env, "MFA code for " if shape.code else "")
-        peer: list[str | Path] = [program.preloaded, "-I", "-S", home.write("peer.py", PEER), shape.profile]
+        peer: list[str | Path] = [program.python, "-I", "-S", home.write("peer.py", PEER), shape.profile]
         # only botocore minds a client without a region
         theirs = run(home, peer, {**env, "AWS_DEFAULT_REGION": REGION}, "MFA code for " if shape.code else "")
     their_key = theirs.stdout.strip()

@@ -28,7 +28,7 @@ def test_a_file_runs_as_in_a_python_of_its_own(end: str, home: Sandbox, program:
     script = home.write("script.py", SCRIPT + end)
     env = home.environment({"ODD": "caf\udce9", "TZ": "Asia/Kolkata"})
     ends = []
-    for python in (OWN, program.preloaded):
+    for python in (OWN, program.python):
         done = home.run("-I", "-S", script, "a b", "", "\udce9", command=[python], stdin="typed\n", env=env)
         ends.append((done.returncode, done.stdout, done.stderr.partition("Traceback")[0], done.stderr[-20:]))
     assert ends[0] == ends[1]
@@ -39,7 +39,7 @@ def test_a_run_ends_with_who_waits_for_it(home: Sandbox, program: Program) -> No
     text = f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid()) + '.'); time.sleep(60)"
     script = home.write("script.py", text)
     with pytest.raises(subprocess.TimeoutExpired):
-        home.run("-I", "-S", script, command=[program.preloaded], timeout=1)
+        home.run("-I", "-S", script, command=[program.python], timeout=1)
     wait_for(lambda: not Path("/proc", noted.read_text().rstrip(".")).exists(), "the end of the run")
 
 
@@ -66,5 +66,5 @@ def test_the_executable_answers_as_with_a_python_of_its_own(home: Sandbox, progr
         ["identities"],
         ["--cluster-name", "demo", "--region", "x y"],
     ):
-        ours, real = (home.run(*line, python=python) for python in (program.preloaded, OWN))
+        ours, real = (home.run(*line, python=python) for python in (program.python, OWN))
         assert (ours.returncode, ours.stdout, ours.stderr) == (real.returncode, real.stdout, real.stderr)
