@@ -104,12 +104,15 @@ def report() -> int:
 
 
 def main() -> None:
-    """Runs a file as `python -I -S FILE ARGUMENT...` does, and measures it."""
+    """Runs a file, or code after -c, as `python -IS ARGUMENT...` does, and measures it."""
     packages, data, script, *sys.argv = sys.argv[1:]
     # The program starts the Python that it runs in again, and remembers it for the launcher.
     vars(sys).update(executable=script, _base_executable=script)
     measure(packages, data)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[0] == "-c":
+        exec(sys.argv.pop(1), {"__name__": "__main__"})
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":
