@@ -4745,8 +4745,19 @@ def read_login_session(file: str) -> Credentials | None:
 
 def container_provider(store: Store) -> Any:
     """botocore's provider for the credentials of a container, whose answer is checked."""
+    from types import SimpleNamespace
+
     from botocore.credentials import ContainerProvider
+    from botocore.httpsession import URLLib3Session
     from botocore.utils import ContainerMetadataFetcher
+
+    class DiscreetSession(URLLib3Session):  # type: ignore[misc,unused-ignore]
+        def send(self, request: Any) -> Any:
+            """An answer, but no content of an error that has credentials in it: botocore would quote it."""
+            answer = super().send(request)
+            if answer.status_code == 200 or b"SecretAccessKey" not in answer.content:
+                return answer
+            return SimpleNamespace(status_code=answer.status_code, content=b"")
 
     class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
         def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
@@ -4759,7 +4770,7 @@ def container_provider(store: Store) -> Any:
                     raise Problem(f"the container's credential service's answer has a wrong {field!r}")
             return answer
 
-    return ContainerProvider(fetcher=CheckedFetcher())
+    return ContainerProvider(fetcher=CheckedFetcher(DiscreetSession(timeout=CheckedFetcher.TIMEOUT_SECONDS)))
 
 
 def metadata_provider(store: Store, session: Any) -> Any:

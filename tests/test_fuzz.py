@@ -464,6 +464,37 @@ def test_a_run_mints_or_says_in_one_line_why_not(aws_answers: Aws) -> None:
     assert shares["minted"] * 2 >= shares["runs"]
 
 
+@pytest.mark.parametrize(
+    ("variables", "status", "words"),
+    [
+        pytest.param(
+            {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "/container"},
+            429,
+            "Received non 200 response 429 from container metadata: it gave no reason",
+            id="an error of a container's service that has credentials in it",
+        ),
+        pytest.param(
+            {
+                "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+                "KUBERNETES_EXEC_INFO": '{"apiVersion": "' + "[" * 3000 + '"}',
+            },
+            200,
+            "KUBERNETES_EXEC_INFO asks for API version",
+            id="an API version of 3 kB",
+        ),
+    ],
+)
+def test_what_was_found_stays_fixed(
+    variables: Mapping[str, str], status: int, words: str, aws_answers: Aws, tmp_path: Path
+) -> None:
+    aws_answers.spoil = lambda reply: reply._replace(status=status)
+    environ = {name: aws_answers.url + value if name.endswith("_URI") else value for name, value in variables.items()}
+    world = World(("--cluster-name", "demo", "--region", "us-east-1"), environ, {}, {}, {}, "demo")
+    end = run(world, tmp_path)
+    check_end(world, end)
+    assert end.status == 1 and words in end.stderr
+
+
 def test_the_executable_keeps_the_same_rules(aws_answers: Aws, home: Sandbox) -> None:
     assert home.executable
 
