@@ -74,7 +74,7 @@ fuzz: .venv/dev.done
 	$(BIN)/python tests/test_fuzz.py --minutes $(or $(MINUTES),10)
 
 mutate: build .venv/dev.done system
-	$(BIN)/python tests/mutate.py --mutants $(or $(MUTANTS),20) --seed $(or $(SEED),1) $(if $(QUICK),--quick) $(SECTIONS)
+	$(BIN)/python tests/mutate.py --mutants $(or $(MUTANTS),20) --seed $(or $(SEED),1) $(SECTIONS)
 
 # coverage's own start-up file measures pytest and its workers, tests/measured.py the executable. It fails if tests fail,
 # or if too little is reached.

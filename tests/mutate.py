@@ -1,8 +1,6 @@
 """Changes one thing at a time in eks_token.py, and tells which changes no test notices.
 
-    make mutate [MUTANTS=20] [SEED=1] [SECTIONS="cache token"] [QUICK=1]
-
-MUTANTS=0 is all of them. QUICK=1 leaves out the tests that run the executable, which take most of the time.
+    make mutate [MUTANTS=20] [SEED=1] [SECTIONS="cache token"]      MUTANTS=0: all
 
 mutmut and cosmic-ray change a module that the tests import. Most tests here run the executable, which has a copy of the
 module, so each mutant is also put into a copy of dist/eks-token. It is run against the tests of its section, those in
@@ -38,7 +36,6 @@ OPPOSITES: dict[type[ast.AST], type[ast.AST]] = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv},
 }
 WORDING = {"debug", "warn", "say", "Problem", "usage", "sign_in_problem", "damaged"}  # what only a person reads
-QUICK = "EKS_TOKEN_MUTATE_QUICK"
 SECONDS = 600  # a mutant that takes longer hangs
 
 
@@ -147,25 +144,16 @@ def failure(text: str, tests: Sequence[str], directory: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The quick tests first, or only these."""
-
-    def is_slow(item: pytest.Item) -> bool:
-        return bool({"home", "executable", "program"} & set(getattr(item, "fixturenames", ())))
-
-    items.sort(key=is_slow)
-    if QUICK in os.environ:
-        items[:] = [item for item in items if not is_slow(item)]
+    """The quick tests first."""
+    items.sort(key=lambda item: bool({"home", "executable", "program"} & set(getattr(item, "fixturenames", ()))))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mutants", type=int, default=20, help="how many, or 0 for all")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="only the tests in this process")
     parser.add_argument("sections", nargs="*", default=[*SECTIONS])
     wanted = parser.parse_args()
-    if wanted.quick:
-        os.environ[QUICK] = "1"
     text = (ROOT / "eks_token.py").read_text(encoding="utf-8")
     chosen = list(mutants(text, wanted.sections))
     print(f"{len(chosen)} mutants are possible in {', '.join(wanted.sections)}", flush=True)
