@@ -1,4 +1,4 @@
-"""Kubeconfigs as people have them: what each program writes, and what hands and editors make of it."""
+"""Kubeconfigs found in the wild: what each program writes, and what people and editors make of it."""
 
 import base64
 import json
@@ -30,7 +30,7 @@ users:
 {users}"""
 
 
-# awscli/customizations/eks/update_kubeconfig.py; 1 and 2 write the same
+# awscli/customizations/eks/update_kubeconfig.py; versions 1 and 2 write the same
 AWS_CLI = f"""\
 - name: {ARN}
   user:
@@ -229,7 +229,7 @@ WILD: dict[str, str | bytes] = {
     "an AWS CLI before 1.20": LIKE_AWS.replace("v1beta1", "v1alpha1"),
     "eksctl": kubeconfig(EKSCTL, "demo.us-east-1.eksctl.io", "alice@demo.us-east-1.eksctl.io"),
     "aws-iam-authenticator's README": kubeconfig(AUTHENTICATOR),
-    "Heptio's": kubeconfig(AUTHENTICATOR.replace("aws-iam-authenticator", "heptio-authenticator-aws")),
+    "heptio-authenticator-aws": kubeconfig(AUTHENTICATOR.replace("aws-iam-authenticator", "heptio-authenticator-aws")),
     "Terraform's module": kubeconfig(TERRAFORM),
     "Atmos": kubeconfig(ATMOS, ARN),
     "a secret in a variable": kubeconfig(ATMOS.replace("value: dev", f"value: {SECRET}")),
@@ -250,20 +250,20 @@ WILD: dict[str, str | bytes] = {
     "indented lists": kubeconfig(DEEP_LIST),
     "comments everywhere": "# a\n\n" + LIKE_AWS.replace("\n", "  # here\n", 9) + "# z\n#\n",
     "tabs": kubeconfig(AWS_CLI.replace("command: aws", "command:\taws\t# tabs")),
-    "no end of the last line": LIKE_AWS.rstrip("\n"),
-    "Windows' line ends": LIKE_AWS.replace("\n", "\r\n").encode(),
+    "no newline at the end": LIKE_AWS.rstrip("\n"),
+    "Windows line ends": LIKE_AWS.replace("\n", "\r\n").encode(),
     "a byte order mark": b"\xef\xbb\xbf" + LIKE_AWS.encode(),
-    "Notepad's UTF-16": LIKE_AWS.replace("\n", "\r\n").encode("utf-16"),
-    "Windows' commands": kubeconfig(AWS_CLI.replace("command: aws", "command: C:\\Program Files\\AWSCLIV2\\aws.exe")),
-    "letters of many scripts": kubeconfig(AWS_CLI.replace(ARN, "жук 虫 🪲"), "蟲", "жук 虫 🪲"),
-    "documents after the first": f"---\n{LIKE_AWS}...\n---\nusers: [\n",
-    "a document's start and a directive": f"%YAML 1.1\n---\n{LIKE_AWS}",
+    "UTF-16 from Notepad": LIKE_AWS.replace("\n", "\r\n").encode("utf-16"),
+    "aws.exe": kubeconfig(AWS_CLI.replace("command: aws", "command: C:\\Program Files\\AWSCLIV2\\aws.exe")),
+    "letters from many scripts": kubeconfig(AWS_CLI.replace(ARN, "жук 虫 🪲"), "蟲", "жук 虫 🪲"),
+    "several documents": f"---\n{LIKE_AWS}...\n---\nusers: [\n",
+    "a directive and a document start": f"%YAML 1.1\n---\n{LIKE_AWS}",
     "JSON on one line": json.dumps(TEMPLATE, separators=(",", ":")),
-    "JSON of kubectl": json.dumps(TEMPLATE, indent=4) + "\n",
+    "JSON from kubectl": json.dumps(TEMPLATE, indent=4) + "\n",
     "JSON with tabs": json.dumps(TEMPLATE, indent="\t") + "\n",
     "empty lists": 'clusters: []\ncontexts: []\ncurrent-context: ""\nkind: Config\npreferences: {}\nusers: []\n',
     "nulls": "apiVersion: v1\nkind: Config\nclusters: null\ncontexts: ~ # none\nusers:\n# the end\n",
-    "a comment only": "# nothing\n",
+    "only a comment": "# nothing\n",
     "empty": "",
     "empty JSON": "{}",
     "other keys": "x-mine: [1, {a: b}]\nextensions:\n- {name: minikube, extension: {v: 1}}\n" + LIKE_AWS,
@@ -271,11 +271,11 @@ WILD: dict[str, str | bytes] = {
 }
 
 BROKEN: dict[str, tuple[str | bytes, int]] = {
-    "an open bracket": (f"users: [\n- name: {SECRET}\n", 2),
+    "an unclosed bracket": (f"users: [\n- name: {SECRET}\n", 2),
     "a tab at the start of a line": (f"users:\n- name: a\n\t\tuser: {SECRET}\n", 3),
     "a tab after a dash": (f"users:\n-\tname: {SECRET}\n", 2),
     "a merge conflict": (f"a: 1\n<<<<<<< HEAD\nb: {SECRET}\n", 3),
-    "an open quote": (f'a: 1\nb: "{SECRET}\n', 3),
+    "an unclosed quote": (f'a: 1\nb: "{SECRET}\n', 3),
     "an unknown alias": (f"a: 1\nb: *{SECRET}\n", 2),
     "a template": (f"a: {{{{ {SECRET} }}}}\n", 1),
     "a control character": (f"a: 1\nb: {SECRET}\x1b\n", 2),

@@ -1,4 +1,4 @@
-"""`adopt`: kubeconfigs as other programs write them work with kubectl before and after, and come back to the byte."""
+"""`adopt`: kubeconfigs that other programs write work with kubectl before and after, and undo restores every byte."""
 
 import difflib
 import json
@@ -17,7 +17,7 @@ from conftest import Completed, Sandbox, invocation, kubectls, missing, not_as_r
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubeconfigs import ATMOS, AUTHENTICATOR, AWS_CLI, CERTIFICATE, EKSCTL, FLOW, SECRET, TERRAFORM, WILD, kubeconfig
-from servers import ApiServer, RecordingProxy
+from servers import AccessKey, ApiServer
 from test_kubeconfig import by_name, is_let_in, ran, tree, view
 
 import eks_token
@@ -50,7 +50,7 @@ def laptop(plain_laptop: Sandbox) -> Sandbox:
 
 @pytest.fixture
 def all_forms(laptop: Sandbox, api_server: ApiServer) -> Path:
-    """One kubeconfig with a user of each form, and a context for each: its number."""
+    """One kubeconfig with a user of each form, and for each a context that is named after its number."""
     users = [re.sub("name: .*?([,\n])", rf"name: u{number}\1", form, count=1) for number, form in enumerate(FORMS)]
     contexts = [f'- name: "{number}"\n  context: {{cluster: c, user: u{number}}}\n' for number in range(len(FORMS))]
     text = working("".join(users), api_server).replace("contexts:\n", "contexts:\n" + "".join(contexts))
@@ -69,7 +69,7 @@ def adopt(home: Sandbox, *args: str | Path, **more: Any) -> Completed:
 
 
 @pytest.mark.parametrize("name", WILD)
-def test_adopt_changes_the_command_and_undo_gives_the_bytes_back(name: str, tmp_path: Path) -> None:
+def test_adopt_changes_only_the_command_and_undo_restores_every_byte(name: str, tmp_path: Path) -> None:
     text = WILD[name]
     first = text if isinstance(text, bytes) else text.encode()
     path = tmp_path / "config"
@@ -94,7 +94,7 @@ QUOTES = st.sampled_from(["{}", "'{}'", '"{}"', "{}  # a comment", "&a {}"])
 
 @st.composite
 def generated(draw: st.DrawFn) -> tuple[str, str]:
-    """A kubeconfig as somebody may write it, and what `adopt` should make of it."""
+    """A kubeconfig that somebody might write, and the same after `adopt`."""
     newline, margin = draw(st.sampled_from(["\n", "\r\n"])), " " * draw(st.sampled_from([0, 2, 4]))
     lines: list[str] = []
     adopted: list[str] = []
@@ -117,7 +117,7 @@ def generated(draw: st.DrawFn) -> tuple[str, str]:
 
 @given(texts=generated())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_undo_is_the_identity_and_adopt_changes_commands_only(texts: tuple[str, str], tmp_path: Path) -> None:
+def test_undo_restores_any_kubeconfig_after_adopt_changed_its_commands(texts: tuple[str, str], tmp_path: Path) -> None:
     before, after = texts
     path = Path(tempfile.mkdtemp(dir=tmp_path), "config")
     path.write_bytes(before.encode())
@@ -130,7 +130,7 @@ def test_undo_is_the_identity_and_adopt_changes_commands_only(texts: tuple[str, 
 
 
 def adopt_here(path: Path) -> int:
-    """Adopts in this process, and returns how many users were."""
+    """Adopts in this process, and returns how many users were adopted."""
     here = invocation(environ={"HOME": str(path.parent)})
     files = eks_token.read_kubeconfigs([str(path)])
     offers = [eks_token.offer(one, ["eks-token"], here, False, {}) for one in eks_token.find_entries(files, ())]
@@ -146,7 +146,7 @@ def adopt_here(path: Path) -> int:
 
 def test_each_form_works_before_and_after(laptop: Sandbox, all_forms: Path, api_server: ApiServer) -> None:
     if is_real_aws := (laptop.root / "bin/aws").resolve() != laptop.executable:
-        # the AWS CLI signs for whatever host this names
+        # the AWS CLI would sign for the host that this names
         assert is_let_in(laptop, "--context", "0", env={"AWS_ENDPOINT_URL": None})
     seen = len(api_server.principals)
     assert (seen > 0) == is_real_aws
@@ -167,7 +167,7 @@ def test_each_form_works_before_and_after(laptop: Sandbox, all_forms: Path, api_
 
 
 @pytest.mark.parametrize("kubectl", [*kubectls()[:1], *kubectls()[-1:]] or [None], ids=str)
-def test_kubectl_sees_the_change_and_no_other(kubectl: Path | None, tmp_path: Path, home: Sandbox) -> None:
+def test_kubectl_sees_that_change_and_no_other(kubectl: Path | None, tmp_path: Path, home: Sandbox) -> None:
     kubectl = kubectl or missing("kubectl")
 
     def compare(text: str | bytes) -> None:
@@ -188,7 +188,7 @@ def test_kubectl_sees_the_change_and_no_other(kubectl: Path | None, tmp_path: Pa
         list(pool.map(compare, WILD.values()))
 
 
-def test_a_dry_run_shows_and_writes_nothing(laptop: Sandbox, all_forms: Path) -> None:
+def test_a_dry_run_shows_the_changes_and_writes_nothing(laptop: Sandbox, all_forms: Path) -> None:
     before = tree(laptop)
     done = adopt(laptop, "--all", "--dry-run")
     assert done.stderr.count("  + eks-token ") == len(FORMS)
@@ -204,7 +204,7 @@ def test_only_the_named_contexts_are_adopted(laptop: Sandbox, all_forms: Path) -
     assert adopted == {"u1", "u3", "u5"}
 
 
-def test_several_adoptions_are_undone_to_the_first_bytes(laptop: Sandbox, all_forms: Path) -> None:
+def test_undo_restores_the_bytes_before_the_first_of_several_adoptions(laptop: Sandbox, all_forms: Path) -> None:
     first = all_forms.read_bytes()
     for number in "013":
         adopt(laptop, "--context", number)
@@ -221,8 +221,8 @@ def test_several_adoptions_are_undone_to_the_first_bytes(laptop: Sandbox, all_fo
     assert (done.returncode, "nothing to undo" in done.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["since", "between two adoptions"])
-def test_undo_keeps_what_was_changed(again: bool, laptop: Sandbox, all_forms: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["after the adoption", "between two adoptions"])
+def test_undo_keeps_a_copy_of_later_changes(again: bool, laptop: Sandbox, all_forms: Path) -> None:
     first = all_forms.read_bytes()
     adopt(laptop, "--all")
     text = all_forms.read_text() + "# mine\n"
@@ -236,7 +236,7 @@ def test_undo_keeps_what_was_changed(again: bool, laptop: Sandbox, all_forms: Pa
     assert str(aside) in done.stderr and stat.S_IMODE(aside.stat().st_mode) == 0o600
 
 
-def test_a_backup_that_a_kill_cut_short_is_none(laptop: Sandbox, all_forms: Path) -> None:
+def test_a_backup_that_a_kill_cut_short_is_ignored(laptop: Sandbox, all_forms: Path) -> None:
     first = all_forms.read_bytes()
     all_forms.with_name(f"{all_forms.name}.eks-token-backup-1-0123456789abcdef").write_bytes(b"")
     all_forms.with_name(f"{all_forms.name}.eks-token-backup-1-0123456789abcdef.4711").write_bytes(b"kind: Co")
@@ -245,7 +245,7 @@ def test_a_backup_that_a_kill_cut_short_is_none(laptop: Sandbox, all_forms: Path
     assert all_forms.read_bytes() == first
 
 
-def test_a_person_is_asked_for_each_entry(laptop: Sandbox, all_forms: Path) -> None:
+def test_the_user_is_asked_about_each_entry(laptop: Sandbox, all_forms: Path) -> None:
     steps = [("u0", ""), *[("adopt it? [y/N] ", "y\n" if i % 2 else "n\n") for i in range(len(FORMS))]]
     done = laptop.run_pty("adopt", steps=steps)
     assert done.returncode == 0, done.stderr
@@ -256,13 +256,13 @@ def test_a_person_is_asked_for_each_entry(laptop: Sandbox, all_forms: Path) -> N
 @pytest.mark.parametrize(
     ("args", "status", "said"),
     [
-        pytest.param([], 2, "hint: pass --context NAME, or --all for all of them", id="nobody to ask"),
-        pytest.param(["--all", "--context", "0"], 2, "cannot be used together", id="all and some"),
+        pytest.param([], 2, "hint: pass --context NAME, or --all for all of them", id="no terminal"),
+        pytest.param(["--all", "--context", "0"], 2, "cannot be used together", id="all and a context"),
         pytest.param(["--context", "none"], 1, "there is no context named 'none'", id="an unknown context"),
         pytest.param(["--undo"], 1, "there is nothing to undo", id="nothing to undo"),
     ],
 )
-def test_wrong_words_change_nothing(args: list[str], status: int, said: str, laptop: Sandbox, all_forms: Path) -> None:
+def test_bad_options_change_nothing(args: list[str], status: int, said: str, laptop: Sandbox, all_forms: Path) -> None:
     before = tree(laptop)
     done = laptop.run("adopt", *args)
     assert done.returncode == status
@@ -291,15 +291,15 @@ def offered(entry: eks_token.KubeUser, unwrap: bool = False) -> eks_token.Found:
     ("line", "refusal"),
     [
         pytest.param(GET_TOKEN, "", id="the AWS CLI"),
-        pytest.param(GET_TOKEN.replace("aws", "aws.cmd"), "", id="of Windows"),
+        pytest.param(GET_TOKEN.replace("aws", "aws.cmd"), "", id="the AWS CLI on Windows"),
         pytest.param(GET_TOKEN.replace("aws", "aws2"), "", id="a preview of version 2"),
-        pytest.param(GET_TOKEN.replace("aws", "'aws '"), "", id="with a space"),
-        pytest.param("aws sts get-caller-identity", "its arguments are not those of 'eks get-token'", id="other words"),
-        pytest.param("aws", "its arguments are not those of 'eks get-token'", id="no words"),
-        pytest.param(f"{GET_TOKEN} --frobnicate", "not understood: unknown option --frobnicate", id="an option"),
-        pytest.param(f"{GET_TOKEN} --output yaml", "not understood: --output yaml", id="an output"),
+        pytest.param(GET_TOKEN.replace("aws", "'aws '"), "", id="a space after the command"),
+        pytest.param("aws sts get-caller-identity", "its arguments are not those of 'eks get-token'", id="not eks"),
+        pytest.param("aws", "its arguments are not those of 'eks get-token'", id="no arguments"),
+        pytest.param(f"{GET_TOKEN} --frobnicate", "not understood: unknown option --frobnicate", id="unknown option"),
+        pytest.param(f"{GET_TOKEN} --output yaml", "not understood: --output yaml", id="an unsupported output"),
         pytest.param("atmos aws eks token --cluster-name d --region r --profile x", "--profile", id="Atmos's profile"),
-        pytest.param("atmos eks get-token --cluster-name demo", "not those of 'aws eks token'", id="of another"),
+        pytest.param("atmos eks get-token --cluster-name demo", "not those of 'aws eks token'", id="aws arguments"),
         pytest.param(f"sh -c '{GET_TOKEN}'", f"it starts aws through sh; {UNWRAP}", id="a shell"),
         pytest.param(f"bash -lc '{GET_TOKEN}'", f"it starts aws through bash, {MORE}", id="a login shell"),
         pytest.param(f"/bin/sh -c '{GET_TOKEN} | cat'", f"it starts aws through sh, {MORE}", id="a pipe"),
@@ -319,7 +319,7 @@ def offered(entry: eks_token.KubeUser, unwrap: bool = False) -> eks_token.Found:
         ),
     ],
 )
-def test_every_plugin_is_known_and_left_alone_for_a_reason(line: str, refusal: str) -> None:
+def test_an_entry_is_adopted_or_left_alone_for_a_stated_reason(line: str, refusal: str) -> None:
     command, *args = shlex.split(line)
     found = offered(user(command, *args))
     assert refusal in found.refusal and bool(refusal) == bool(found.refusal)
@@ -342,19 +342,19 @@ def test_every_plugin_is_known_and_left_alone_for_a_reason(line: str, refusal: s
         pytest.param({"others": {"client-key-data": ""}}, "it also has client-key-data", id="a key too"),
     ],
 )
-def test_what_kubectl_refuses_is_repaired_or_left_alone(change: dict[str, Any], refusal: str) -> None:
+def test_what_kubectl_rejects_is_repaired_or_left_alone(change: dict[str, Any], refusal: str) -> None:
     found = offered(user(*GET_TOKEN.split(), **change))
     assert refusal in found.refusal and bool(refusal) == bool(found.refusal)
     if not refusal:
         assert eks_token.kubectl_fault(found.entry, "") and not eks_token.kubectl_fault(found.new, "")
 
 
-def test_a_wrapper_is_replaced_on_request(laptop: Sandbox, api_server: ApiServer, moto: RecordingProxy) -> None:
+def test_a_wrapper_is_replaced_on_request(laptop: Sandbox, api_server: ApiServer, alice: AccessKey) -> None:
     text = api_server.kubeconfig({"command": "aws-vault", "args": ["exec", "dev", "--", *GET_TOKEN.split()]})
     path = laptop.write(".kube/config", text)
     assert "--unwrap replaces both" in adopt(laptop, "--all").stderr
     assert path.read_text() == text
-    assert f"its tokens are for {moto.keys[laptop_key(laptop)].arn}" in adopt(laptop, "--all", "--unwrap").stderr
+    assert f"its tokens are for {alice.arn}" in adopt(laptop, "--all", "--unwrap").stderr
     (entry,) = execs(laptop).values()
     assert entry["args"] == ["--cluster-name", "demo", "--region", "us-east-1", "--identity", "dev"]
     assert is_let_in(laptop)
@@ -362,7 +362,7 @@ def test_a_wrapper_is_replaced_on_request(laptop: Sandbox, api_server: ApiServer
     assert path.read_text() == text
 
 
-def test_a_value_that_looks_like_an_option_stays_one_when_unwrapped() -> None:
+def test_a_value_that_looks_like_an_option_stays_a_value_when_unwrapped() -> None:
     line = "env AWS_PROFILE=dev aws-iam-authenticator token -i=-x -r arn:aws:iam::111122223333:role/A -e=--debug -s=-n"
     plugin = eks_token.find_plugin(user(*line.split()))
     assert plugin is not None
@@ -373,16 +373,12 @@ def test_a_value_that_looks_like_an_option_stays_one_when_unwrapped() -> None:
     assert (again.cluster, again.identity, again.external_id, again.session_name) == ("-x", "dev", "--debug", "-n")
 
 
-def test_a_shell_that_chooses_nothing_is_replaced_by_what_it_runs() -> None:
+def test_a_shell_that_only_runs_the_command_is_replaced_by_it() -> None:
     found = offered(user("sh", "-c", GET_TOKEN), unwrap=True)
     assert (found.refusal, found.notes, found.new.arguments) == ("", [], tuple(GET_TOKEN.split()[1:]))
 
 
-def laptop_key(home: Sandbox) -> str:
-    return (home.home / ".aws/credentials").read_text().split("aws_access_key_id = ")[1].split()[0]
-
-
-def test_what_cannot_be_matched_is_said_before_an_entry_is_taken_over(laptop: Sandbox) -> None:
+def test_differences_from_the_old_plugin_are_shown_before_an_entry_is_adopted(laptop: Sandbox) -> None:
     laptop.config("[profile admin]\nrole_arn = arn:aws:iam::123456789012:role/admin\nsource_profile = dev\n")
     path = laptop.write(".kube/config", kubeconfig(EKSCTL.replace("value: dev", "value: admin")))
     steps = [("sets the name for both", ""), ("adopt it? [y/N] ", "n\n")]
@@ -393,7 +389,7 @@ def test_what_cannot_be_matched_is_said_before_an_entry_is_taken_over(laptop: Sa
     assert "aws-go-sdk" not in adopt(laptop, "--all").stderr and "aws-iam" not in path.read_text()
 
 
-def test_a_named_context_that_is_left_alone_is_a_failure(laptop: Sandbox, all_forms: Path) -> None:
+def test_it_is_a_failure_if_a_named_context_is_left_alone(laptop: Sandbox, all_forms: Path) -> None:
     all_forms.write_text(all_forms.read_text().replace("client.authentication.k8s.io/v1beta1", "v2", 1))
     before = all_forms.read_bytes()
     done = laptop.run("adopt", "--context", "0")
@@ -402,7 +398,7 @@ def test_a_named_context_that_is_left_alone_is_a_failure(laptop: Sandbox, all_fo
     assert all_forms.read_bytes() == before
 
 
-def test_an_alias_is_not_changed_behind_a_users_back(tmp_path: Path) -> None:
+def test_an_alias_that_would_change_another_user_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "config"
     text = str(WILD["anchors"]).replace("{exec: *aws}", "{exec: *aws, token: x}")
     path.write_text(text)
@@ -414,7 +410,7 @@ def test_an_alias_is_not_changed_behind_a_users_back(tmp_path: Path) -> None:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_all_of_kubeconfigs_files_are_looked_through(laptop: Sandbox, api_server: ApiServer) -> None:
+def test_every_file_in_kubeconfig_is_searched(laptop: Sandbox, api_server: ApiServer) -> None:
     one, two = (laptop.write(name, working(form, api_server)) for name, form in (("a", AWS_CLI), ("b", EKSCTL)))
     first = one.read_bytes(), two.read_bytes()
     paths = {"KUBECONFIG": f"{one}:{laptop.home}/none:{two}"}
@@ -426,7 +422,7 @@ def test_all_of_kubeconfigs_files_are_looked_through(laptop: Sandbox, api_server
     assert one.read_bytes() == first[0] and two.read_bytes() != first[1]
 
 
-def test_atmos_own_file_is_looked_at_and_its_rewriting_told(laptop: Sandbox, api_server: ApiServer) -> None:
+def test_the_kubeconfig_of_atmos_is_adopted_with_a_note(laptop: Sandbox, api_server: ApiServer) -> None:
     atmos = laptop.write(".config/atmos/kube/config", working(ATMOS, api_server, "c", "atmos-eks-demo"))
     first = atmos.read_bytes()
     done = adopt(laptop, "--all")
@@ -437,7 +433,7 @@ def test_atmos_own_file_is_looked_at_and_its_rewriting_told(laptop: Sandbox, api
     assert "auto_provision" in adopt(laptop, "--all", env={"KUBECONFIG": str(atmos)}).stderr
 
 
-def test_a_link_stays_one_and_undo_finds_its_way_through_it(laptop: Sandbox, all_forms: Path) -> None:
+def test_a_link_stays_a_link_and_undo_follows_it(laptop: Sandbox, all_forms: Path) -> None:
     real = laptop.write("dotfiles/kube", all_forms.read_text())
     real.chmod(0o640)
     all_forms.unlink()
@@ -450,7 +446,7 @@ def test_a_link_stays_one_and_undo_finds_its_way_through_it(laptop: Sandbox, all
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", None], ids=["empty", "a comment", "absent"])
-def test_where_nothing_is_there_is_nothing_to_adopt(text: str | None, laptop: Sandbox) -> None:
+def test_an_empty_or_absent_kubeconfig_has_nothing_to_adopt(text: str | None, laptop: Sandbox) -> None:
     if text is not None:
         laptop.write(".kube/config", text)
     before = tree(laptop)
@@ -459,7 +455,7 @@ def test_where_nothing_is_there_is_nothing_to_adopt(text: str | None, laptop: Sa
 
 
 @not_as_root
-def test_a_read_only_file_is_one_clear_error_and_no_backup_is_left(laptop: Sandbox, all_forms: Path) -> None:
+def test_a_read_only_file_is_one_clear_error_and_leaves_no_backup(laptop: Sandbox, all_forms: Path) -> None:
     all_forms.chmod(0o400)
     before = tree(laptop)
     done = laptop.run("adopt", "--all")

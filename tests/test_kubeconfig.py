@@ -1,4 +1,4 @@
-"""`kubeconfig`, `aws eks update-kubeconfig`, and what login and logout do: written and read by real kubectls."""
+"""`kubeconfig`, `aws eks update-kubeconfig`, and how login and logout edit kubeconfigs, checked with real kubectls."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def config_path(home: Sandbox) -> Path:
 
 
 def view(home: Sandbox, path: Path | None = None, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What kubectl reads in the kubeconfig."""
+    """The kubeconfig as kubectl reads it."""
     arguments = ["--kubeconfig", str(path)] if path else []
     done = ran(home, "config", "view", "--raw", "-o", "json", *arguments, command=["kubectl"], env=env)
     return dict(json.loads(done.stdout))
@@ -124,7 +124,7 @@ def put(path: Path, entries: Sequence[eks_token.Entry]) -> None:
 
 
 def tree(home: Sandbox) -> dict[str, bytes]:
-    """Every file near the kubeconfig, and what the program left in the temporary directory."""
+    """The content of every file next to the kubeconfig, and of what the program left in the temporary directory."""
     places = [home.home / ".kube", home.tmp]
     return {str(path): path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
 
@@ -133,7 +133,7 @@ def tree(home: Sandbox) -> dict[str, bytes]:
 
 
 @EACH_KUBECTL
-def test_a_cluster_is_written_and_used_by_each_kubectl(
+def test_every_kubectl_gets_in_with_the_entry_that_is_written(
     laptop: Sandbox, api_server: ApiServer, alice: AccessKey
 ) -> None:
     done = ran(laptop, "kubeconfig", *DEMO, "--identity", "dev")
@@ -171,7 +171,7 @@ def test_a_second_run_changes_nothing(laptop: Sandbox) -> None:
     assert config_path(laptop).stat().st_mtime_ns == state.st_mtime_ns
 
 
-def test_a_second_run_leaves_comments_and_what_a_user_added(laptop: Sandbox) -> None:
+def test_a_second_run_keeps_comments_and_what_a_user_added(laptop: Sandbox) -> None:
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
     path = config_path(laptop)
     text = path.read_text().replace("IfAvailable", "Never\n      env: [{name: EKS_TOKEN_DEBUG, value: '1'}]")
@@ -186,7 +186,7 @@ def test_a_second_run_leaves_comments_and_what_a_user_added(laptop: Sandbox) -> 
     assert by_name(view(laptop), "clusters")[ARN]["proxy-url"] == "http://127.0.0.1:1"
 
 
-def test_identities_and_roles_get_users_of_their_own(laptop: Sandbox, moto: RecordingProxy) -> None:
+def test_each_identity_and_each_role_gets_a_separate_user(laptop: Sandbox, moto: RecordingProxy) -> None:
     laptop.credentials(moto.create_user("bob").profile("bob") + laptop.home.joinpath(".aws/credentials").read_text())
     for identity, more in (("dev", []), ("bob", []), ("dev", ["--role-arn", ROLE])):
         alias = f"{identity} {len(more)}"
@@ -194,7 +194,7 @@ def test_identities_and_roles_get_users_of_their_own(laptop: Sandbox, moto: Reco
     assert set(by_name(view(laptop), "users")) == {USER, f"eks-token:bob@{ARN}", f"eks-token:dev:{ROLE}@{ARN}"}
 
 
-def test_a_role_is_assumed_by_the_token_and_not_for_the_description(
+def test_the_role_is_assumed_for_the_token_but_not_for_describe_cluster(
     laptop: Sandbox, moto: RecordingProxy, api_server: ApiServer, alice: AccessKey
 ) -> None:
     role = moto.create_role("Admin,+=.@_x")
@@ -205,7 +205,7 @@ def test_a_role_is_assumed_by_the_token_and_not_for_the_description(
     assert set(api_server.principals) == {f"arn:aws:sts::{ACCOUNT}:assumed-role/Admin,+=.@_x/EKSGetTokenAuth"}
 
 
-def test_names_may_be_odd(laptop: Sandbox) -> None:
+def test_kubectl_reads_odd_names_back(laptop: Sandbox) -> None:
     names = ["a.b/c:d e", "ünïcode 蟲", "- x", "a: b", "a #b", "\t", " x ", "a\x1b\x7f\x9b\u202e\U000e0001b"]
     odd = 'users.x.exec.y arn:aws:eks:x:1:cluster/y a,b "q" \' yes 1e3 null ~ # [x {x} *x &x !x | %x @x `x 0x1f 1_000'
     names += f"{odd} .5 2024-01-01 = << ? - -- ... a\\b a:".split()
@@ -216,14 +216,14 @@ def test_names_may_be_odd(laptop: Sandbox) -> None:
     assert {name: context["user"] for name, context in by_name(config, "contexts").items()} == {n: n for n in names}
 
 
-def test_the_current_context_may_stay(laptop: Sandbox) -> None:
+def test_no_set_current_keeps_the_current_context(laptop: Sandbox) -> None:
     laptop.write(".kube/config", OTHERS)
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev", "--no-set-current")
     assert view(laptop)["current-context"] == "a.b/c:d e"
     assert is_let_in(laptop, "--context", ARN)
 
 
-def test_what_others_wrote_keeps_its_meaning(laptop: Sandbox) -> None:
+def test_other_entries_keep_their_meaning(laptop: Sandbox) -> None:
     laptop.write(".kube/config", OTHERS)
     before = view(laptop)
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
@@ -245,14 +245,14 @@ def test_what_others_wrote_keeps_its_meaning(laptop: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("arguments", "env", "identity"),
     [
-        pytest.param(["-i", "dev"], {}, "dev", id="a named one"),
-        pytest.param([], {"AWS_PROFILE": "dev"}, "dev", id="a profile in the environment"),
-        pytest.param([], {"ATMOS_IDENTITY": "dev"}, "dev", id="Atmos's variable"),
+        pytest.param(["-i", "dev"], {}, "dev", id="a named identity"),
+        pytest.param([], {"AWS_PROFILE": "dev"}, "dev", id="AWS_PROFILE"),
+        pytest.param([], {"ATMOS_IDENTITY": "dev"}, "dev", id="ATMOS_IDENTITY"),
         pytest.param([], {}, "default", id="the default profile"),
-        pytest.param([], {"AWS_PROFILE": "dev", "KEYS": "alice"}, "", id="none for keys of the environment"),
+        pytest.param([], {"AWS_PROFILE": "dev", "KEYS": "alice"}, "", id="environment keys, so none"),
     ],
 )
-def test_the_entry_names_the_identity_that_answered(
+def test_the_entry_names_the_identity_that_was_used(
     arguments: Sequence[str], env: Mapping[str, str], identity: str, laptop: Sandbox, alice: AccessKey
 ) -> None:
     laptop.credentials(alice.profile("dev") + alice.profile())
@@ -270,7 +270,7 @@ def keys_json(key: AccessKey) -> str:
     return json.dumps({"Version": 1, "AccessKeyId": key.id, "SecretAccessKey": key.secret})
 
 
-def test_a_stored_identity_that_is_the_only_one_is_named_too(
+def test_the_only_stored_identity_is_named_in_the_entry(
     laptop: Sandbox, keyring_daemon: KeyringDaemon, moto: RecordingProxy, alice: AccessKey
 ) -> None:
     laptop.credentials("")
@@ -282,7 +282,7 @@ def test_a_stored_identity_that_is_the_only_one_is_named_too(
     assert is_let_in(laptop)
 
 
-def test_login_needs_the_clusters_region_and_a_kubeconfig_beforehand(laptop: Sandbox) -> None:
+def test_login_checks_the_region_and_the_kubeconfig_first(laptop: Sandbox) -> None:
     done = laptop.run("login", "me", "--stdin", "--cluster-name", "demo", stdin="{}")
     assert (done.returncode, "--region is missing" in done.stderr) == (2, True)
     laptop.write(".kube/config", "users: [\n")
@@ -291,7 +291,7 @@ def test_login_needs_the_clusters_region_and_a_kubeconfig_beforehand(laptop: San
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["removed", "kept"])
-def test_logout_takes_the_identitys_entries_away(
+def test_logout_removes_the_identitys_entries(
     keep: bool, laptop: Sandbox, keyring_daemon: KeyringDaemon, moto: RecordingProxy, alice: AccessKey
 ) -> None:
     laptop.write(".kube/config", OTHERS)
@@ -317,7 +317,7 @@ def test_logout_takes_the_identitys_entries_away(
     ]
 
 
-def test_logout_looks_through_several_files_and_forgives_a_broken_one(
+def test_logout_edits_several_files_and_skips_a_broken_one(
     laptop: Sandbox, keyring_daemon: KeyringDaemon, alice: AccessKey
 ) -> None:
     one, two = laptop.home / "one", laptop.home / "two"
@@ -335,7 +335,7 @@ def test_logout_looks_through_several_files_and_forgives_a_broken_one(
     assert f"{broken}, line 2: this is not valid YAML" in done.stderr and "removed me" in done.stderr
 
 
-# --- the words of the AWS CLI -------------------------------------------------------------------------------
+# --- aws eks update-kubeconfig ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -343,10 +343,10 @@ def test_logout_looks_through_several_files_and_forgives_a_broken_one(
     [
         pytest.param(UPDATE, id="aws eks update-kubeconfig"),
         pytest.param(UPDATE[1:], id="eks update-kubeconfig"),
-        pytest.param(["--region", REGION, "eks", "update-kubeconfig", "--name=demo"], id="a global option before it"),
+        pytest.param(["--region", REGION, "eks", "update-kubeconfig", "--name=demo"], id="a global option first"),
     ],
 )
-def test_the_aws_clis_words_write_the_same_entry(words: Sequence[str], laptop: Sandbox) -> None:
+def test_aws_eks_update_kubeconfig_writes_the_same_entry(words: Sequence[str], laptop: Sandbox) -> None:
     ran(laptop, *words, "--profile", "dev")
     assert is_let_in(laptop)
     text = config_path(laptop).read_text()
@@ -355,7 +355,7 @@ def test_the_aws_clis_words_write_the_same_entry(words: Sequence[str], laptop: S
     assert config_path(laptop).read_text() == text
 
 
-def test_the_aws_clis_options_do_what_they_do_there(
+def test_the_options_of_update_kubeconfig_work_as_in_the_aws_cli(
     laptop: Sandbox, moto: RecordingProxy, api_server: ApiServer
 ) -> None:
     role = moto.create_role("Describer")
@@ -375,13 +375,13 @@ def test_the_aws_clis_options_do_what_they_do_there(
     assert exec_of(laptop, "u", path)["args"] == [*DEMO, "--identity", "dev", "--role-arn", ROLE]
 
 
-def test_the_region_is_the_profiles_where_none_is_named(laptop: Sandbox, alice: AccessKey) -> None:
+def test_without_a_region_the_profiles_is_used(laptop: Sandbox, alice: AccessKey) -> None:
     laptop.credentials(alice.profile("dev") + f"region = {REGION}\n")
     ran(laptop, "eks", "update-kubeconfig", "--name", "demo", "--profile", "dev")
     assert exec_of(laptop, USER)["args"] == [*DEMO, "--identity", "dev"]
 
 
-def test_an_endpoint_url_is_where_the_cluster_is_asked_for(laptop: Sandbox, moto: RecordingProxy) -> None:
+def test_describe_cluster_goes_to_the_endpoint_url(laptop: Sandbox, moto: RecordingProxy) -> None:
     ran(laptop, *UPDATE, "--profile", "dev", "--endpoint-url", moto.url, env={"AWS_ENDPOINT_URL": None})
     assert moto.count("DescribeCluster") == 1
 
@@ -393,19 +393,19 @@ def test_an_endpoint_url_is_where_the_cluster_is_asked_for(laptop: Sandbox, moto
         pytest.param([*UPDATE, "--dry-runs"], "did you mean --dry-run?", id="a misspelt option"),
         pytest.param(["eks", "update-kubeconfig", "--region", REGION], "pass --name", id="no cluster"),
         pytest.param(["eks", "update-kubeconfig", "--name", "demo"], "--region is missing", id="no region"),
-        pytest.param([*UPDATE, "more"], "unexpected argument 'more'", id="another word"),
-        pytest.param([*UPDATE, "--role-arn", "Admin"], "'Admin' is not a role ARN", id="no role"),
-        pytest.param(["kubeconfig", "--region", REGION], "--cluster-name NAME, or --all", id="ours without a cluster"),
+        pytest.param([*UPDATE, "more"], "unexpected argument 'more'", id="an extra word"),
+        pytest.param([*UPDATE, "--role-arn", "Admin"], "'Admin' is not a role ARN", id="not a role ARN"),
+        pytest.param(["kubeconfig", "--region", REGION], "--cluster-name NAME, or --all", id="ours without cluster"),
         pytest.param(["kubeconfig", *DEMO, "--all"], "cannot be used together", id="one cluster and all"),
         pytest.param(
             ["kubeconfig", *DEMO, "--external-id", "x"], "require a role to assume", id="an ID without a role"
         ),
-        pytest.param(["kubeconfig", *DEMO, "--prune"], "--prune needs --all", id="to prune for one cluster"),
-        pytest.param(["kubeconfig", "--cluster-name", "demo"], "--region", id="ours without a region"),
-        pytest.param(["kubeconfig", *DEMO, "--output", "json"], "--output", id="an unknown option of ours"),
+        pytest.param(["kubeconfig", *DEMO, "--prune"], "--prune needs --all", id="--prune for one cluster"),
+        pytest.param(["kubeconfig", "--cluster-name", "demo"], "--region", id="ours without region"),
+        pytest.param(["kubeconfig", *DEMO, "--output", "json"], "--output", id="ours with an unknown option"),
     ],
 )
-def test_wrong_words_are_refused_by_name(words: Sequence[str], said: str, laptop: Sandbox) -> None:
+def test_wrong_arguments_are_rejected_by_name(words: Sequence[str], said: str, laptop: Sandbox) -> None:
     done = laptop.run(*words, env={"AWS_PROFILE": "dev"})
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
@@ -424,20 +424,20 @@ def test_a_dry_run_writes_nothing_and_shows_no_secret(laptop: Sandbox) -> None:
     assert tree(laptop) == before
 
 
-def test_a_dry_run_of_the_aws_clis_words_prints_a_kubeconfig_that_works(laptop: Sandbox) -> None:
+def test_a_dry_run_of_update_kubeconfig_prints_a_working_kubeconfig(laptop: Sandbox) -> None:
     done = ran(laptop, *UPDATE, "--profile", "dev", "--dry-run")
     assert not config_path(laptop).parent.exists()
     printed = laptop.write("printed", done.stdout)
     assert is_let_in(laptop, "--kubeconfig", printed)
 
 
-def test_control_characters_of_names_never_reach_the_terminal(laptop: Sandbox) -> None:
+def test_control_characters_in_names_never_reach_the_terminal(laptop: Sandbox) -> None:
     odd = "a\x1b\x7f\x9b\u202e\U000e0001b"
     done = laptop.run_pty("kubeconfig", *DEMO, "-i", "dev", "--alias", odd, "--user-alias", odd, "--dry-run", steps=[])
     assert not [char for char in (done.stdout + done.stderr) if not char.isprintable() and char not in "\r\n"]
 
 
-def test_what_a_kubeconfig_holds_does_not_control_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kubeconfigs_content_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         master, terminal = os.openpty()
     except OSError:
@@ -452,7 +452,7 @@ def test_what_a_kubeconfig_holds_does_not_control_a_terminal(monkeypatch: pytest
 
 
 def test_every_usable_cluster_of_a_region_is_written(laptop: Sandbox, moto: RecordingProxy) -> None:
-    moto.forget()  # what DescribeCluster was told to answer
+    moto.forget()  # the answer that DescribeCluster was given
     names = ["demo", "one", "two"]
     for name in names[1:]:
         moto.create_cluster(name, region=REGION)
@@ -473,7 +473,7 @@ def test_every_usable_cluster_of_a_region_is_written(laptop: Sandbox, moto: Reco
     assert re.search("skipped (demo|one|two): dev: AWS refused DescribeCluster: AccessDeniedException: no", done.stderr)
 
 
-def test_every_region_is_asked_and_entries_of_lost_clusters_are_pruned(laptop: Sandbox, moto: RecordingProxy) -> None:
+def test_every_region_is_searched_and_deleted_clusters_are_pruned(laptop: Sandbox, moto: RecordingProxy) -> None:
     moto.forget()
     moto.create_cluster("elsewhere", region="eu-west-1")
     laptop.write(".kube/config", OTHERS)
@@ -487,7 +487,7 @@ def test_every_region_is_asked_and_entries_of_lost_clusters_are_pruned(laptop: S
         for user, identity, name in (
             ("gone", "dev", "lost"),
             ("kept", "other", "lost"),
-            ("both", "dev", "lost"),  # which a cluster that is still there needs too
+            ("both", "dev", "lost"),  # also the user of a cluster that still exists
             ("both", "dev", "demo"),
         )
     ]
@@ -506,7 +506,7 @@ def test_every_region_is_asked_and_entries_of_lost_clusters_are_pruned(laptop: S
     assert "gone" not in config_path(laptop).read_text()
 
 
-def test_all_pages_of_a_listing_are_read() -> None:
+def test_every_page_of_a_listing_is_read() -> None:
     book = {None: (["a", "b"], "2"), "2": (["c"], "3"), "3": ([], None)}
 
     def list_clusters(nextToken: str | None = None) -> dict[str, Any]:
@@ -519,7 +519,7 @@ def test_all_pages_of_a_listing_are_read() -> None:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_among_several_files_the_first_that_exists_gets_what_is_new_and_an_entry_stays_in_its_own(
+def test_the_first_existing_file_gets_new_entries_and_old_ones_stay_where_they_are(
     laptop: Sandbox,
 ) -> None:
     first, second = laptop.write("second file", OTHERS), laptop.home / "third"
@@ -533,13 +533,13 @@ def test_among_several_files_the_first_that_exists_gets_what_is_new_and_an_entry
     assert is_let_in(laptop, env=paths)
 
 
-def test_where_no_file_exists_the_last_is_made(laptop: Sandbox) -> None:
+def test_if_no_file_exists_the_last_is_created(laptop: Sandbox) -> None:
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev", env={"KUBECONFIG": f"{laptop.home}/a/x:{laptop.home}/b/y"})
     assert not (laptop.home / "a").exists()
     assert USER in by_name(view(laptop, laptop.home / "b/y"), "users")
 
 
-def test_a_link_stays_a_link_and_the_mode_stays(laptop: Sandbox) -> None:
+def test_a_link_stays_a_link_and_the_mode_is_kept(laptop: Sandbox) -> None:
     real = laptop.write("dotfiles/kube", OTHERS)
     real.chmod(0o640)
     config_path(laptop).parent.mkdir()
@@ -552,7 +552,7 @@ def test_a_link_stays_a_link_and_the_mode_stays(laptop: Sandbox) -> None:
     assert USER in by_name(view(laptop, real), "users")
 
 
-def test_one_in_json_is_read_as_well(laptop: Sandbox, api_server: ApiServer) -> None:
+def test_a_kubeconfig_in_json_is_read_too(laptop: Sandbox, api_server: ApiServer) -> None:
     laptop.write(".kube/config", api_server.kubeconfig(token="a-token"))
     ran(laptop, "kubeconfig", *DEMO, "-i", "dev")
     assert by_name(view(laptop), "users")["demo"] == {"token": "a-token"}
@@ -560,7 +560,7 @@ def test_one_in_json_is_read_as_well(laptop: Sandbox, api_server: ApiServer) -> 
 
 
 @pytest.mark.parametrize("made", ["directory", "device", "immutable", pytest.param("read-only", marks=not_as_root)])
-def test_what_cannot_be_written_is_one_clear_error(made: str, laptop: Sandbox) -> None:
+def test_a_kubeconfig_that_cannot_be_written_is_one_clear_error(made: str, laptop: Sandbox) -> None:
     path = config_path(laptop)
     path.parent.mkdir()
     if made == "directory":
@@ -582,7 +582,7 @@ def test_what_cannot_be_written_is_one_clear_error(made: str, laptop: Sandbox) -
 
 
 @pytest.mark.parametrize("names", [1, 2], ids=["replaced", "overwritten"])
-def test_a_file_that_does_not_fit_stays_as_it_was(names: int, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_file_as_it_was(names: int, tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_bytes(b"old content")
     if names == 2:
@@ -597,7 +597,7 @@ def test_a_file_that_does_not_fit_stays_as_it_was(names: int, tmp_path: Path) ->
     assert path.read_bytes() == b"old content" and len(list(tmp_path.iterdir())) == names
 
 
-def test_a_file_with_two_names_keeps_them_and_one_of_a_group_keeps_it(tmp_path: Path) -> None:
+def test_hard_links_and_group_permissions_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_bytes(b"old")
     path.chmod(0o640)
@@ -609,7 +609,7 @@ def test_a_file_with_two_names_keeps_them_and_one_of_a_group_keeps_it(tmp_path: 
     assert path.with_name("other").read_bytes() == b"x"
 
 
-def test_several_files_are_written_all_or_none_and_a_linked_directory_is_one(
+def test_all_files_are_written_or_none_and_a_linked_directory_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "real").mkdir()
@@ -660,15 +660,15 @@ AWS_CONTEXT = "- {name: aws, context: {cluster: up, user: aws}}\n"
         pytest.param(["completion", "fish", "", "adopt", "--context", ""], id="completion"),
         pytest.param(["adopt", "--all", "--dry-run"], id="a dry run of adopt"),
         pytest.param(["kubeconfig", *DEMO, "-i", "dev", "--dry-run"], id="a dry run of kubeconfig"),
-        pytest.param([*UPDATE, "--profile", "dev", "--dry-run"], id="a dry run of the AWS CLI's words"),
-        pytest.param(["logout", "--all"], id="logout of nobody's"),
+        pytest.param([*UPDATE, "--profile", "dev", "--dry-run"], id="a dry run of update-kubeconfig"),
+        pytest.param(["logout", "--all"], id="logout with nothing stored"),
     ],
 )
-def test_what_only_reads_writes_no_file_and_starts_no_kubectl(
+def test_read_only_commands_write_no_file_and_start_no_kubectl(
     words: list[str], laptop: Sandbox, keyring_daemon: KeyringDaemon
 ) -> None:
     text = OTHERS.replace("users:\n", "users:\n" + AWS_USER).replace("contexts:\n", "contexts:\n" + AWS_CONTEXT)
-    laptop.write(".kube/config", f"# not of eks-token\n{text}")
+    laptop.write(".kube/config", f"# not from eks-token\n{text}")
     log = laptop.root / "log"
     kubectl = laptop.root / "bin/kubectl"
     kubectl.unlink()
@@ -718,21 +718,21 @@ def error_of(text: str | bytes) -> str:
             "value is not a string",
             id="a variable that is a number",
         ),
-        pytest.param("contexts: [{name: a, context: {user: {}}}]", 1, "user is not a string", id="no user"),
+        pytest.param("contexts: [{name: a, context: {user: {}}}]", 1, "user is not a string", id="a mapping as a user"),
         pytest.param("a: b\ncurrent-context: 1\n", 2, "current-context is not a string", id="a number is current"),
-        pytest.param("a: " + "[" * 200 + "]" * 200, 1, "this is not valid YAML", id="very deep"),
-        pytest.param(BOMB, 1, "its aliases stand for too much", id="a bomb"),
+        pytest.param("a: " + "[" * 200 + "]" * 200, 1, "this is not valid YAML", id="nested very deeply"),
+        pytest.param(BOMB, 1, "its aliases stand for too much", id="an alias bomb"),
     ],
 )
 def test_an_error_in_a_kubeconfig_names_the_line_and_shows_no_value(text: str | bytes, line: int, reason: str) -> None:
     assert error_of(text) == f"/a/config, line {line}: {reason}"
 
 
-def test_an_alias_in_itself_is_an_error() -> None:
+def test_an_alias_that_contains_itself_is_an_error() -> None:
     assert error_of("a: &a\n- *a\n") == "/a/config is nested too deeply"
 
 
-def test_what_kubectl_reads_is_read() -> None:
+def test_whatever_kubectl_reads_is_read() -> None:
     nothing = "users:\ncontexts: null\nclusters: ~\ncurrent-context: Null\n"
     for text in (nothing, "", "# nothing\n", "---\n---\nusers: 1\n"):
         config = eks_token.parse_kubeconfig("", text.encode())
@@ -758,7 +758,7 @@ def test_what_kubectl_reads_is_read() -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_kubeconfig_is_an_error_that_quotes_nothing(name: str) -> None:
+def test_a_broken_kubeconfig_is_an_error_that_quotes_nothing_from_it(name: str) -> None:
     text, line = BROKEN[name]
     error = error_of(text)
     assert error.startswith(f"/a/config, line {line}: ") and SECRET not in error
@@ -816,7 +816,7 @@ def test_a_kill_at_any_system_call_leaves_the_old_file_or_the_new(place: str, tm
     assert run("-o", str(tmp_path / "calls")) == 0
     lines = [line for line in (tmp_path / "calls").read_text().splitlines() if "(" in line]
     names = [line.partition("(")[0] for line in lines]
-    begun = names.index("getppid")  # Python has started, and no kubeconfig is open
+    begun = names.index("getppid")  # Python has started but has not opened a kubeconfig
     changing = ("write", "fsync", "ftruncate", "chmod", "utimensat", "rename", "unlink", "O_CREAT")
     outcomes = set()
     for number, line in enumerate(lines):
@@ -829,7 +829,7 @@ def test_a_kill_at_any_system_call_leaves_the_old_file_or_the_new(place: str, tm
         assert outcomes <= {contents[0] if old else "", contents[1]}, line
     for lock in ("config.lock", "real.lock"):
         path.with_name(lock).unlink(missing_ok=True)
-    path.with_name(f".{path.resolve().name}.eks-token").write_bytes(b"half")  # also what a kill may leave
+    path.with_name(f".{path.resolve().name}.eks-token").write_bytes(b"half")  # a kill may leave this too
     path.write_bytes(old or b"")
     files = eks_token.read_kubeconfigs([str(path)])
     assert eks_token.replace_contents([(str(path), files[0].content, contents[1].encode())])
@@ -841,12 +841,12 @@ def test_a_kill_at_any_system_call_leaves_the_old_file_or_the_new(place: str, tm
 
 
 @pytest.mark.parametrize("name", WILD)
-def test_a_new_entry_changes_no_line_of_others_and_goes_without_a_trace(name: str, tmp_path: Path) -> None:
+def test_adding_an_entry_changes_no_other_line_and_removing_it_leaves_no_trace(name: str, tmp_path: Path) -> None:
     text, path = WILD[name], tmp_path / "config"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
     def but_lists(text: str) -> list[str]:
-        """The lines that are not a list without items, or the current context."""
+        """The lines without empty lists, list keys and the current context."""
         lines = (line for line in text.split("\n") if line.strip("{}"))
         return [line for line in lines if not re.match("(clusters|contexts|users|current-context):.*|(api|kind)", line)]
 
@@ -874,11 +874,11 @@ def test_a_new_entry_changes_no_line_of_others_and_goes_without_a_trace(name: st
     assert ENTRY.user not in left and ENTRY.cluster not in left
 
 
-def test_a_pipe_of_the_shells_and_a_name_with_a_colon_are_read(laptop: Sandbox) -> None:
+def test_a_kubeconfig_can_be_a_pipe_or_have_a_colon_in_its_name(laptop: Sandbox) -> None:
     path = laptop.write("a:b", OTHERS.replace("users:\n", "users:\n" + AWS_USER))
     assert "user aws" in ran(laptop, "adopt", "--all", "--dry-run", "--kubeconfig", path).stderr
     script = 'KUBECONFIG=<(cat "$1") "$2" adopt --all --dry-run'
-    # the preloaded Python does not get the pipe
+    # the preloaded Python does not inherit the pipe
     done = ran(laptop, "-c", script, "bash", path, laptop.executable, command=["bash"], python=sys.executable)
     assert "user aws" in done.stderr
 
@@ -886,7 +886,7 @@ def test_a_pipe_of_the_shells_and_a_name_with_a_colon_are_read(laptop: Sandbox) 
 # --- kubectl ------------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_every_program_finds(laptop: Sandbox, tmp_path: Path) -> None:
+def test_the_command_is_one_that_every_program_finds(laptop: Sandbox, tmp_path: Path) -> None:
     """Desktop programs often start with a PATH that lacks ~/.local/bin."""
 
     def command(*options: str) -> str:
@@ -899,7 +899,7 @@ def test_a_command_that_every_program_finds(laptop: Sandbox, tmp_path: Path) -> 
     (laptop.root / "bin/eks-token").unlink()
     assert command() == str(laptop.executable)
     assert is_let_in(laptop, env={"PATH": "/usr/bin:/bin", "KUBECONFIG": str(config_path(laptop))})
-    (laptop.root / "bin/eks-token").write_text("#!/bin/sh\n")  # another program of the name
+    (laptop.root / "bin/eks-token").write_text("#!/bin/sh\n")  # another program with the same name
     (laptop.root / "bin/eks-token").chmod(0o755)
     assert command() == str(laptop.executable)
 
@@ -923,7 +923,7 @@ def test_kubectls_lock_is_waited_for_and_then_reported(tmp_path: Path, monkeypat
     assert lock.exists()
 
 
-def test_many_at_once_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
+def test_concurrent_runs_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
     laptop.write(".kube/config", OTHERS)
     laptop.credentials("".join(alice.profile(f"p{number}") for number in range(6)))
     started = [laptop.start("kubeconfig", *DEMO, "-i", f"p{number}", "--alias", f"c{number}") for number in range(6)]
@@ -935,11 +935,11 @@ def test_many_at_once_lose_nothing(laptop: Sandbox, alice: AccessKey) -> None:
     started[-1].communicate(timeout=60)
     contexts = set(by_name(view(laptop), "contexts"))
     assert contexts >= {"a.b/c:d e", *(f"c{number}" for number in range(6))}
-    if started[-1].returncode == 0:  # kubectl waits for no lock
+    if started[-1].returncode == 0:  # kubectl does not wait for a lock
         assert "theirs" in contexts
 
 
-# --- what AWS says ------------------------------------------------------------------------------------------
+# --- the answer of DescribeCluster --------------------------------------------------------------------------
 
 
 FOUND = {"name": "demo", "arn": ARN, "endpoint": "https://x", "status": "ACTIVE"}
@@ -953,7 +953,7 @@ WANTED = eks_token.Provision(eks_token.Request("eks-token", "demo", REGION, "dev
         pytest.param({"etcdInstanceType": "m5.large"}, "--cluster-name", id="extended"),
     ],
 )
-def test_a_local_cluster_on_an_outpost_is_known_by_its_id(outpost: Mapping[str, Any], option: str) -> None:
+def test_only_a_local_cluster_on_an_outpost_is_named_by_its_id(outpost: Mapping[str, Any], option: str) -> None:
     found = FOUND | {"id": "an-id", "status": "UPDATING", "outpostConfig": {"outpostArns": ["x"], **outpost}}
     entry = eks_token.new_entry(found, "demo", "dev", WANTED)
     value = "an-id" if option == "--cluster-id" else "demo"
@@ -983,13 +983,13 @@ def test_a_local_cluster_on_an_outpost_is_known_by_its_id(outpost: Mapping[str, 
     ],
     ids=str,
 )
-def test_a_wrong_answer_of_describe_cluster_is_refused(wrong: dict[str, object], said: str) -> None:
+def test_a_bad_answer_of_describe_cluster_is_rejected(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(eks_token.Problem, match=re.escape(said)):
         eks_token.new_entry(FOUND | wrong, "demo", "dev", WANTED)
 
 
 @pytest.mark.parametrize("name", ["--debug", "-i", "a b", "a\x1b", "", "x" * 101, "démo"], ids=ascii)
-def test_a_clusters_name_from_aws_is_checked_as_one_from_a_person(name: str) -> None:
+def test_a_cluster_name_from_aws_is_checked_like_one_from_a_user(name: str) -> None:
     with pytest.raises(eks_token.Problem, match="AWS returned a cluster that is not"):
         eks_token.new_entry(FOUND | {"name": name, "arn": ARN.replace("demo", name)}, name, "dev", WANTED)
 
@@ -1002,7 +1002,7 @@ def test_a_value_that_looks_like_an_option_stays_a_value() -> None:
     assert (taken.identity, taken.external_id, taken.session_name) == ("-i", "--debug", "me")
 
 
-def test_an_unknown_cluster_is_aws_own_words(laptop: Sandbox, moto: RecordingProxy) -> None:
+def test_an_unknown_cluster_is_reported_in_the_words_of_aws(laptop: Sandbox, moto: RecordingProxy) -> None:
     moto.forget()
     done = laptop.run("kubeconfig", "--cluster-name", "nope", "--region", REGION, "-i", "dev")
     assert done.returncode == 1
@@ -1010,7 +1010,7 @@ def test_an_unknown_cluster_is_aws_own_words(laptop: Sandbox, moto: RecordingPro
 
 
 def test_on_windows_kubectl_starts_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a command with slashes, because kubectl takes one with backslashes for relative to the file."""
+    """The path has slashes, because kubectl would resolve one with backslashes relative to the kubeconfig."""
     monkeypatch.setattr(sys, "executable", r"C:\Python 3\python.exe")
     command = eks_token.exec_command(invocation(platform="win32", file=r"C:\Tools\eks-token", build="x"))
     assert command == ["C:/Python 3/python.exe", "-I", "-S", "C:/Tools/eks-token"]
@@ -1025,7 +1025,7 @@ def test_on_windows_kubectl_starts_python(monkeypatch: pytest.MonkeyPatch) -> No
         pytest.param(["/usr/bin/python3.12", "/opt/eks-token"], id="through Python"),
     ],
 )
-def test_an_entry_of_ours_is_known(words: list[str]) -> None:
+def test_an_entry_of_ours_is_recognized(words: list[str]) -> None:
     user = eks_token.KubeUser(words[0], (*words[1:], *DEMO, "--identity=dev"), {}, "")
     assert eks_token.our_arguments(user) == (*DEMO, "--identity=dev")
     assert eks_token.entry_identity(user) == "dev"
