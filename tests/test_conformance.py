@@ -1,5 +1,5 @@
-"""A table of AWS config shapes, each resolved by the program and by a plain botocore session to the same principal, or
-refused by both. There is no keyring here, because AWS config needs none.
+"""A table of AWS config shapes. The program and a plain botocore session resolve each to the same principal, or both
+refuse it. There is no keyring here, because AWS config does not need one.
 """
 
 import json
@@ -35,14 +35,14 @@ print(credentials.get_frozen_credentials().access_key if credentials else sys.ex
 
 
 class Shape(NamedTuple):
-    """KEYS-who, ROLE-name, SERIAL, START-URL and FILE-name in the texts stand for what the world has."""
+    """KEYS-who, ROLE-name, SERIAL, START-URL and FILE-hex are placeholders that `World.fill` replaces."""
 
-    expected: str | None  # a user, a role, a session's name where it is set; None: both refuse
+    expected: str | None  # a user, a role, or a session's name if it is set; None: both refuse
     config: str = ""
     credentials: str = ""
     profile: str = ""  # named by an option; "" for none
     env: Mapping[str, str] = {}
-    code: bool = False  # an MFA code is asked for
+    code: bool = False  # both ask for an MFA code
     signed_in: str = ""  # to SSO with the AWS CLI: the sso-session, or "legacy"
 
 
@@ -280,7 +280,7 @@ SHAPES = {
 
 
 GO_PROCESS = "role_arn = ROLE-admin\n" + process(**GIVEN)
-# What the AWS SDK for Go, which aws-iam-authenticator uses, takes otherwise than botocore, and what it takes likewise.
+# What the AWS SDK for Go, which aws-iam-authenticator uses, reads differently from botocore, and what it reads alike.
 LIKEWISE = [
     "environment keys before AWS_PROFILE",
     "AWS_PROFILE",
@@ -361,7 +361,7 @@ GO_SHAPES = {name: SHAPES[name] for name in LIKEWISE} | {
 
 
 class Container(HttpServer):
-    """What answers at AWS_CONTAINER_CREDENTIALS_FULL_URI in ECS and EKS Pod Identity."""
+    """The server at AWS_CONTAINER_CREDENTIALS_FULL_URI, as in ECS and EKS Pod Identity."""
 
     def __init__(self, answers: Mapping[str, Mapping[str, str | None]]) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ class World:
         moto.mfa_codes[mfa_serial("alice")] = CODE
         alice, of_sso = f"arn:aws:iam::{ACCOUNT}:user/alice", sso.assign(ACCOUNT, "Admin")
         self.arns = {"sso": test_login.role_of(of_sso), "guest": f"arn:aws:iam::{ACCOUNT}:role/guest"}
-        # moto itself need not know them: roles of another account are made at the proxy alone
+        # roles in another account exist only in the proxy, not in moto
         roles: dict[str, dict[str, Any]] = {
             "admin": {"trusted": [alice, self.arns["guest"]]},
             "second": {"trusted": [f"arn:aws:iam::{OTHER_ACCOUNT}:role/admin"]},
@@ -400,7 +400,7 @@ class World:
             self.arns[name] = moto.create_role(name, account=OTHER_ACCOUNT, **rules)
 
     def fill(self, text: str) -> str:
-        """The text with its placeholders replaced; a FILE-hex is written, filled as well."""
+        """The text with its placeholders replaced. Each FILE-hex is decoded, filled and written to a file."""
         values: list[tuple[str, Callable[[str], str]]] = [
             (r"FILE-((?:[0-9a-f]{2})+)\b", lambda content: str(self.file(self.fill(bytes.fromhex(content).decode())))),
             (r"FILE-(token)", lambda name: str(self.file("a-web-identity-token"))),
@@ -443,7 +443,7 @@ class World:
         return env
 
     def prepare(self, shape: Shape) -> None:
-        """Write the shape's files."""
+        """Writes the shape's files."""
         if shape.config:
             self.home.config(self.fill(shape.config))
         if shape.credentials:
@@ -452,7 +452,7 @@ class World:
             self.sign_in(shape.signed_in)
 
     def sign_in(self, session: str) -> None:
-        """As `aws sso login` does."""
+        """Signs in as `aws sso login` does."""
         name = self.sso.start_url if session == "legacy" else session
         access_token, _ = self.sso.new_session()
         token = {
@@ -469,7 +469,7 @@ class World:
         return Container({"guest": answer, "endless": {**answer, "Expiration": None}})
 
     def principal(self, arn: str) -> str:
-        """The name by which shapes expect it; with the session's name, if that was chosen."""
+        """The name that a shape expects, with the session's name if somebody chose it."""
         seen = identity(arn, "", "", 0)
         (name,) = [name for name, known in self.named().items() if known == seen.canonical_arn]
         chosen = seen.session_name if name not in ("sso", "guest") else ""
@@ -500,7 +500,7 @@ def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, wor
         line += ["--profile", shape.profile] if shape.profile else []
         ours = run(home, [home.executable, *line], env, "MFA code for " if shape.code else "")
         peer: list[str | Path] = [program.python, "-I", "-S", home.write("peer.py", PEER), shape.profile]
-        # only botocore minds a client without a region
+        # only botocore requires a region
         theirs = run(home, peer, {**env, "AWS_DEFAULT_REGION": REGION}, "MFA code for " if shape.code else "")
     their_key = theirs.stdout.strip()
     if agreed(world, shape, ours, theirs, their_key):
@@ -518,11 +518,11 @@ def test_a_shape_of_aws_config_means_what_it_means_to_aws_iam_authenticator(
     line: list[str | Path] = ["token", "-i", "demo", "--region", REGION, "--token-only"]
     with world.container() as container:
         profile = {"AWS_PROFILE": shape.profile} if shape.profile else {}
-        # it looks for instance metadata whatever AWS_EC2_METADATA_DISABLED says
+        # it looks for instance metadata even with AWS_EC2_METADATA_DISABLED
         nowhere = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}
         env = {**world.environment(shape, container), **nowhere, **profile}
         ours = run(home, [home.executable, *line], env, "MFA code for " if shape.code else "")
-        # its clients that assume roles heed neither --region nor AWS_ENDPOINT_URL
+        # its clients that assume roles use neither --region nor AWS_ENDPOINT_URL
         for_roles = {"AWS_REGION": REGION, "AWS_ENDPOINT_URL_STS": world.moto.url}
         prompt = "Assume Role MFA token code: " if shape.code else ""
         theirs = run(home, [authenticator, *line], {**env, **for_roles}, prompt)
@@ -559,7 +559,7 @@ ON_TOP = OTHER_NAME.format("EKSGetTokenAuth", "aws-go-sdk-TIME", "-s NAME")
         ),
     ],
 )
-def test_what_differs_from_aws_iam_authenticator_is_said_in_words(
+def test_differences_from_aws_iam_authenticator_are_explained(
     config: str, more: str, env: Mapping[str, str], expected: list[str], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.home.config(world.fill(config or "[profile p]\nregion = us-east-2\n"))
@@ -574,13 +574,13 @@ def test_what_differs_from_aws_iam_authenticator_is_said_in_words(
 
 
 def key_id_of(token: str) -> str:
-    """Whose access key signed a token."""
+    """The id of the access key that signed a token."""
     query = parse_qs(urlsplit(decoded_url(token.strip())).query)
     return query["X-Amz-Credential"][0].partition("/")[0]
 
 
 def agreed(world: World, shape: Shape, ours: Completed, theirs: Completed, their_key: str) -> bool:
-    """Whether both got credentials. If the shape is to be refused, both must refuse it, or STS must."""
+    """Whether both got credentials. A shape without an expected principal must be refused by both, or by STS."""
     if shape.expected is not None:
         assert ours.returncode == theirs.returncode == 0, ours.stderr + theirs.stderr
         return True

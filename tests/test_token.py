@@ -1,4 +1,4 @@
-"""Section 7: credentials become a token that a cluster takes. botocore's client, the verifier and the AWS CLI judge."""
+"""Section 7: a token that clusters accept, made from credentials. botocore, the verifier and the AWS CLI check it."""
 
 import functools
 import json
@@ -64,14 +64,14 @@ def partition_of(region: str) -> str:
 
 @functools.cache
 def judge(legacy: bool) -> botocore.session.Session:
-    """A session whose clients tell where botocore would send the call."""
+    """A session whose clients show where botocore would send the call."""
     session = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
     session.set_config_variable("sts_regional_endpoints", "legacy" if legacy else "regional")
     return session
 
 
 def botocores_endpoint(region: str, fips: bool, dual_stack: bool, legacy: bool) -> Endpoint | None:
-    """Where botocore's own client presigns to, None where it refuses to."""
+    """The host and region that botocore's own client presigns for; None if it refuses."""
     try:
         client = judge(legacy).create_client(
             "sts",
@@ -94,33 +94,27 @@ def our_endpoint(region: str, fips: bool, dual_stack: bool, legacy: bool) -> End
         return None
 
 
-PLAIN = [region for each in partitions() for region in each["regions"] if "global" not in region]
+REGIONS = [region for each in partitions() for region in each["regions"] if "global" not in region]
+VARIANTS = [(False, False), (True, False), (False, True), (True, True)]  # FIPS, dual-stack
 SAMPLES = [
     *("us-east-1", "us-east-2", "eu-west-1", "cn-north-1", "us-gov-west-1", "eusc-de-east-1"),
     *("us-iso-east-1", "us-isob-east-1", "eu-isoe-west-1", "us-isof-south-1"),
 ]
 
 
-@pytest.mark.parametrize("region", PLAIN)
-def test_a_regions_host_is_the_one_that_botocores_client_uses(region: str) -> None:
-    for legacy in (False, True):
-        assert our_endpoint(region, False, False, legacy) == botocores_endpoint(region, False, False, legacy)
-
-
-@pytest.mark.parametrize("legacy", [False, True], ids=["regional", "legacy"])
-@pytest.mark.parametrize(
-    ("fips", "dual_stack"), [(True, False), (False, True), (True, True)], ids=["fips", "dual", "2"]
-)
-@pytest.mark.parametrize("region", SAMPLES)
-def test_so_it_is_with_fips_and_dual_stack(region: str, fips: bool, dual_stack: bool, legacy: bool) -> None:
-    # the verifier knows no dual-stack domain of the ISO partitions: there the setting is ignored
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_regions_host_is_the_one_that_botocore_uses(region: str, variant: tuple[bool, bool]) -> None:
+    fips, dual_stack = variant
+    # the verifier does not know a dual-stack domain for the ISO partitions, so the setting is ignored there
     known = dual_stack and "-iso" not in region
-    assert our_endpoint(region, fips, dual_stack, legacy) == botocores_endpoint(region, fips, known, legacy)
+    for legacy in (False, True):
+        assert our_endpoint(region, fips, dual_stack, legacy) == botocores_endpoint(region, fips, known, legacy)
 
 
-@pytest.mark.parametrize("variant", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("region", SAMPLES)
-def test_clusters_of_the_partition_take_the_token(region: str, variant: tuple[bool, bool]) -> None:
+def test_clusters_in_the_partition_accept_the_token(region: str, variant: tuple[bool, bool]) -> None:
     for legacy in (False, True):
         endpoint = eks_token.sts_endpoint(region, "", *variant, legacy)
         url, issued = eks_token.presign(Credentials(*KEY[:2], None, None), endpoint, "demo")
@@ -129,6 +123,11 @@ def test_clusters_of_the_partition_take_the_token(region: str, variant: tuple[bo
         who = verify(token, cluster="demo", secrets=secrets, partition=partition_of(region))
         assert (who.host, who.signed_at) == (endpoint.host, issued)
         assert parameters(url)["X-Amz-Expires"] == "60"
+
+
+@pytest.mark.parametrize("region", ["us-east-1-fips", "fips-us-east-1"])
+def test_an_old_pseudo_region_is_the_fips_endpoint_of_its_region(region: str) -> None:
+    assert eks_token.sts_endpoint(region) == eks_token.sts_endpoint("us-east-1", fips=True)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_clusters_of_the_partition_take_the_token(region: str, variant: tuple[bo
         ("us-isob-east-9", "us-isob-east-1", "sts.us-isob-east-9.sc2s.sgov.gov"),
     ],
 )
-def test_a_region_that_is_new_to_botocore_is_used_with_a_warning(
+def test_a_region_that_botocore_does_not_know_is_used_with_a_warning(
     region: str, nearest: str, host: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert eks_token.sts_endpoint(region) == Endpoint(host, region)
@@ -153,10 +152,10 @@ def test_a_region_that_is_new_to_botocore_is_used_with_a_warning(
 @pytest.mark.parametrize(
     "region",
     [
-        pytest.param("mars-1", id="another planet"),
+        pytest.param("mars-1", id="not on Earth"),
         pytest.param("us-east", id="cut off"),
-        pytest.param("us-east-1a", id="a zone"),
-        pytest.param("US-EAST-1", id="capitals"),
+        pytest.param("us-east-1a", id="an availability zone"),
+        pytest.param("US-EAST-1", id="capital letters"),
         pytest.param("us-east-1.example.com", id="a host"),
         pytest.param("us-east-1/", id="a path"),
         pytest.param("us-east-1\n", id="a line break"),
@@ -164,13 +163,13 @@ def test_a_region_that_is_new_to_botocore_is_used_with_a_warning(
         pytest.param("us-east-\N{ARABIC-INDIC DIGIT ONE}", id="a digit beyond ASCII"),
     ],
 )
-def test_what_cannot_be_a_region_is_refused(region: str) -> None:
+def test_what_is_not_a_region_is_rejected(region: str) -> None:
     with pytest.raises(Problem, match="is not an AWS region") as caught:
         eks_token.sts_endpoint(region)
     assert caught.value.status == 2
 
 
-def test_no_setting_of_an_endpoint_url_changes_the_host(home: Sandbox) -> None:
+def test_endpoint_url_settings_do_not_change_the_host(home: Sandbox) -> None:
     home.credentials(KEY.profile())
     home.config(
         "[default]\nendpoint_url = https://a.example\nservices = own\n"
@@ -185,8 +184,8 @@ def test_no_setting_of_an_endpoint_url_changes_the_host(home: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("line", "env", "config", "host"),
     [
-        pytest.param(GET_TOKEN, {}, "", "sts.amazonaws.com", id="aws: none anywhere, the global host"),
-        pytest.param(TOKEN, {}, "", "sts.us-east-1.amazonaws.com", id="authenticator: none anywhere, us-east-1's"),
+        pytest.param(GET_TOKEN, {}, "", "sts.amazonaws.com", id="aws: no region, so the global host"),
+        pytest.param(TOKEN, {}, "", "sts.us-east-1.amazonaws.com", id="authenticator: no region, so us-east-1"),
         pytest.param(GET_TOKEN, {}, "region = eu-west-2", "sts.eu-west-2.amazonaws.com", id="aws: the profile's"),
         pytest.param(TOKEN, {}, "region = eu-west-2", "sts.eu-west-2.amazonaws.com", id="authenticator: the profile's"),
         pytest.param(
@@ -194,14 +193,14 @@ def test_no_setting_of_an_endpoint_url_changes_the_host(home: Sandbox) -> None:
             {"AWS_REGION": "eu-west-3", "AWS_DEFAULT_REGION": "eu-west-1"},
             "region = eu-west-2",
             "sts.eu-west-3.amazonaws.com",
-            id="AWS_REGION before all",
+            id="AWS_REGION first",
         ),
         pytest.param(
             GET_TOKEN,
             {"AWS_DEFAULT_REGION": "eu-west-1"},
             "region = eu-west-2",
             "sts.eu-west-1.amazonaws.com",
-            id="AWS_DEFAULT_REGION before the profile's",
+            id="AWS_DEFAULT_REGION before the profile",
         ),
         pytest.param(
             [*GET_TOKEN, "--region=cn-north-1"], {"AWS_REGION": "x"}, "", "sts.cn-north-1.amazonaws.com.cn", id="option"
@@ -211,28 +210,30 @@ def test_no_setting_of_an_endpoint_url_changes_the_host(home: Sandbox) -> None:
             {"AWS_USE_FIPS_ENDPOINT": "true"},
             "",
             "sts-fips.us-west-2.amazonaws.com",
-            id="FIPS by variable",
+            id="FIPS from a variable",
         ),
         pytest.param(
             [*GET_TOKEN, "--region", "us-west-2"],
             {},
             "use_fips_endpoint = true\nuse_dualstack_endpoint = true",
             "sts-fips.us-west-2.api.aws",
-            id="FIPS and dual-stack by config",
+            id="FIPS and dual-stack from the config",
         ),
         pytest.param(BARE, {"AWS_USE_DUALSTACK_ENDPOINT": "true"}, "", "sts.eu-west-1.api.aws", id="dual-stack"),
-        pytest.param(BARE, {}, "sts_regional_endpoints = legacy", "sts.amazonaws.com", id="legacy by config"),
-        pytest.param(BARE, {"AWS_STS_REGIONAL_ENDPOINTS": "legacy"}, "", "sts.amazonaws.com", id="legacy by variable"),
+        pytest.param(BARE, {}, "sts_regional_endpoints = legacy", "sts.amazonaws.com", id="legacy from the config"),
+        pytest.param(
+            BARE, {"AWS_STS_REGIONAL_ENDPOINTS": "legacy"}, "", "sts.amazonaws.com", id="legacy from a variable"
+        ),
         pytest.param(
             BARE,
             {"AWS_STS_REGIONAL_ENDPOINTS": "regional"},
             "sts_regional_endpoints = legacy",
             "sts.eu-west-1.amazonaws.com",
-            id="the variable before config",
+            id="the variable before the config",
         ),
     ],
 )
-def test_region_and_variant_of_the_host_are_found_where_aws_documents_them(
+def test_the_region_and_the_variant_of_the_host_come_from_where_aws_documents_them(
     line: Sequence[str], env: Mapping[str, str], config: str, host: str, home: Sandbox, keys: Keys
 ) -> None:
     keys.learn(*KEY)
@@ -254,11 +255,11 @@ def test_a_stored_identitys_region_is_used(home: Sandbox, keyring_daemon: Keyrin
         assert host_of(home.run(*line, env={**bus, "AWS_REGION": "eu-west-1"})) == "sts.eu-west-1.amazonaws.com"
 
 
-# --- how long it is good ------------------------------------------------------------------------------------
+# --- how long it is valid -----------------------------------------------------------------------------------
 
 
 def timestamps(done: Completed) -> tuple[int, int]:
-    """When the token was signed and when it is said to end."""
+    """When the token was signed, and its expirationTimestamp."""
     date = parameters(decoded_url(token_of(done)))["X-Amz-Date"]
     issued = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
     ends = json.loads(done.stdout)["status"]["expirationTimestamp"]
@@ -267,7 +268,7 @@ def timestamps(done: Completed) -> tuple[int, int]:
 
 
 def session(lifetime: float) -> dict[str, str]:
-    """Temporary credentials that end in so many seconds, as a tool exports them."""
+    """Temporary credentials that expire in this many seconds, as a tool exports them."""
     return {
         **KEY.environment,
         "AWS_SESSION_TOKEN": "IQoJb3JpZ2luX2Vj" + "x" * 400,
@@ -278,13 +279,13 @@ def session(lifetime: float) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("lifetime", "cached"),
     [
-        pytest.param(3600, True, id="the token ends first"),
-        pytest.param(600, True, id="the credentials end first"),
-        pytest.param(100, False, id="about to end"),
+        pytest.param(3600, True, id="the token expires first"),
+        pytest.param(600, True, id="the credentials expire first"),
+        pytest.param(100, False, id="about to expire"),
         pytest.param(30, False, id="in their last minute"),
     ],
 )
-def test_a_token_ends_after_14_minutes_or_a_minute_before_its_credentials(
+def test_a_token_expires_after_14_minutes_or_a_minute_before_its_credentials(
     lifetime: int, cached: bool, home: Sandbox
 ) -> None:
     env = session(lifetime)
@@ -295,7 +296,7 @@ def test_a_token_ends_after_14_minutes_or_a_minute_before_its_credentials(
     assert any((home.cache / "tokens").rglob("%answer")) == cached
 
 
-def test_credentials_without_an_end_make_tokens_of_14_minutes(home: Sandbox) -> None:
+def test_credentials_that_do_not_expire_make_tokens_of_14_minutes(home: Sandbox) -> None:
     issued, ends = timestamps(home.run(*BARE, env=KEY.environment))
     assert ends - issued == 14 * 60
     assert abs(issued - time.time()) < 60
@@ -336,11 +337,11 @@ TIMES = [
     ("2026-11-25", -12 * 3600),
     ("2026-11-25T11:59:60Z", 0),
 ]
-"""As AWS, its CLIs of all ages, Go and botocore write them, and how many seconds from 12:00 they are."""
+"""Times as AWS, old and new AWS CLIs, Go and botocore write them, in seconds after 12:00."""
 
 
 @pytest.mark.parametrize(("text", "seconds"), TIMES)
-def test_a_time_is_read_as_it_is_meant(text: str, seconds: float) -> None:
+def test_every_spelling_of_a_time_is_read(text: str, seconds: float) -> None:
     noon = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
     assert eks_token.parse_time(text) - noon == pytest.approx(seconds, abs=1e-6)
 
@@ -358,7 +359,7 @@ def test_what_is_not_a_time_is_a_value_error(text: str) -> None:
         eks_token.parse_time(text)
 
 
-# --- its form -----------------------------------------------------------------------------------------------
+# --- its format ---------------------------------------------------------------------------------------------
 
 
 def test_the_answer_is_one_line_of_an_exec_credential(home: Sandbox) -> None:
@@ -375,25 +376,25 @@ def test_the_answer_is_one_line_of_an_exec_credential(home: Sandbox) -> None:
     assert answer["status"].keys() == {"token", "expirationTimestamp"}
 
 
-def test_the_session_token_goes_into_the_token(home: Sandbox, keys: Keys) -> None:
+def test_the_session_token_is_part_of_the_token(home: Sandbox, keys: Keys) -> None:
     key_id, key = keys.mint("arn:aws:sts::123456789012:assumed-role/admin/alice+/=", 3600)
     env = {**AccessKey(key_id, key.secret, "").environment, "AWS_SESSION_TOKEN": str(key.session_token)}
     who = verify(token_of(home.run(*BARE, env=env)), cluster="demo", secrets=keys)
     assert (who.access_key_id, who.session_name) == (key_id, "alice+/=")
 
 
-def test_a_token_that_no_cluster_would_take_for_its_length_is_an_error(home: Sandbox) -> None:
+def test_a_token_that_is_too_long_for_a_cluster_is_an_error(home: Sandbox) -> None:
     fails(home.run(*BARE, env={**KEY.environment, "AWS_SESSION_TOKEN": "x" * 4096}), 1, "accept at most 4096")
     assert not (home.cache / "tokens").exists()
 
 
 def test_the_longest_token_has_4096_bytes() -> None:
-    assert len(eks_token.bearer_token("x" * 3063)) == 4095  # no base64 has one character more
+    assert len(eks_token.bearer_token("x" * 3063)) == 4095  # base64 never has one character more
     with pytest.raises(Problem, match="4097"):
         eks_token.bearer_token("x" * 3064)
 
 
-def test_a_token_is_for_one_cluster(home: Sandbox, keys: Keys) -> None:
+def test_a_token_is_only_for_its_cluster(home: Sandbox, keys: Keys) -> None:
     keys.learn(*KEY)
     for option, cluster in (("--cluster-name", "demo"), ("--cluster-id", "0a1b2c3d-4e5f"), ("--cluster-id", "x y/é")):
         token = token_of(home.run(option, cluster, "--region", "eu-west-1", env=KEY.environment))
@@ -461,7 +462,7 @@ def test_output_and_query_print_what_the_aws_cli_prints(options: list[str], home
 
 
 @pytest.mark.parametrize("query", ["status.", "[", "'", "nofunction(kind)", "length(spec.x)"])
-def test_a_query_that_is_no_jmespath_is_refused(query: str, home: Sandbox) -> None:
+def test_a_query_that_is_not_jmespath_is_rejected(query: str, home: Sandbox) -> None:
     fails(home.run(*GET_TOKEN, "--region", "eu-west-1", "--query", query, env=KEY.environment), 2, "--query")
 
 
@@ -471,8 +472,3 @@ def test_token_only_prints_the_bare_token(home: Sandbox, keys: Keys) -> None:
         done = home.run(*TOKEN, "--token-only", "--region", "eu-west-1", env=KEY.environment)
         assert (done.returncode, done.stdout.count("\n")) == (0, 1)
         assert verify(done.stdout.rstrip("\n"), cluster="demo", secrets=keys).arn == KEY.arn
-
-
-@pytest.mark.parametrize("region", ["us-east-1-fips", "fips-us-east-1"])
-def test_an_old_pseudo_region_is_the_fips_endpoint_of_its_region(region: str) -> None:
-    assert eks_token.sts_endpoint(region) == eks_token.sts_endpoint("us-east-1", fips=True)

@@ -1,7 +1,7 @@
-"""What an EKS cluster does with a token: the rules of aws-iam-authenticator, and those of STS behind it.
+"""What an EKS cluster does with a token: the rules of aws-iam-authenticator and of STS behind it.
 
 The authenticator looks at the presigned URL and then sends it to STS; here the second step is to compute the
-signature again. Nothing of botocore is used, so that a mistake in its signer, or in our use of it, shows.
+signature again. This module does not use botocore, so that mistakes in its signer or in our use of it show.
 
 Sources: kubernetes-sigs/aws-iam-authenticator, pkg/token/token.go and pkg/endpoints/partitions.go; "Create a
 signed AWS API request" and "Common errors" in the AWS documentation.
@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 PREFIX = "k8s-aws-v1."
 MAX_BYTES = 4096
 LIFETIME = 15 * 60
-# STS itself forgives five minutes; a token dated that far ahead would be our bug all the same
+# STS itself tolerates five minutes, but a token dated so far ahead would still be our bug
 MAX_AHEAD = 60
 CLUSTER_HEADER = "x-k8s-aws-id"
 ALGORITHM = "AWS4-HMAC-SHA256"
@@ -32,7 +32,7 @@ ALLOWED = {"action", "version", "x-amz-algorithm", "x-amz-credential", "x-amz-da
 
 
 class Domains(NamedTuple):
-    """The STS domains of a partition, and which regions are its own."""
+    """The STS domains of a partition, and the pattern of its regions."""
 
     regions: str
     domain: str
@@ -47,7 +47,7 @@ PARTITIONS = {
     "aws-iso-b": Domains(r"us-isob-", "sc2s.sgov.gov"),
     "aws-iso-e": Domains(r"eu-isoe-", "cloud.adc-e.uk"),
     "aws-iso-f": Domains(r"us-isof-", "csp.hci.ic.gov"),
-    # last: a region that fits none of the others gets the commercial names, as in AWS's SDK for Go
+    # last: a region that matches no other partition gets the commercial names, as in AWS's SDK for Go
     "aws": Domains(r"", "amazonaws.com", "api.aws"),
 }
 
@@ -112,7 +112,7 @@ def verify(
     if signed_at > now + MAX_AHEAD:
         raise Refused("X-Amz-Date is in the future")
 
-    # from here on it is STS that answers the authenticator
+    # from here on, these are the rules of STS
     if parameters.get("version") != "2011-06-15" or parameters.get("x-amz-algorithm") != ALGORITHM:
         raise Refused("unknown Version or X-Amz-Algorithm")
     access_key_id, _, scope = parameters.get("x-amz-credential", "").partition("/")
@@ -145,7 +145,7 @@ def decoded_url(token: str) -> str:
     if not token.startswith(PREFIX):
         raise Refused(f"the token does not begin with {PREFIX}")
     encoded = token.removeprefix(PREFIX)
-    # Python's decoder skips foreign characters, and leaves the unused bits at the end alone
+    # Python's decoder skips other characters and ignores the unused bits at the end
     if not re.fullmatch(r"[A-Za-z0-9_-]+", encoded):
         raise Refused("the token is not base64url without padding")
     try:
@@ -188,7 +188,7 @@ def sts_hosts(region: str) -> set[str]:
 
 
 def parse_query(query: str) -> list[tuple[str, str]]:
-    """The pairs of a query string, with Go's strictness: no `;`, no broken percent escape."""
+    """The pairs of a query string, as strict as Go: no `;` and no broken percent escape."""
     if ";" in query or re.search(r"%(?![0-9A-Fa-f]{2})", query):
         raise Refused("malformed query")
     pairs = [part.partition("=") for part in query.split("&") if part]
@@ -203,7 +203,7 @@ def form_decoded(text: str) -> str:
 
 
 def whitelisted(query: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Values by lower-case name; each name is an allowed one and comes once."""
+    """The values by lower-case name. Each name must be allowed and occur once."""
     values: dict[str, str] = {}
     for name, value in query:
         if name.lower() not in ALLOWED:
