@@ -1065,6 +1065,40 @@ def test_variables_reach_python_unchanged(desk: Desk, shell: Shell) -> None:
     assert [name for name in seen if name.startswith("et_")] == []
 
 
+@pytest.mark.parametrize(
+    ("cwd", "pwd"),
+    [
+        *(pytest.param(name, f"{{}}/{name}", id=repr(name)) for name in ("real/sub", "-", "a\nb", "a\n", "a b*")),
+        pytest.param("real/sub", "{}/link", id="by a link"),
+        pytest.param("real", "{}/link/..", id="above what a link leads to"),
+        pytest.param("real", ".", id="relative"),
+        pytest.param("real", "{}/nowhere", id="wrong"),
+        pytest.param("real", None, id="unset"),
+        pytest.param("gone", "{}/gone", id="gone"),
+        pytest.param("gone", None, id="gone and unset"),
+    ],
+)
+def test_python_starts_in_the_users_directory(desk: Desk, shell: Shell, cwd: str, pwd: str | None) -> None:
+    """Elsewhere, a relative path in a variable could name the files of another identity."""
+    here, old = desk.root / cwd, desk.root / "real"
+    (old / "sub").mkdir(parents=True)
+    (desk.root / "link").symlink_to("real/sub")
+    here.mkdir(exist_ok=True)
+    wanted = here.stat()
+    program = desk.script("where.py", "import os\nhere = os.stat('.')\nprint(here.st_ino, os.environ['OLDPWD'])\n")
+    python = desk.script("where", suitable(f'exec {interpreters()[0].path} -I -S "{program}"'))
+
+    def enter() -> None:
+        os.chdir(here)
+        if cwd == "gone":
+            here.rmdir()
+
+    variables = {"PWD": pwd and pwd.format(desk.root), "OLDPWD": str(old), "EKS_TOKEN_PYTHON": str(python)}
+    inode, _, before = run(desk, shell, environ=variables, preexec_fn=enter).stdout.rstrip("\n").partition(" ")
+    assert inode == str(wanted.st_ino)
+    assert before == str(old) or shell.name == "zsh"  # which starts with an OLDPWD of its own
+
+
 def test_stdin_reaches_python_unread(desk: Desk, shell: Shell) -> None:
     reader = desk.script("reader", suitable("exec cat"))
     desk.store()
