@@ -1,12 +1,12 @@
 """Servers for the tests, all on 127.0.0.1 and free ports.
 
-ApiServer         a Kubernetes API server that takes tokens as an EKS cluster does
-MotoServer        moto in a process of its own: IAM, STS and EKS
-RecordingProxy    stands before moto (AWS_ENDPOINT_URL): checks signatures, trust and MFA, which moto leaves
+ApiServer         a Kubernetes API server that accepts tokens as an EKS cluster does
+MotoServer        moto in a separate process: IAM, STS and EKS
+RecordingProxy    a proxy in front of moto (AWS_ENDPOINT_URL): checks signatures, trust and MFA, which moto leaves
                   out, and records, holds, fails or counts calls
 SsoOidcServer     IAM Identity Center: device authorization and the access portal
 
-They share a `Keys`: what any of them mints, the API server's verifier knows.
+They share a `Keys`, so that the API server's verifier knows what any of them mints.
 """
 
 import base64
@@ -40,7 +40,7 @@ from verifier import Key, Refused
 T = TypeVar("T")
 
 WAIT = 30.0
-"""Seconds after which a server that does not start, or a held call that nobody releases, is an error."""
+"""The seconds to wait for a server to start, or for a held call to be released."""
 
 
 class Keys(dict[str, Key]):
@@ -57,7 +57,7 @@ class Keys(dict[str, Key]):
         self[access_key_id] = Key(secret, arn, session_token, expires)
 
     def mint(self, arn: str, lifetime: float) -> tuple[str, Key]:
-        """New temporary credentials for `arn`, of the length and alphabet of AWS's own."""
+        """New temporary credentials for `arn`, with the length and alphabet that AWS uses."""
         access_key_id = "ASIA" + base64.b32encode(secrets.token_bytes(10)).decode()
         key = Key(
             secret=base64.b64encode(secrets.token_bytes(30)).decode(),
@@ -95,7 +95,7 @@ class Reply(NamedTuple):
 
 
 class HttpServer:
-    """Answers each request with what `reply` returns, in a thread per connection."""
+    """Answers each request with what `reply` returns, in one thread for each connection."""
 
     scheme = "http"
 
@@ -104,7 +104,7 @@ class HttpServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            # the headers and the body go out in two writes; without this each answer waits for a delayed ACK
+            # headers and body are two writes; without this, each answer would wait for a delayed ACK
             disable_nagle_algorithm = True
 
             def handle_any(self) -> None:
@@ -136,7 +136,7 @@ class HttpServer:
             request_queue_size = 128
 
             def handle_error(self, request: object, client_address: object) -> None:
-                # tests kill clients, and kubectl hangs up; anything else is a bug in a server
+                # tests kill clients, and kubectl closes connections; anything else is a bug in a server
                 if not isinstance(sys.exception(), OSError):
                     super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -170,7 +170,7 @@ class Certificate(NamedTuple):
 
 @functools.cache
 def certificate() -> Certificate:
-    """A self-signed certificate for 127.0.0.1, and a TLS context that serves it; made once a process."""
+    """A self-signed certificate for 127.0.0.1 and a TLS context that serves it, made once in each process."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -185,7 +185,7 @@ def certificate() -> Certificate:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # faked clocks of clients stay inside
+        # tests set the clocks of clients only within this range
         .not_valid_before(now - timedelta(days=365))
         .not_valid_after(now + timedelta(days=365))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -214,13 +214,13 @@ class Verdict(NamedTuple):
 
 
 class ApiServer(HttpServer):
-    """A Kubernetes API server, as much of it as `kubectl get namespaces` asks for."""
+    """As much of a Kubernetes API server as `kubectl get namespaces` needs."""
 
     scheme = "https"
 
     def __init__(self, keys: Keys, *, cluster: str = "demo", partition: str = "aws") -> None:
         super().__init__()
-        # the handshake is left to the connection's thread: one slow client must not hold up the others
+        # the connection's thread does the handshake, so that a slow client does not block the others
         self._server.socket = certificate().context.wrap_socket(
             self._server.socket, server_side=True, do_handshake_on_connect=False
         )
@@ -228,9 +228,9 @@ class ApiServer(HttpServer):
         self.cluster = cluster
         self.partition = partition
         self.clock_offset = 0.0
-        """Seconds by which this server's clock is ahead."""
+        """How many seconds this server's clock is ahead."""
         self.static_token: str | None = None
-        """A bearer token accepted as it is, for measurements."""
+        """A bearer token that is accepted without checks, for measurements."""
         self.verdicts: list[Verdict] = []
 
     @property
@@ -320,7 +320,7 @@ def namespace(name: str) -> dict[str, object]:
     }
 
 
-# aggregated discovery is optional: a client that asked for it takes these older documents as well
+# aggregated discovery is optional: a client that asks for it also accepts these older documents
 DOCUMENTS: dict[str, dict[str, object]] = {
     "/version": {"major": "1", "minor": "31", "gitVersion": "v1.31.0", "platform": "linux/amd64"},
     "/api": {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []},
@@ -362,14 +362,14 @@ NAMESPACE_TABLE: dict[str, object] = {
 
 ACCOUNT = "123456789012"
 ROOT_KEY = ("AKIAROOTROOTROOTROOT", "root-secret-for-the-tests-own-calls")
-"""What the helpers sign with when they prepare moto; never given to the program."""
+"""The keys that the helpers use to prepare moto. The program never gets them."""
 
 
 class MotoServer:
-    """moto's server, a process of its own, since its state is one a process."""
+    """moto's server, in a separate process because its state is global in a process."""
 
     def __enter__(self) -> Self:
-        # not NamedTemporaryFile, because Windows does not open a file twice that goes when it is closed
+        # not NamedTemporaryFile, because Windows does not open a file again that is deleted when it is closed
         self._directory = tempfile.TemporaryDirectory(prefix="moto-", ignore_cleanup_errors=True)
         self._log = Path(self._directory.name, "log").open("w")
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
@@ -411,7 +411,7 @@ class MotoServer:
             connection.close()
 
     def client(self, service: str, region: str = "us-east-1") -> Any:
-        """A botocore client straight to moto, for preparing things."""
+        """A botocore client that goes directly to moto, for preparations."""
         return client(self.url, service, region)
 
 
@@ -421,7 +421,7 @@ HOP_BY_HOP = {"connection", "content-length", "date", "keep-alive", "server", "t
 def client(
     endpoint: str, service: str, region: str = "us-east-1", key: Sequence[str] = ROOT_KEY, config: Any = None
 ) -> Any:
-    """A botocore client that minds no profile or proxy of whoever runs the tests.
+    """A botocore client that ignores the profiles and proxies of the developer who runs the tests.
 
     `key`: an AccessKey, or an access key id, its secret and perhaps a session token.
     """
@@ -443,7 +443,7 @@ def client(
 
 
 class AccessKey(NamedTuple):
-    """A user's long-lived key, as a test writes it into a profile or stores it."""
+    """A user's long-term key, which tests write into a profile or store."""
 
     id: str
     secret: str
@@ -459,7 +459,7 @@ class AccessKey(NamedTuple):
 
 
 class Role(NamedTuple):
-    """What the proxy enforces of a role's trust. `trusted`: who may assume it, None for anyone."""
+    """The part of a role's trust policy that the proxy enforces. `trusted`: who may assume it; None for anyone."""
 
     arn: str
     trusted: frozenset[str] | None
@@ -469,7 +469,7 @@ class Role(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call as the proxy or the SSO server saw it. `at` is in seconds of time.monotonic()."""
+    """A call that the proxy or the SSO server received. `at` is in seconds of time.monotonic()."""
 
     operation: str
     params: dict[str, Any]
@@ -480,14 +480,14 @@ class Call(NamedTuple):
 
 
 class Hold:
-    """Calls of one operation wait here: `arrived` is set by the first, `release` lets them all go on."""
+    """Calls of one operation wait here. The first one sets `arrived`; `release` lets them all continue."""
 
     def __init__(self) -> None:
         self.arrived = threading.Event()
         self.release = threading.Event()
 
     def wait(self) -> None:
-        """Waits until a call is being held."""
+        """Waits until a call has arrived."""
         if not self.arrived.wait(WAIT):
             raise TimeoutError("no such call arrived")
 
@@ -497,7 +497,7 @@ class Hold:
 
 
 class Failure(NamedTuple):
-    """An AWS error to answer with. `times`: how many calls get it, None for all."""
+    """An AWS error to answer with. `times`: how many calls get it; None for all."""
 
     code: str
     message: str
@@ -506,7 +506,7 @@ class Failure(NamedTuple):
 
 
 class Recorder:
-    """Calls recorded, counted, held, delayed or failed, by operation name."""
+    """Records, counts, holds, delays or fails calls by operation name."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -543,17 +543,17 @@ class Recorder:
         self._failures[operation] = Failure(code, message, status, times)
 
     def answer(self, operation: str, status: int, value: object) -> None:
-        """Answers `operation` with this JSON (what the REST services speak), or with these bytes."""
+        """Answers `operation` with this JSON (as the REST services do) or with these bytes."""
         self._answers[operation] = Reply(status, value) if isinstance(value, bytes) else Reply.json(status, value)
 
     def forget(self) -> None:
-        """Drops what was recorded, and every failure, delay and answer."""
+        """Removes all records, failures, delays and answers."""
         self.calls.clear()
         for scripted in (self._delays, self._failures, self._answers):
             scripted.clear()
 
     def intervene(self, call: Call) -> Failure | Reply | None:
-        """Records the call, keeps it waiting if so scripted, and returns what shall be answered instead."""
+        """Records the call, delays or holds it if a test wants that, and returns the answer to give instead, if any."""
         self.calls.append(call)
         if hold := self._holds.get(call.operation):
             hold.pause()
@@ -574,7 +574,7 @@ class AwsError(Exception):
         self.code, self.message, self.status = code, message, status
 
 
-# the paths of the few EKS operations in use; everything else of REST keeps "METHOD /path" as its name
+# the paths of the EKS operations in use; other REST calls are named "METHOD /path"
 EKS_OPERATIONS = (
     ("GET", r"/clusters", "ListClusters"),
     ("POST", r"/clusters", "CreateCluster"),
@@ -583,7 +583,7 @@ EKS_OPERATIONS = (
 
 
 class RecordingProxy(HttpServer, Recorder):
-    """What AWS_ENDPOINT_URL names. Adds to moto what AWS does and moto leaves out.
+    """The server that AWS_ENDPOINT_URL names. It adds to moto what AWS does and moto does not.
 
     Signatures and session tokens are checked; GetCallerIdentity is answered from `keys`; a role can only be
     assumed if it was made here, by whom it trusts, with the MFA code of the serial number; GetSessionToken
@@ -596,9 +596,9 @@ class RecordingProxy(HttpServer, Recorder):
         self.moto = moto
         self.keys = keys
         self.mfa_codes: dict[str, str] = {}
-        """The right code by serial number."""
+        """The correct code by serial number."""
         self.lifetime: float | None = None
-        """Seconds that minted credentials last, whatever DurationSeconds says."""
+        """The lifetime of new credentials in seconds; None for DurationSeconds."""
         self.roles: dict[str, Role] = {}
         self._mfa_sessions: set[str] = set()
         keys.learn(*ROOT_KEY, f"arn:aws:iam::{ACCOUNT}:root")
@@ -632,7 +632,7 @@ class RecordingProxy(HttpServer, Recorder):
         max_duration: int = 3600,
         account: str = ACCOUNT,
     ) -> str:
-        """A role, its ARN returned. `trusted`: ARNs of users, roles (not sessions) or account roots."""
+        """Creates a role and returns its ARN. `trusted`: ARNs of users, roles (not sessions) or account roots."""
         conditions = {
             "StringEquals": {"sts:ExternalId": external_id} if external_id else {},
             "Bool": {"aws:MultiFactorAuthPresent": "true"} if mfa else {},
@@ -656,7 +656,7 @@ class RecordingProxy(HttpServer, Recorder):
         return arn
 
     def create_cluster(self, name: str, *, region: str = "us-east-1", server: ApiServer | None = None) -> None:
-        """An EKS cluster; with `server`, DescribeCluster tells that server's address and certificate."""
+        """Creates an EKS cluster. With `server`, DescribeCluster returns that server's address and certificate."""
         eks = self.moto.client("eks", region)
         role = f"arn:aws:iam::{ACCOUNT}:role/eks"
         cluster = eks.create_cluster(name=name, roleArn=role, resourcesVpcConfig={"subnetIds": ["subnet-1"]})
@@ -759,7 +759,7 @@ class RecordingProxy(HttpServer, Recorder):
         )
 
     def check_mfa(self, params: Mapping[str, str]) -> bool:
-        """Whether a right code was given. A wrong one is an error even where none is needed."""
+        """Whether a correct code was given. A wrong one is an error even if no code is needed."""
         code = params.get("TokenCode")
         if code is None:
             return False
@@ -791,7 +791,7 @@ class RecordingProxy(HttpServer, Recorder):
             raise AwsError("ValidationError", message, 400)
 
     def learn_from(self, reply: Reply) -> Reply:
-        """Remembers the credentials in an AssumeRole answer, with the lifetime set here if one is."""
+        """Remembers the credentials in an AssumeRole answer, with the lifetime that is set here, if any."""
         if reply.status != 200:
             return reply
         text = reply.body.decode()
@@ -835,14 +835,14 @@ def signer(incoming: Incoming) -> str | None:
 
 
 def trusts(trusted: frozenset[str], arn: str) -> bool:
-    """Whether a policy that names these principals lets `arn` in: by itself, its role, or its account."""
+    """Whether a policy that names these principals allows `arn`: itself, its role or its account."""
     canonical = verifier.identity(arn, "", "", 0).canonical_arn
     account_root = f"arn:aws:iam::{arn.split(':')[4]}:root"
     return bool(trusted & {arn, canonical, account_root, "*"})
 
 
 def user_id(arn: str) -> str:
-    """The UserId of GetCallerIdentity: the same for a user or role each time, then a role session's name."""
+    """The UserId of GetCallerIdentity: constant for a user or role, followed by the name of a role session."""
     resource = arn.split(":", 5)[5]
     kind, _, name = resource.partition("/")
     prefix = "AROA" if kind == "assumed-role" else "AIDA"
@@ -881,8 +881,8 @@ def query_error(error: AwsError) -> Reply:
 
 ACCESS_SCOPE = "sso:account:access"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-# the status of each error by the service models of sso-oidc and sso; 400 where not listed. ForbiddenException
-# is not in the model, and is what the portal answers for a role that the user does not have
+# the status of each error in the service models of sso-oidc and sso; 400 if not listed. ForbiddenException
+# is not in the model, but the portal answers it for a role that the user does not have
 SSO_STATUS = {
     "InvalidClientException": 401,
     "UnauthorizedException": 401,
@@ -903,7 +903,7 @@ SSO_OPERATIONS = {
 
 
 class SsoSession:
-    """One login: its current access token's expiry, by token, and the one refresh token that is good."""
+    """One login: the expiry of each access token, and the only refresh token that is valid."""
 
     def __init__(self, user: str) -> None:
         self.user = user
@@ -921,7 +921,7 @@ class SsoOidcServer(HttpServer, Recorder):
         self.keys = keys
         self.user = user
         self.device_answers: deque[str] = deque()
-        """Error names that CreateToken gives for a device code, one a call, before it succeeds."""
+        """The errors that CreateToken answers for a device code, one for each call, before it succeeds."""
         self.interval = 1
         self.device_lifetime = 600
         self.token_lifetime = 28800.0
@@ -929,7 +929,7 @@ class SsoOidcServer(HttpServer, Recorder):
         self.client_lifetime = 90 * 86400
         self.start_url = "https://example.awsapps.com/start"
         self.assignments: dict[str, list[str]] = {}
-        """Role names by account id: what the user has."""
+        """The names of the user's roles by account id."""
         self.sessions: list[SsoSession] = []
         self._clients: dict[str, tuple[str, bool]] = {}
         self._device_codes: dict[str, str] = {}
@@ -939,7 +939,7 @@ class SsoOidcServer(HttpServer, Recorder):
         return {"AWS_ENDPOINT_URL_SSO": self.url, "AWS_ENDPOINT_URL_SSO_OIDC": self.url}
 
     def assign(self, account: str, role: str) -> str:
-        """Gives the user a role; returns the ARN that its credentials will have."""
+        """Assigns a role to the user, and returns the ARN of its credentials."""
         self.assignments.setdefault(account, []).append(role)
         return self.role_arn(account, role)
 
@@ -947,23 +947,23 @@ class SsoOidcServer(HttpServer, Recorder):
         return f"arn:aws:sts::{account}:assumed-role/AWSReservedSSO_{role}_0123456789abcdef/{user or self.user}"
 
     def new_session(self) -> tuple[str, str]:
-        """A login that happened elsewhere: its access and refresh token."""
+        """A login by another program: its access token and refresh token."""
         session = SsoSession(self.user)
         self.sessions.append(session)
         return self._access_token(session), self._rotate(session)
 
     def register_client(self) -> tuple[str, str]:
-        """A client registered elsewhere: its id and secret."""
+        """A client that another program registered: its id and secret."""
         made = self._register_client({"clientType": "public", "scopes": [ACCESS_SCOPE]})
         return made["clientId"], made["clientSecret"]
 
     def revoke_all(self) -> None:
-        """What an administrator does who ends the user's sessions."""
+        """Ends the user's sessions, as an administrator does."""
         for session in self.sessions:
             session.revoked = True
 
     def expire_access_tokens(self) -> None:
-        """Refresh tokens stay good."""
+        """Expires all access tokens. Refresh tokens stay valid."""
         for session in self.sessions:
             session.access_tokens.clear()
 
@@ -1139,7 +1139,7 @@ def sso_error(code: str, message: str) -> AwsError:
 
 
 def wait_for(condition: Callable[[], T | None], what: str, timeout: float = WAIT) -> T:
-    """The first true value of `condition`, asked often; TimeoutError names what never came."""
+    """Polls `condition` and returns its first true value. Raises TimeoutError, which names what did not happen."""
     deadline = time.monotonic() + timeout
     while True:
         if value := condition():

@@ -1,4 +1,4 @@
-"""Atmos' own entries as a source, read-only: the session files that `atmos auth login` leaves, and keyring items."""
+"""Atmos as a source of credentials: the session files and keyring items of `atmos auth login` are only read."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ def write(scene: Scene, text: str, *, realm: str = "0123abcd", provider: str = "
 
 
 def put(scene: Scene, name: str, data: object, wrapped: str = "%s") -> None:
-    """An item as Atmos makes it: service atmos_NAME, user atmos-auth."""
+    """Stores an item as Atmos does: service atmos_NAME, user atmos-auth."""
     text = wrapped % (data if isinstance(data, str) else json.dumps({"type": "aws", "data": data}))
     SecretStore(scene.home.env, False).set(f"atmos_{name}", "atmos-auth", text)
 
@@ -57,9 +57,9 @@ def keys_of(scene: Scene, who: str, **more: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("realm", "below", "env"),
     [
-        pytest.param("0123456789abcdef", ".config", {}, id="the realm is a hash of a path by default"),
-        pytest.param("", ".config", {}, id="no realm, as Atmos had it at first"),
-        pytest.param("ours", ".config", {"ATMOS_AUTH_REALM": "ours"}, id="a realm of the environment"),
+        pytest.param("0123456789abcdef", ".config", {}, id="the default realm, a hash of a path"),
+        pytest.param("", ".config", {}, id="no realm, as in early versions"),
+        pytest.param("ours", ".config", {"ATMOS_AUTH_REALM": "ours"}, id="a realm from the environment"),
         pytest.param("x", "xdg", {"XDG_CONFIG_HOME": "HOME/xdg"}, id="XDG_CONFIG_HOME"),
         pytest.param(
             "x",
@@ -69,23 +69,23 @@ def keys_of(scene: Scene, who: str, **more: object) -> dict[str, object]:
         ),
     ],
 )
-def test_a_session_of_atmos_is_found(realm: str, below: str, env: dict[str, str], scene: Scene) -> None:
+def test_a_session_from_atmos_is_found(realm: str, below: str, env: dict[str, str], scene: Scene) -> None:
     path = write(scene, session(scene, "other", "other") + session(scene, "dev", "dev"), realm=realm, below=below)
     before = path.read_bytes(), path.stat().st_mtime_ns
     changes = {name: value.replace("HOME", str(scene.home.home)) for name, value in env.items()}
-    # a file needs no keyring
+    # reading a file does not need a keyring
     assert scene.principal("dev", env={**changes, **DEAD_BUS}) == role("dev")
     assert scene.whose(scene.run(*words(), env={**changes, "ATMOS_IDENTITY": "dev"})).canonical_arn == role("dev")
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
     assert (scene.kept(), scene.records()) == ([], None)
 
 
-def test_a_name_is_looked_for_in_lower_case_too(scene: Scene) -> None:
+def test_a_name_is_also_looked_up_in_lower_case(scene: Scene) -> None:
     write(scene, session(scene, "dev/admin", "dev"))
     assert scene.principal("Dev/Admin") == role("dev")
 
 
-def test_a_name_in_two_realms_is_an_error_that_names_the_variable(scene: Scene) -> None:
+def test_a_name_in_two_realms_is_an_error_that_names_atmos_auth_realm(scene: Scene) -> None:
     write(scene, session(scene, "dev", "one"), realm="aaaa")
     write(scene, session(scene, "dev", "two"), realm="bbbb")
     shown = scene.refused(*words("demo", "-i", "dev"))
@@ -97,16 +97,16 @@ def test_a_name_in_two_realms_is_an_error_that_names_the_variable(scene: Scene) 
 @pytest.mark.parametrize(
     ("ends", "ended"),
     [
-        pytest.param("; atmos: expiration=%s", True, id="as its ini library writes it"),
+        pytest.param("; atmos: expiration=%s", True, id="as Atmos writes it"),
         pytest.param("# atmos: expiration=%s", True, id="with a number sign"),
-        pytest.param(";atmos: expiration=%s ", True, id="with other spaces"),
+        pytest.param(";atmos: expiration=%s ", True, id="with other whitespace"),
         pytest.param("; atmos: expiration=soon", False, id="not a time"),
         pytest.param("; atmos: expiration=", False, id="empty"),
         pytest.param("; another program: expiration=%s", False, id="another program's"),
         pytest.param(None, False, id="none"),
     ],
 )
-def test_the_comment_above_a_section_says_when_it_ends(ends: str | None, ended: bool, scene: Scene) -> None:
+def test_the_comment_above_a_section_says_when_it_expires(ends: str | None, ended: bool, scene: Scene) -> None:
     write(scene, session(scene, "other", "other") + session(scene, "dev", "dev", ends=ends, seconds=-60))
     done = scene.token("dev")
     if ended:
@@ -117,7 +117,7 @@ def test_the_comment_above_a_section_says_when_it_ends(ends: str | None, ended: 
         assert done.returncode == 0
 
 
-def test_the_end_of_a_session_bounds_the_token(scene: Scene) -> None:
+def test_a_token_does_not_outlive_its_session(scene: Scene) -> None:
     write(scene, session(scene, "dev", "dev", seconds=300))
     expires = json.loads(scene.token("dev").stdout)["status"]["expirationTimestamp"]
     assert utc(300 - 75) <= expires <= utc(300 - 60)
@@ -125,7 +125,7 @@ def test_the_end_of_a_session_bounds_the_token(scene: Scene) -> None:
     assert utc(300 - 75) <= about["session_ends"] <= utc(300)
 
 
-def test_a_file_that_atmos_wrote_again_is_read_again(scene: Scene) -> None:
+def test_a_file_that_atmos_rewrote_is_read_again(scene: Scene) -> None:
     write(scene, session(scene, "dev", "before"))
     assert scene.principal("dev") == role("before")
     assert scene.answers()
@@ -133,7 +133,7 @@ def test_a_file_that_atmos_wrote_again_is_read_again(scene: Scene) -> None:
     assert scene.principal("dev") == role("after")
 
 
-def test_a_file_that_is_gone_is_not_answered_for(scene: Scene) -> None:
+def test_a_deleted_file_is_not_answered_from_the_cache(scene: Scene) -> None:
     path = write(scene, session(scene, "dev", "dev"))
     assert scene.principal("dev") == role("dev")
     path.unlink()
@@ -153,14 +153,14 @@ def test_a_section_without_its_secret_is_an_error(scene: Scene) -> None:
     assert "dev is incomplete" in scene.refused(*words("demo", "-i", "dev"))
 
 
-def test_what_is_stored_and_profiles_come_before_atmos(scene: Scene) -> None:
+def test_stored_identities_and_profiles_come_before_atmos(scene: Scene) -> None:
     write(scene, session(scene, "dev", "atmos") + session(scene, "work", "atmos"))
     alice = scene.alice("dev")
     scene.home.credentials(alice.profile("work"))
     assert [scene.principal(name) for name in ("dev", "work")] == [alice.arn, alice.arn]
 
 
-def test_a_session_comes_before_keys_and_after_its_end_they_do(scene: Scene) -> None:
+def test_a_session_comes_before_keys_until_it_expires(scene: Scene) -> None:
     put(scene, "dev", keys_of(scene, "alice"))
     path = write(scene, session(scene, "dev", "session"))
     assert scene.principal("dev") == role("session")
@@ -176,10 +176,10 @@ def test_a_session_comes_before_keys_and_after_its_end_they_do(scene: Scene) -> 
     [
         pytest.param(lambda text: text, id="plain"),
         pytest.param(lambda text: "go-keyring-base64:" + base64.b64encode(text.encode()).decode(), id="base64"),
-        pytest.param(lambda text: "go-keyring-encoded:" + text.encode().hex(), id="hex, as it was before"),
+        pytest.param(lambda text: "go-keyring-encoded:" + text.encode().hex(), id="hex, as in early versions"),
     ],
 )
-def test_keys_of_atmos_are_found_in_the_keyring(wrap: Callable[[str], str], scene: Scene) -> None:
+def test_keys_from_atmos_are_found_in_the_keyring(wrap: Callable[[str], str], scene: Scene) -> None:
     put(scene, "dev", wrap(json.dumps({"type": "aws", "data": keys_of(scene, "alice", region="eu-west-1")})))
     before = scene.ring.stored()
     assert scene.principal("dev") == f"arn:aws:iam::{ACCOUNT}:user/alice"
@@ -210,7 +210,7 @@ def test_an_sso_providers_entry_is_not_credentials(scene: Scene) -> None:
         pytest.param('{"type": "aws"}', id="no data"),
         pytest.param(
             '{"type": "aws", "data": {"access_key_id": "x", "secret_access_key": "y", "expiration": "soon"}}',
-            id="an end that is not a time",
+            id="an expiry that is not a time",
         ),
         pytest.param('{"type": "aws", "data": {"session_duration": "a day"}}', id="not a duration"),
         pytest.param("go-keyring-base64:%%%", id="not base64"),
@@ -224,19 +224,19 @@ def test_an_item_that_atmos_did_not_make_is_one_line(text: str) -> None:
         atmos_keys("dev", stock_vault(backend), {})
 
 
-def test_a_session_in_the_keyring_that_has_ended_is_refused(scene: Scene) -> None:
+def test_an_expired_session_in_the_keyring_is_refused(scene: Scene) -> None:
     put(scene, "dev", keys_of(scene, "alice", session_token="t", expiration=utc(-60)))
     assert "Atmos's session expired" in scene.refused(*words("demo", "-i", "dev"))
 
 
-def test_a_device_and_a_duration_make_an_mfa_session(scene: Scene) -> None:
+def test_an_mfa_device_and_a_duration_make_an_mfa_session(scene: Scene) -> None:
     data = keys_of(scene, "alice", mfa_arn=mfa_serial("alice"), session_duration="12h")
     put(scene, "dev", data)
     assert "eks-token login dev" in scene.refused(*words("demo", "-i", "dev"), env=NOBODY)
     assert scene.principal("dev", steps=[(ASK_CODE, f"{CODE}\n")]) == f"arn:aws:iam::{ACCOUNT}:user/alice"
     assert scene.moto.last("GetSessionToken").params["DurationSeconds"] == "43200"
     assert scene.principal("dev", "--refresh", env=NOBODY) == f"arn:aws:iam::{ACCOUNT}:user/alice"
-    # other keys are not served with the session of these
+    # other keys must not get this session
     put(scene, "dev", {**keys_of(scene, "bob"), "mfa_arn": mfa_serial("alice")})
     assert "an MFA code is needed" in scene.refused(*words("demo", "-i", "dev", "--refresh"), env=NOBODY)
 
@@ -246,7 +246,7 @@ def test_a_duration_is_read_as_go_writes_it(duration: str, seconds: str) -> None
     assert go_seconds(duration) == seconds
 
 
-def test_a_role_can_be_assumed_from_an_identity_of_atmos(scene: Scene) -> None:
+def test_a_role_can_be_assumed_with_an_identity_from_atmos(scene: Scene) -> None:
     put(scene, "dev", keys_of(scene, "alice"))
     admin = scene.moto.create_role("admin", trusted=[f"arn:aws:iam::{ACCOUNT}:user/alice"])
     assert scene.principal("dev", "--role-arn", admin) == admin

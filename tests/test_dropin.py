@@ -36,7 +36,7 @@ PROFILES = ("default", "work", "other")
 
 @pytest.fixture
 def place(home: Sandbox, keyring_daemon: KeyringDaemon) -> Sandbox:
-    """A home with a keyring, nothing stored."""
+    """A home with an empty keyring."""
     return home
 
 
@@ -48,7 +48,7 @@ def store(home: Sandbox, who: str, *options: str, name: str | None = None) -> No
 
 
 def signer(done: Completed) -> str:
-    """Whose access key a printed token is signed with."""
+    """The owner of the access key that signed the printed token."""
     assert done.returncode == 0, done.stderr
     query = parse_qs(urlsplit(decoded_url(json.loads(done.stdout)["status"]["token"])).query)
     key = query["X-Amz-Credential"][0].partition("/")[0]
@@ -59,7 +59,7 @@ def signer(done: Completed) -> str:
 
 
 class Row(NamedTuple):
-    """Who is expected for Atmos (bare or not), the AWS CLI, aws-iam-authenticator; a tuple is an error naming those."""
+    """Who is expected for Atmos (bare or not), the AWS CLI and aws-iam-authenticator; a tuple is an error's words."""
 
     atmos: str | tuple[str, ...] | None
     aws: str | tuple[str, ...] | None
@@ -69,7 +69,7 @@ class Row(NamedTuple):
     profiles: Sequence[str] = PROFILES
     stored: Sequence[str] = ()
     default: str = ""
-    judged: bool = True  # the AWS CLI has a say: nothing stored decides it, and v1 and v2 agree
+    judged: bool = True  # the AWS CLI is asked too: no stored identity matters, and v1 and v2 agree
 
     def expected(self, grammar: str) -> str | tuple[str, ...] | None:
         return {"aws": self.aws, "token": self.token}.get(grammar, self.atmos)
@@ -163,7 +163,7 @@ CHOSEN = {
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in CHOSEN.items()])
-def test_the_token_is_for_whom_the_original_would_choose(row: Row, place: Sandbox, aws: str) -> None:
+def test_the_token_is_for_the_identity_that_the_original_would_choose(row: Row, place: Sandbox, aws: str) -> None:
     place.credentials("\n".join(access_key(name).profile(name) for name in row.profiles))
     for stored in row.stored:
         who, _, name = stored.partition("=")
@@ -199,11 +199,11 @@ def test_one_environment_key_without_the_other_is_an_error_that_names_it(
     assert done.stderr.splitlines()[0] == f"eks-token: error: {there} is set, but {not_there} is not"
 
 
-# --- kubeconfigs as they are written ------------------------------------------------------------------------
+# --- kubeconfigs that other programs write ------------------------------------------------------------------
 
 
 class Scene:
-    """A cluster `demo` that AWS describes and kubectl reaches; users alice (default) and bob (profile work)."""
+    """A cluster `demo` in EKS that kubectl can reach, and users alice (profile default) and bob (profile work)."""
 
     def __init__(self, place: Sandbox, keys: Keys, moto: RecordingProxy, api_server: ApiServer, kubectl: Path) -> None:
         self.place, self.moto, self.api_server, self._kubectl = place, moto, api_server, kubectl
@@ -214,7 +214,7 @@ class Scene:
         self.kubeconfig = place.home / "kubeconfig"
 
     def principal(self, env: Mapping[str, str]) -> str:
-        """As whom `kubectl get namespaces` is let in."""
+        """The principal as whom `kubectl get namespaces` gets in."""
         self.api_server.verdicts.clear()
         arguments = ["--kubeconfig", str(self.kubeconfig), "get", "namespaces"]
         done = self.place.run(*arguments, command=[self._kubectl], env=env)
@@ -250,7 +250,7 @@ def test_what_aws_eks_update_kubeconfig_writes_works(options: list[str], expecte
 
     principal = scene.principal(scene.moto.environment)
     assert principal == {"alice": scene.alice.arn, "bob": scene.bob.arn, "admin": ADMIN}[expected]
-    if expected != "admin":  # AWS_ENDPOINT_URL, without which it would ask AWS, goes into the CLI's tokens
+    if expected != "admin":  # the CLI uses AWS_ENDPOINT_URL, which it needs here, for its tokens too
         scene.kubeconfig.write_text(of_aws.replace("command: aws\n", f"command: {aws}\n"))
         assert scene.principal({}) == principal
 
@@ -317,7 +317,7 @@ Assumed = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def assumed(place: Sandbox, moto: RecordingProxy, keys: Keys) -> Assumed:
-    """Runs a command line and returns how it called AssumeRole, once its token was found to be the role's."""
+    """Runs a command line, checks that the token is for the role, and returns the parameters of AssumeRole."""
 
     def run(*line: str, env: Mapping[str, str]) -> dict[str, str]:
         moto.calls.clear()
@@ -333,7 +333,7 @@ def assumed(place: Sandbox, moto: RecordingProxy, keys: Keys) -> Assumed:
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)
-def test_a_role_is_assumed_under_the_name_that_the_aws_cli_gives(
+def test_a_role_session_is_named_as_by_the_aws_cli(
     grammar: str, assumed: Assumed, place: Sandbox, moto: RecordingProxy, aws: str
 ) -> None:
     alice = moto.create_user("alice")
@@ -364,7 +364,7 @@ def test_external_id_and_session_name_reach_aws(line: list[str], assumed: Assume
     assert (call["ExternalId"], call["RoleSessionName"]) == ("x1", "me")
 
 
-def test_the_role_may_come_from_the_authenticators_variable(assumed: Assumed, moto: RecordingProxy) -> None:
+def test_the_role_may_come_from_default_role(assumed: Assumed, moto: RecordingProxy) -> None:
     alice = moto.create_user("alice")
     role = moto.create_role("admin", trusted=[alice.arn])
     assert assumed(*GRAMMARS["token"], env={**alice.environment, "DEFAULT_ROLE": role})["RoleArn"] == role
@@ -376,7 +376,7 @@ def test_a_federated_sessions_name_is_forwarded_to_the_role(assumed: Assumed, mo
     session = {**AccessKey(key_id, key.secret, "").environment, "AWS_SESSION_TOKEN": str(key.session_token)}
     line = [*GRAMMARS["token"], "-r", role, "--forward-session-name"]
     assert assumed(*line, env=session)["RoleSessionName"] == "alice@example.com"
-    # a user has no session whose name could be forwarded
+    # a user does not have a session name to forward
     alice = moto.create_user("alice")
     assert assumed(*line, env=alice.environment)["RoleSessionName"] == "EKSGetTokenAuth"
 

@@ -1,4 +1,4 @@
-"""Section 4 and login: names become credentials. The keyring is a real one, AWS is moto behind a checking proxy."""
+"""Section 4 and login: names become credentials. The keyring is real; AWS is moto behind a proxy that checks calls."""
 
 import json
 import socket
@@ -40,13 +40,13 @@ LINE = ["--cluster-name", "demo", "--region", "eu-west-1"]
 
 @pytest.fixture
 def place(home: Sandbox) -> Sandbox:
-    """A home with nothing in it; no bus, no network."""
+    """An empty home without a session bus or a network."""
     return home
 
 
 @pytest.fixture
 def desk(place: Sandbox, keyring_daemon: KeyringDaemon, keys: Keys) -> Sandbox:
-    """The same, with an empty keyring; a verifier knows Alice."""
+    """The same with an empty keyring; the verifier knows Alice."""
     place.env["DBUS_SESSION_BUS_ADDRESS"] = keyring_daemon.address
     keys.learn(*ALICE)
     return place
@@ -101,10 +101,10 @@ BAD_ENDS: list[object] = ["", 5, [], "soon", "2099-01-01T00:00:00", "9999-99-99T
             pytest.param(process_output(Expiration=end), "has a wrong Expiration: it is not", id=f"it ends at {end!r}")
             for end in BAD_ENDS
         ],
-        pytest.param(process_output(Expiration="2020-01-01T00:00:00Z"), "expired at 2020-01-01", id="it has expired"),
+        pytest.param(process_output(Expiration="2020-01-01T00:00:00Z"), "expired at 2020-01-01", id="expired"),
     ],
 )
-def test_what_is_wrong_with_the_keys_in_json_is_said_without_showing_them(text: str, error: str) -> None:
+def test_errors_in_keys_in_json_are_explained_without_showing_the_keys(text: str, error: str) -> None:
     with pytest.raises(Problem) as caught:
         process_keys(text, "the answer")
     assert "the answer" in caught.value.message and error in caught.value.message
@@ -115,7 +115,7 @@ def test_what_is_wrong_with_the_keys_in_json_is_said_without_showing_them(text: 
     ("given", "error"),
     [
         pytest.param(f"{ALICE.id} {ALICE.secret}", "the JSON on stdin is not a JSON object", id="not JSON"),
-        pytest.param(process_output() + "\n123456", "more text", id="a code that no option asks for"),
+        pytest.param(process_output() + "\n123456", "more text", id="a code without an option for it"),
     ],
 )
 def test_bad_keys_on_stdin_are_one_line_and_nothing_is_stored(
@@ -128,7 +128,7 @@ def test_bad_keys_on_stdin_are_one_line_and_nothing_is_stored(
     assert not (desk.data / "identities.json").exists()
 
 
-def test_login_asks_aws_whose_keys_they_are(desk: Sandbox, moto: RecordingProxy) -> None:
+def test_login_asks_aws_who_owns_the_keys(desk: Sandbox, moto: RecordingProxy) -> None:
     alice = moto.create_user("alice")
     done = desk.run("login", "dev", "--stdin", stdin=process_output(alice), env=moto.environment)
     assert done.returncode == 0
@@ -159,7 +159,7 @@ def test_keys_that_aws_refuses_are_not_stored(
     assert not (desk.data / "identities.json").exists()
 
 
-def test_without_aws_nothing_is_stored(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
+def test_if_aws_cannot_be_reached_nothing_is_stored(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
     env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     assert_fails(desk.run("login", "dev", "--stdin", stdin=process_output(), env=env), "127.0.0.1:9")
     assert keyring_daemon.stored() == []
@@ -201,7 +201,7 @@ def test_an_identity_that_the_keyring_lacks_is_an_error_that_names_login(
 
 
 @pytest.mark.parametrize("value", ["", "[]", '{"aws_access_key_id": "x"}'])
-def test_what_the_keyring_should_not_hold_is_one_line(value: str, desk: Sandbox) -> None:
+def test_a_broken_keyring_item_is_one_line(value: str, desk: Sandbox) -> None:
     login(desk)
     Vault(desk.environment()).set("identity:dev", value)
     assert_fails(desk.run(*LINE, "-i", "dev"), "identity:dev")
@@ -210,7 +210,7 @@ def test_what_the_keyring_should_not_hold_is_one_line(value: str, desk: Sandbox)
 # --- profiles, by botocore's providers ----------------------------------------------------------------------
 
 
-def test_static_keys_of_either_file_are_used(place: Sandbox, keys: Keys) -> None:
+def test_static_keys_in_either_file_are_used(place: Sandbox, keys: Keys) -> None:
     keys.learn(*ALICE)
     place.credentials(ALICE.profile("one"))
     place.config(ALICE.profile("profile two"))
@@ -219,7 +219,7 @@ def test_static_keys_of_either_file_are_used(place: Sandbox, keys: Keys) -> None
 
 
 @pytest.mark.parametrize("mark", ["x_security_token_expires", "aws_session_expiration", "aws_expiration", "expiration"])
-def test_a_token_ends_when_the_tool_that_wrote_the_keys_says_they_end(mark: str, place: Sandbox, keys: Keys) -> None:
+def test_the_expiry_that_a_tool_wrote_limits_the_token(mark: str, place: Sandbox, keys: Keys) -> None:
     key_id, key = keys.mint(f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/me", 600)
     section = f"[dev]\naws_access_key_id = {key_id}\naws_secret_access_key = {key.secret}\n"
     end = time.time() + 300
@@ -232,14 +232,14 @@ def test_a_token_ends_when_the_tool_that_wrote_the_keys_says_they_end(mark: str,
     place.credentials(f"{section}aws_session_token = {key.session_token}\n{mark} = 2020-01-01T00:00:00Z\n")
     done = place.run(*LINE, "-i", "dev")
     assert_fails(done, "the credentials of dev expired at 2020-01-01T00:00:00Z", "renew them with the tool")
-    # long-term keys do not end, whatever an old tool left there
+    # long-term keys do not expire, even if an old tool left a time there
     place.credentials(f"{ALICE.profile('dev')}{mark} = 2020-01-01T00:00:00Z\n")
     assert place.run(*LINE, "-i", "dev").returncode == 0
 
 
 @pytest.fixture
 def aws_login(place: Sandbox, keys: Keys) -> Callable[..., AccessKey]:
-    """Writes what `aws login` leaves behind for the profile `dev`; returns the keys."""
+    """Writes the files that `aws login` writes for the profile `dev`, and returns the keys."""
 
     def write(seconds: float, directory: str = ".aws/login/cache", **changes: Any) -> AccessKey:
         arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/me"
@@ -255,7 +255,7 @@ def aws_login(place: Sandbox, keys: Keys) -> Callable[..., AccessKey]:
 
 
 @pytest.mark.parametrize("grammar", ["ours", "aws", "token"])
-def test_a_session_of_aws_login_signs_while_it_lasts(
+def test_a_session_from_aws_login_is_used_until_it_expires(
     grammar: str, aws_login: Callable[..., AccessKey], place: Sandbox, keys: Keys
 ) -> None:
     key = aws_login(300)
@@ -279,8 +279,8 @@ RENEWING_AWS = """#!/bin/sh
 """
 
 
-@pytest.mark.parametrize("seconds", [60, -60], ids=["soon over", "over"])
-def test_an_aws_cli_renews_a_session_of_aws_login(
+@pytest.mark.parametrize("seconds", [60, -60], ids=["expiring", "expired"])
+def test_the_aws_cli_renews_a_session_from_aws_login(
     seconds: float, aws_login: Callable[..., AccessKey], place: Sandbox, keys: Keys
 ) -> None:
     aws_login(seconds)
@@ -290,7 +290,7 @@ def test_an_aws_cli_renews_a_session_of_aws_login(
     place.write("bin/aws", RENEWING_AWS).chmod(0o755)
     path = {"PATH": f"{place.home}/bin:{place.env['PATH']}"}
     assert signed_by(place.run(*LINE, "-i", "dev", env=path), keys).arn == key.arn
-    # without one it is used to its end, and then it is one line
+    # without an AWS CLI, the session is used until it expires, and then the error is one line
     done = place.run(*LINE, "-i", "dev", "--refresh", env={"PATH": "/nowhere"})
     if seconds > 0:
         assert "assumed-role/admin/me" in signed_by(done, keys).arn
@@ -299,7 +299,7 @@ def test_an_aws_cli_renews_a_session_of_aws_login(
 
 
 @pytest.mark.parametrize("changes", [{"expiresAt": "soon"}, {"accessKeyId": 5}, {"sessionToken": None}], ids=str)
-def test_a_damaged_session_of_aws_login_is_one_line(
+def test_a_damaged_session_from_aws_login_is_one_line(
     changes: dict[str, Any], aws_login: Callable[..., AccessKey], place: Sandbox
 ) -> None:
     aws_login(300, **changes)
@@ -322,7 +322,7 @@ def test_a_profiles_role_is_assumed_from_its_source(place: Sandbox, moto: Record
     assert moto.last("AssumeRole").params["DurationSeconds"] == "1800"
 
 
-def test_a_profiles_role_may_have_a_stored_identity_for_its_source(
+def test_the_source_of_a_profiles_role_may_be_a_stored_identity(
     desk: Sandbox, moto: RecordingProxy, keys: Keys
 ) -> None:
     alice = moto.create_user("alice")
@@ -353,14 +353,14 @@ def test_keys_stored_under_a_profiles_name_keep_the_profiles_settings(settings: 
 
 
 @pytest.mark.parametrize("setting", ["source_profile", "credential_process", "sso_session", "login_session", "region"])
-def test_a_nested_setting_is_not_one_that_we_read(setting: str, desk: Sandbox) -> None:
+def test_a_nested_setting_is_not_read_as_our_own(setting: str, desk: Sandbox) -> None:
     desk.config(f"[profile dev]\nrole_arn = arn:aws:iam::123456789012:role/dev\n{setting} =\n  a = b\n")
     done = desk.run("eks", "get-token", "--cluster-name", "demo", "--profile", "dev")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("eks-token: error: dev: Partial credentials found in assume-role")
 
 
-def test_a_stored_identity_replaces_only_where_credentials_come_from() -> None:
+def test_a_stored_identity_replaces_only_the_source_of_the_credentials() -> None:
     profile = {"region": "eu-west-1", "services": "ours", "mfa_serial": "x", "duration_seconds": "1800"}
     source = {"credential_process": "aws", "sso_account_id": "1", "aws_access_key_id": "AKIA", "role_arn": "r"}
     files = AwsFiles({"dev": profile | source, "ops": source}, {}, {})
@@ -377,7 +377,7 @@ def test_a_stored_identity_replaces_only_where_credentials_come_from() -> None:
 
 @pytest.mark.parametrize("word", ["false", "FALSE", "0", "no", "No", "off"])
 @pytest.mark.parametrize("grammar", ["eks-token", "atmos"])
-def test_atmos_words_for_no_identity_leave_what_is_stored_out(word: str, grammar: str) -> None:
+def test_the_words_of_atmos_for_no_identity_disable_stored_identities(word: str, grammar: str) -> None:
     stored = Stored("dev", {"dev": {}, "ops": {}})
     own = Choice("", named=False, environment=True)
     assert choose_identity(Request(grammar, "demo", "", word), {"ATMOS_IDENTITY": "dev"}, stored) == own
@@ -385,7 +385,7 @@ def test_atmos_words_for_no_identity_leave_what_is_stored_out(word: str, grammar
     named = Choice("work", named=True, environment=True)
     variables = {"ATMOS_IDENTITY": word, "AWS_PROFILE": "work"}
     assert choose_identity(Request(grammar, "demo", "", ""), variables, stored) == named
-    # the AWS CLI's --profile may be named so
+    # the AWS CLI may have a profile with such a name
     assert choose_identity(Request("aws", "demo", "", word), {}, stored).profile == word
 
 
@@ -400,7 +400,7 @@ def test_environment_keys_may_be_the_source_of_a_profiles_role(
 
 
 def process_profile(place: Sandbox, answer: str) -> Path:
-    """A profile `tool` whose credential_process prints this, and the file in which it counts its runs."""
+    """Makes a profile `tool` whose credential_process prints this. Returns the file in which it counts its runs."""
     runs = place.home / "runs"
     runs.unlink(missing_ok=True)
     place.write("answer.json", answer)
@@ -409,7 +409,7 @@ def process_profile(place: Sandbox, answer: str) -> Path:
     return runs
 
 
-def test_a_credential_process_is_run_once_a_mint(place: Sandbox, keys: Keys) -> None:
+def test_a_credential_process_runs_once_for_each_new_token(place: Sandbox, keys: Keys) -> None:
     keys.learn(*ALICE)
     runs = process_profile(place, process_output())
     for expected in ("x", "xx"):
@@ -425,7 +425,7 @@ def test_bad_output_of_a_credential_process_is_one_line(place: Sandbox) -> None:
     assert_fails(place.run(*LINE, "-i", "tool"), "the output of the credential_process of tool lacks AccessKeyId")
 
 
-def test_a_key_error_of_our_own_is_not_turned_into_a_users_mistake() -> None:
+def test_our_own_key_error_is_not_reported_as_a_users_mistake() -> None:
     with pytest.raises(KeyError), plain_errors("dev"):
         raise KeyError("userCode")
 
@@ -445,7 +445,7 @@ def test_a_web_identity_becomes_its_role(place: Sandbox, moto: RecordingProxy, k
     ("config", "name", "error", "hint"),
     [
         pytest.param("[profile production]\nregion = x\n", "prodution", "'prodution'", "production", id="misspelt"),
-        pytest.param("", "zzz", "'zzz'", "eks-token login zzz", id="like no other"),
+        pytest.param("", "zzz", "'zzz'", "eks-token login zzz", id="unknown"),
         pytest.param(
             "[profile empty]\nregion = eu-west-1\n", "empty", "empty", "eks-token login", id="without credentials"
         ),
@@ -456,18 +456,16 @@ def test_a_web_identity_becomes_its_role(place: Sandbox, moto: RecordingProxy, k
             "a",
             "a -> b -> c -> b",
             "",
-            id="sources in a loop",
+            id="a loop of sources",
         ),
         pytest.param(
             f"[profile a]\nrole_arn = {ALICE.arn}\nsource_profile = a\n",
             "a",
             "a -> a",
             "",
-            id="its own source, no keys",
+            id="its own source without keys",
         ),
-        pytest.param(
-            f"[profile a]\nrole_arn = {ALICE.arn}\nsource_profile = gone\n", "a", "gone", "", id="a source that is gone"
-        ),
+        pytest.param(f"[profile a]\nrole_arn = {ALICE.arn}\nsource_profile = gone\n", "a", "gone", "", id="no source"),
         pytest.param(
             "[profile a]\nlogin_session = arn:aws:sts::123456789012:assumed-role/x/me\n",
             "a",
@@ -479,7 +477,7 @@ def test_a_web_identity_becomes_its_role(place: Sandbox, moto: RecordingProxy, k
         pytest.param("[profile a]\naws_access_key_id = x\n", "a", "aws_secret_access_key", "", id="half a key"),
     ],
 )
-def test_a_profile_that_leads_nowhere_is_one_line(
+def test_a_profile_without_usable_credentials_is_one_line(
     config: str, name: str, error: str, hint: str, place: Sandbox
 ) -> None:
     place.config(config)
@@ -497,7 +495,7 @@ def test_a_profile_with_keys_may_be_its_own_source(place: Sandbox, moto: Recordi
 
 
 class RecordingBus:
-    """A socket where a session bus should be. It counts who calls, and hangs up."""
+    """A socket in the place of the session bus. It counts connections and closes them."""
 
     def __init__(self, path: Path) -> None:
         self.address = f"unix:path={path}"
@@ -526,7 +524,7 @@ class RecordingBus:
 
 @pytest.fixture
 def bus(place: Sandbox) -> Iterator[RecordingBus]:
-    # a socket's path may have 107 bytes, and pytest's directories are long
+    # the path of a socket is at most 107 bytes long, and pytest's directories have long names
     with tempfile.TemporaryDirectory() as directory:
         recorder = RecordingBus(Path(directory) / "bus")
         place.env["DBUS_SESSION_BUS_ADDRESS"] = recorder.address
@@ -544,7 +542,7 @@ def bus(place: Sandbox) -> Iterator[RecordingBus]:
         pytest.param([], {}, id="the default profile"),
     ],
 )
-def test_no_keyring_is_asked_where_none_is_needed(
+def test_the_keyring_is_not_used_if_it_is_not_needed(
     options: list[str], env: Mapping[str, str], place: Sandbox, bus: RecordingBus, keys: Keys
 ) -> None:
     keys.learn(*ALICE)
@@ -552,12 +550,12 @@ def test_no_keyring_is_asked_where_none_is_needed(
     place.credentials(ALICE.profile("static") + ALICE.profile())
     assert signed_by(place.run(*LINE, *options, env=env), keys).arn == ALICE.arn
     assert bus.calls == 0
-    # the recorder does see it where the keyring is asked
+    # the recorder does see a call that uses the keyring
     assert place.run(*LINE, "-i", "unknown").returncode == 1
     assert bus.calls > 0
 
 
-def test_a_keyring_that_went_away_or_is_locked_is_one_line(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
+def test_a_missing_or_locked_keyring_is_one_line(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
     login(desk)
     assert_fails(desk.run(*LINE, "-i", "dev", env={"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere"}), "keyring")
     with keyring_daemon.locked():

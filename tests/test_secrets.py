@@ -1,4 +1,4 @@
-"""What is secret is in the keyring and nowhere else: each way to sign in is walked, and then everything is searched."""
+"""Secrets are in the keyring and nowhere else. Each test signs in one way and then searches everything."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def login_that_fails(scene: Scene) -> tuple[str, str]:
 
 
 def secrets_of(scene: Scene) -> set[str]:
-    """Every secret value that the servers gave out or saw so far."""
+    """Every secret that the servers have issued or received so far."""
     found = {secret for key in scene.keys.values() for secret in (key.secret, key.session_token) if secret}
     for session in scene.sso.sessions:
         found |= {*session.access_tokens, session.refresh_token or ""}
@@ -76,7 +76,7 @@ def secrets_of(scene: Scene) -> set[str]:
 
 
 def without_tokens(text: str, secrets: set[str], session_tokens: set[str]) -> str:
-    """The text with its bearer tokens taken out, in whose URLs nothing secret may be but a session token."""
+    """The text without its bearer tokens, whose URLs may contain session tokens but no other secret."""
     for token in TOKEN.findall(text):
         shown = list(disguises(decoded_url(token).encode()))
         assert not [secret for secret in secrets - session_tokens if any(secret.encode() in part for part in shown)]
@@ -84,8 +84,8 @@ def without_tokens(text: str, secrets: set[str], session_tokens: set[str]) -> st
 
 
 def places(scene: Scene, secrets: set[str]) -> list[Path]:
-    """Where in the sandbox one of these is found, but for the files that the person wrote beneath ~/.aws."""
-    # the program as it was extracted, and what Python compiled of it, take long to search
+    """The files in the sandbox that contain one of these secrets, except the user's own files in ~/.aws."""
+    # the extracted program and its bytecode would take long to search
     for path in (scene.home.cache / "app").rglob("*"):
         if path.is_file() and (path.stat().st_nlink > 1 or path.suffix == ".pyc"):
             path.unlink()
@@ -99,19 +99,19 @@ def places(scene: Scene, secrets: set[str]) -> list[Path]:
 
 
 def process_list() -> bytes:
-    """The command lines of all processes; the environment is a process's own."""
+    """The command lines of all processes. (Other users cannot read a process's environment.)"""
     shown = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             shown.append(path.read_bytes())
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has ended
             continue
     return b"\n".join(shown)
 
 
 @contextmanager
 def watched_processes() -> Iterator[set[bytes]]:
-    """The command lines that there were at any time while the block ran."""
+    """All command lines that were seen while the block ran."""
     if not Path("/proc/self/cmdline").exists():
         pytest.skip("only on Linux")
     seen: set[bytes] = set()
@@ -186,11 +186,11 @@ def test_a_login_that_waits_for_aws_shows_no_secret(flow: Flow, operation: str, 
     assert found == []
 
 
-def test_what_goes_wrong_inside_shows_no_secret_with_debug(scene: Scene) -> None:
+def test_debug_output_of_errors_shows_no_secret(scene: Scene) -> None:
     name, _ = chain_from_stored_over_a_profile_to_stored(scene)
     shorten(scene, "session:", -10)
     for code, status in (("AccessDenied", 403), ("InternalFailure", 500)):
-        # STS quotes requests in some of its errors
+        # some errors from STS quote the request
         quoted = json.dumps([key.secret for key in scene.keys.values()])
         scene.moto.fail("AssumeRole", code, f"you sent {quoted}", status=status)
         shown = scene.refused(*words("demo", "-i", name, "--debug"), env={"AWS_MAX_ATTEMPTS": "1"})

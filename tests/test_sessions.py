@@ -1,4 +1,4 @@
-"""Sessions are obtained once and shared, counted at the servers; and what began before a change is not served after."""
+"""Sessions are requested once and shared, as the servers count. What began before a change is not used after it."""
 
 import io
 import json
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ ROLE_CALLS = ("AssumeRole", "GetRoleCredentials", "GetSessionToken", "CreateToke
 
 
 def asked(scene: Scene) -> dict[str, int]:
-    """How often AWS was asked for each kind of session, since the servers last forgot."""
+    """How often AWS was asked for each kind of session since the last `forget`."""
     counts = scene.moto.counts + scene.sso.counts
     return {name: counts[name] for name in ROLE_CALLS if counts[name]}
 
@@ -62,7 +63,7 @@ def forget(scene: Scene) -> None:
 
 
 def at_once(scene: Scene, name: str, clusters: Sequence[str], **env: str) -> list[str]:
-    """Whom each of these clusters sees, asked for in processes that run at the same time, with nobody there."""
+    """The principal that each cluster sees. One process for each runs at the same time, without a terminal."""
     start, python = scene.home.start, scene.home.python
     processes = [start(*words(cluster, "-i", name), env=NOBODY | env, python=python) for cluster in clusters]
 
@@ -85,11 +86,11 @@ TWENTY = [f"cluster-{number}" for number in range(20)]
 def test_ten_calls_within_a_session_cause_one_assume_role(flow: Flow, scene: Scene) -> None:
     name, expected = flow(scene)
     shorten(scene, "session:")
-    if flow is role_over_keys_with_mfa:  # the session of its source lives on
+    if flow is role_over_keys_with_mfa:  # the session of its source is still valid
         scene.login("dev", "--mfa-code-stdin", stdin=f"{CODE}\n")
     forget(scene)
     for number in range(10):
-        # the same cluster, another one, and one whose answer must not come from the cache
+        # the same cluster, another one, and one whose answer is not taken from the cache
         cluster = f"cluster-{number // 2}"
         done = scene.token(name, *(["--refresh"] if number % 3 == 2 else []), cluster=cluster, env=NOBODY)
         assert scene.whose(done, cluster).canonical_arn == expected
@@ -97,32 +98,26 @@ def test_ten_calls_within_a_session_cause_one_assume_role(flow: Flow, scene: Sce
 
 
 @pytest.mark.parametrize(
-    ("flow", "expected_calls"),
+    ("flow", "expired", "expected_calls"),
     [
-        pytest.param(role_over_stored_keys, {"AssumeRole": 1}, id="a role"),
-        pytest.param(chain_from_stored_over_a_profile_to_stored, {"AssumeRole": 3}, id="a chain, once for each role"),
-        pytest.param(sso_with_one_role_only, {"GetRoleCredentials": 1}, id="SSO"),
-        pytest.param(role_over_sso, {"AssumeRole": 1, "GetRoleCredentials": 1}, id="a role over SSO"),
+        pytest.param(role_over_stored_keys, "session:", {"AssumeRole": 1}, id="a role"),
+        pytest.param(chain_from_stored_over_a_profile_to_stored, "session:", {"AssumeRole": 3}, id="a chain of roles"),
+        pytest.param(sso_with_one_role_only, "session:", {"GetRoleCredentials": 1}, id="SSO"),
+        pytest.param(role_over_sso, "session:", {"AssumeRole": 1, "GetRoleCredentials": 1}, id="a role over SSO"),
+        # a refresh token works only once: a second refresh would be an error
+        pytest.param(sso_with_one_role_only, "s", {"CreateToken": 1, "GetRoleCredentials": 1}, id="an SSO token"),
     ],
 )
-def test_twenty_clusters_at_once_on_an_ended_session_renew_it_once(
-    flow: Flow, expected_calls: dict[str, int], scene: Scene
+def test_twenty_clusters_at_once_renew_what_has_expired_once(
+    flow: Flow, expired: str, expected_calls: dict[str, int], scene: Scene
 ) -> None:
     name, expected = flow(scene)
-    shorten(scene, "session:")
+    shorten(scene, expired)
+    if "CreateToken" in expected_calls:
+        scene.sso.expire_access_tokens()
     forget(scene)
     assert set(at_once(scene, name, TWENTY)) == {expected}
     assert asked(scene) == expected_calls
-
-
-def test_twenty_clusters_at_once_refresh_an_sso_token_once(scene: Scene) -> None:
-    name, expected = sso_with_one_role_only(scene)
-    shorten(scene, "s")
-    scene.sso.expire_access_tokens()
-    forget(scene)
-    # refresh tokens are good once: a second refresh would end in an error
-    assert set(at_once(scene, name, TWENTY)) == {expected}
-    assert asked(scene) == {"CreateToken": 1, "GetRoleCredentials": 1}
 
 
 def test_two_roles_at_once_refresh_their_sso_token_once(scene: Scene) -> None:
@@ -146,11 +141,11 @@ def test_two_roles_at_once_refresh_their_sso_token_once(scene: Scene) -> None:
     assert asked(scene) == {"CreateToken": 1, "GetRoleCredentials": 2}
 
 
-# --- the end of a session -----------------------------------------------------------------------------------
+# --- expiry -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seconds", "renewed"), [(110, True), (300, False)], ids=["under two minutes", "above"])
-def test_a_session_with_under_two_minutes_left_is_renewed_first(seconds: int, renewed: bool, scene: Scene) -> None:
+@pytest.mark.parametrize(("seconds", "renewed"), [(110, True), (300, False)], ids=["less than two minutes", "more"])
+def test_a_session_with_less_than_two_minutes_left_is_renewed(seconds: int, renewed: bool, scene: Scene) -> None:
     scene.moto.lifetime = seconds
     name, expected = role_over_stored_keys(scene)
     scene.moto.lifetime = None
@@ -160,7 +155,7 @@ def test_a_session_with_under_two_minutes_left_is_renewed_first(seconds: int, re
 
 
 @pytest.mark.parametrize("kind", ["a role", "an MFA session", "SSO"])
-def test_what_cannot_be_renewed_is_used_up_to_its_end_and_not_cached(kind: str, scene: Scene) -> None:
+def test_a_session_that_cannot_be_renewed_is_used_until_it_expires_but_not_cached(kind: str, scene: Scene) -> None:
     scene.moto.lifetime = scene.sso.role_lifetime = 100
     if kind == "a role":
         name, expected = role_over_stored_keys(scene)
@@ -177,8 +172,6 @@ def test_what_cannot_be_renewed_is_used_up_to_its_end_and_not_cached(kind: str, 
 
 
 def expiration(answer: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(json.loads(answer)["status"]["expirationTimestamp"]).timestamp()
 
 
@@ -211,13 +204,11 @@ def role_of_a_profile(scene: Scene) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("flow", "call"),
     [
-        pytest.param(role_of_a_profile, "AssumeRole", id="a role of AWS config"),
-        pytest.param(sso_session_left_by_the_aws_cli, "GetRoleCredentials", id="an SSO session of the AWS CLI"),
+        pytest.param(role_of_a_profile, "AssumeRole", id="a role in AWS config"),
+        pytest.param(sso_session_left_by_the_aws_cli, "GetRoleCredentials", id="an SSO session from the AWS CLI"),
     ],
 )
-def test_without_a_keyring_what_needs_none_mints_and_its_session_is_not_kept(
-    flow: Flow, call: str, scene: Scene
-) -> None:
+def test_without_a_keyring_aws_config_still_works_and_no_session_is_stored(flow: Flow, call: str, scene: Scene) -> None:
     name, expected = flow(scene)
     for cluster in ("one", "two"):
         done = scene.token(name, cluster=cluster, env=DEAD_BUS)
@@ -228,10 +219,8 @@ def test_without_a_keyring_what_needs_none_mints_and_its_session_is_not_kept(
 
 
 @pytest.mark.parametrize("ring", ["locked", "missing"])
-@pytest.mark.parametrize("person", [True, False], ids=["a person there", "nobody there"])
-def test_a_keyring_that_cannot_be_used_is_said_before_a_browser_is_opened(
-    ring: str, person: bool, scene: Scene
-) -> None:
+@pytest.mark.parametrize("person", [True, False], ids=["terminal", "no terminal"])
+def test_an_unusable_keyring_is_reported_before_a_browser_opens(ring: str, person: bool, scene: Scene) -> None:
     name, _ = sso_profile_of_aws_config(scene)
     forget(scene)
     env = {**({} if person else NOBODY), **(DEAD_BUS if ring == "missing" else {})}
@@ -243,7 +232,7 @@ def test_a_keyring_that_cannot_be_used_is_said_before_a_browser_is_opened(
     assert scene.sso.calls == []
 
 
-def test_a_role_with_mfa_under_a_keyring_that_cannot_be_used_says_why_it_asks(scene: Scene) -> None:
+def test_without_a_keyring_a_role_with_mfa_says_why_it_asks_every_time(scene: Scene) -> None:
     role = scene.moto.create_role("admin", mfa=True)
     scene.home.credentials(scene.moto.create_user("alice", mfa_code=CODE).profile("work"))
     serial = f"mfa_serial = {mfa_serial('alice')}"
@@ -260,7 +249,7 @@ def test_a_role_with_mfa_under_a_keyring_that_cannot_be_used_says_why_it_asks(sc
 
 @contextmanager
 def minting(scene: Scene, name: str, operation: str = "AssumeRole") -> Iterator["subprocess.Popen[str]"]:
-    """A process is held up at AWS, with its session and its answer to come, while the block runs."""
+    """While the block runs, a process waits for AWS to give it a session."""
     server = scene.moto if operation == "AssumeRole" else scene.sso
     with server.hold(operation) as hold:
         process = scene.home.start(*words("demo", "-i", name), env=NOBODY, python=scene.home.python)
@@ -270,7 +259,7 @@ def minting(scene: Scene, name: str, operation: str = "AssumeRole") -> Iterator[
     assert process.returncode == 0, stderr
 
 
-def test_an_answer_that_began_before_a_login_is_not_served_after(scene: Scene) -> None:
+def test_an_answer_from_before_a_login_is_not_used_after_it(scene: Scene) -> None:
     name, _ = role_over_stored_keys(scene)
     shorten(scene, "session:")
     bob = scene.moto.create_user("bob")
@@ -280,7 +269,7 @@ def test_an_answer_that_began_before_a_login_is_not_served_after(scene: Scene) -
     assert scene.principal(name) == bob.arn
 
 
-def test_an_answer_that_began_before_the_source_signed_in_again_is_not_served_after(scene: Scene) -> None:
+def test_an_answer_from_before_a_login_of_the_source_is_not_used_after_it(scene: Scene) -> None:
     name, _ = role_over_stored_keys(scene)
     shorten(scene, "session:")
     with minting(scene, name):
@@ -290,7 +279,7 @@ def test_an_answer_that_began_before_the_source_signed_in_again_is_not_served_af
     assert "AWS refused AssumeRole: AccessDenied" in scene.refused(*words("demo", "-i", name))
 
 
-def test_an_answer_and_a_session_that_began_before_a_logout_are_not_served_after(scene: Scene) -> None:
+def test_an_answer_and_a_session_from_before_a_logout_are_not_used_after_it(scene: Scene) -> None:
     name, _ = role_over_stored_keys(scene)
     shorten(scene, "session:")
     with minting(scene, name):
@@ -300,26 +289,26 @@ def test_an_answer_and_a_session_that_began_before_a_logout_are_not_served_after
     assert "no identity" in scene.refused(*words("demo", "-i", name))
 
 
-def test_an_sso_session_that_began_before_a_logout_is_not_served_after(scene: Scene) -> None:
-    name, _ = sso_profile_of_aws_config(scene)
-    shorten(scene, "session:")
-    scene.sso.fail("Logout", "InternalServerException", status=500)  # so it lives on at the server
-    with minting(scene, name, "GetRoleCredentials"):
+@pytest.mark.parametrize(
+    ("flow", "expired", "operation"),
+    [
+        pytest.param(sso_profile_of_aws_config, "session:", "GetRoleCredentials", id="a session"),
+        pytest.param(sso_with_one_role_only, "s", "CreateToken", id="a refreshed token"),
+    ],
+)
+def test_what_sso_answers_during_a_logout_is_not_used_after_it(
+    flow: Flow, expired: str, operation: str, scene: Scene
+) -> None:
+    name, _ = flow(scene)
+    shorten(scene, expired)
+    scene.sso.fail("Logout", "InternalServerException", status=500)  # so the server does not end the session
+    with minting(scene, name, operation):
         assert scene.run("logout", name).returncode == 0
     assert (scene.answers(), scene.kept()) == ([], [])
     assert f"eks-token login {name}" in scene.refused(*words("demo", "-i", name))
 
 
-def test_an_sso_token_refreshed_while_its_identity_logged_out_is_not_kept(scene: Scene) -> None:
-    name, _ = sso_with_one_role_only(scene)
-    shorten(scene, "s")
-    scene.sso.fail("Logout", "InternalServerException", status=500)
-    with minting(scene, name, "CreateToken"):
-        assert scene.run("logout", name).returncode == 0
-    assert (scene.answers(), scene.kept()) == ([], [])
-
-
-def test_an_answer_and_a_session_that_began_before_an_edit_are_not_served_after(scene: Scene) -> None:
+def test_an_answer_and_a_session_from_before_an_edit_are_not_used_after_it(scene: Scene) -> None:
     name, _ = role_over_stored_keys(scene)
     shorten(scene, "session:")
     other = scene.moto.create_role("other")
@@ -329,14 +318,14 @@ def test_an_answer_and_a_session_that_began_before_an_edit_are_not_served_after(
     assert scene.principal(name) == other
 
 
-def test_an_answer_that_began_before_an_edit_of_aws_config_is_not_served_after(scene: Scene) -> None:
+def test_an_answer_from_before_an_edit_of_aws_config_is_not_used_after_it(scene: Scene) -> None:
     name, role = role_of_a_profile(scene)
     other = scene.moto.create_role("other")
     config = (scene.home.home / ".aws/config").read_text()
     with minting(scene, name):
         scene.home.config(config.replace(role, other))
     assert scene.principal(name) == other
-    # the file as it was before, to the second: what was cached for it may be served again, nothing else
+    # with the old file and its old times, only what was cached for it may be used again
     scene.home.config(config)
     assert scene.principal(name) == role
 
@@ -349,7 +338,7 @@ def test_one_role_over_two_sources_is_two_sessions(scene: Scene) -> None:
     scene.store("ops", scene.moto.create_user("bob"))
     role = scene.moto.create_role("admin", trusted=[alice.arn])
     scene.login("one", "--role-arn", role, "--source", "dev")
-    # whose source is not trusted gets nothing of the other's
+    # the role does not trust bob, and he must not get alice's session
     assert "AccessDenied" in scene.refused("login", "two", "--role-arn", role, "--source", "ops")
     scene.home.config(f"[profile three]\nrole_arn = {role}\nsource_profile = ops\n")
     assert "AccessDenied" in scene.refused(*words("demo", "-i", "three"))
@@ -366,7 +355,7 @@ def test_one_role_over_two_sources_is_two_sessions(scene: Scene) -> None:
         pytest.param({"endpoint_url": "same"}, id="another endpoint"),
     ],
 )
-def test_a_change_of_what_decides_a_session_makes_another_one(change: dict[str, str], scene: Scene) -> None:
+def test_a_change_of_a_sessions_parameters_makes_another_session(change: dict[str, str], scene: Scene) -> None:
     alice = scene.alice()
     scene.store("ops", alice)
     scene.login("admin", "--role-arn", scene.moto.create_role("admin"), "--source", "dev")
@@ -394,7 +383,7 @@ def test_a_changed_endpoint_makes_another_session(where: str, scene: Scene) -> N
         else:
             scene.home.config(f"{config}services = ours\n[services ours]\nsts =\n  endpoint_url = {second.url}\n")
         if where == "services":
-            # from one section of services to the same with another content
+            # the same section of services with other content
             assert scene.principal(name, env=env) == role
             with RecordingProxy(scene.moto.moto, scene.keys) as third:
                 third.roles = scene.moto.roles
@@ -408,7 +397,7 @@ def test_a_changed_endpoint_makes_another_session(where: str, scene: Scene) -> N
         assert asked(scene) == {}
 
 
-def test_new_keys_of_a_source_make_new_sessions_of_its_roles(scene: Scene) -> None:
+def test_new_keys_for_a_source_make_new_sessions_for_its_roles(scene: Scene) -> None:
     name, role = role_over_stored_keys(scene)
     key = scene.moto.moto.client("iam").create_access_key(UserName="alice")["AccessKey"]
     scene.keys.learn(key["AccessKeyId"], key["SecretAccessKey"], f"arn:aws:iam::{ACCOUNT}:user/alice")
@@ -418,21 +407,21 @@ def test_new_keys_of_a_source_make_new_sessions_of_its_roles(scene: Scene) -> No
     assert scene.moto.last("AssumeRole").access_key_id == key["AccessKeyId"]
 
 
-def test_new_keys_in_a_credentials_file_make_new_sessions_of_its_roles(scene: Scene) -> None:
+def test_new_keys_in_a_credentials_file_make_new_sessions_for_its_roles(scene: Scene) -> None:
     name, role = role_of_a_profile(scene)
     assert scene.principal(name) == role
     scene.home.credentials(scene.moto.create_user("bob").profile("work"))
     assert "AccessDenied" in scene.refused(*words("demo", "-i", name))
 
 
-def test_new_keys_end_the_mfa_session_of_the_former(scene: Scene) -> None:
+def test_new_keys_end_the_mfa_session_of_the_old_ones(scene: Scene) -> None:
     name, _ = keys_with_mfa_from_stdin(scene)
     bob = scene.moto.create_user("bob", mfa_code=CODE)
     scene.login(name, "--stdin", "--mfa-serial", mfa_serial("alice"), stdin=as_json(bob))
     assert "an MFA code is needed" in scene.refused(*words("demo", "-i", name), env=NOBODY)
 
 
-def test_keys_in_the_keyring_and_the_device_in_the_profile_as_aws_vault_has_it(scene: Scene) -> None:
+def test_keys_in_the_keyring_work_with_the_mfa_device_in_the_profile_as_in_aws_vault(scene: Scene) -> None:
     role = scene.moto.create_role("admin", mfa=True)
     alice = scene.moto.create_user("alice", mfa_code=CODE)
     settings = f"mfa_serial = {mfa_serial('alice')}\nduration_seconds = 1800\n"
@@ -446,7 +435,7 @@ def test_keys_in_the_keyring_and_the_device_in_the_profile_as_aws_vault_has_it(s
     assert scene.moto.last("GetSessionToken").params["DurationSeconds"] == "1800"
 
 
-def test_environment_keys_do_not_share_the_session_of_others(scene: Scene) -> None:
+def test_other_environment_keys_do_not_share_a_session(scene: Scene) -> None:
     alice, bob = scene.moto.create_user("alice"), scene.moto.create_user("bob")
     role = scene.moto.create_role("admin", trusted=[alice.arn])
     line = words("demo", "--role-arn", role)
@@ -491,7 +480,7 @@ def test_the_aws_clis_session_is_refreshed_in_its_own_file(seconds: float, scene
     name, expected = sso_session_left_by_the_aws_cli(scene)
     path = scene.left_by_aws_cli("corp", expiresAt=utc(seconds))
     before = json.loads(path.read_text())
-    # one of five refreshes it, and the others find it refreshed; it takes no keyring
+    # one of five refreshes it, and the others find the new one; none of them needs a keyring
     assert set(at_once(scene, name, TWENTY[:5], **DEAD_BUS)) == {expected}
     after = json.loads(path.read_text())
     assert after.keys() == before.keys()
@@ -503,8 +492,8 @@ def test_the_aws_clis_session_is_refreshed_in_its_own_file(seconds: float, scene
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_aws_cli_and_the_program_refresh_one_session_in_turn(scene: Scene, aws: str) -> None:
-    """Twenty calls over four lifetimes of its access token: whichever tool comes first refreshes it for both."""
+def test_the_aws_cli_and_the_program_share_one_session(scene: Scene, aws: str) -> None:
+    """In twenty calls its access token expires four times. The tool that comes first refreshes it for both."""
     name, expected = sso_session_left_by_the_aws_cli(scene)
     scene.sso.role_lifetime = 60  # so short that both tools ask for credentials at each call
     path = scene.left_by_aws_cli("corp")
@@ -539,17 +528,17 @@ FUTURE = "2099-01-01T00:00:00"
     ("changes", "good"),
     [
         pytest.param({}, True, id="as the AWS CLI v2 writes it"),
-        pytest.param({"expiresAt": f"{FUTURE}UTC"}, True, id="as early versions wrote it"),
-        pytest.param({"expiresAt": FUTURE}, True, id="no zone"),
+        pytest.param({"expiresAt": f"{FUTURE}UTC"}, True, id="as early AWS CLIs wrote it"),
+        pytest.param({"expiresAt": FUTURE}, True, id="no time zone"),
         pytest.param({"startUrl": None}, True, id="no start URL"),
         *[pytest.param({"startUrl": f"https://x/start{end}"}, True, id=end) for end in ("/", "#", "#/", "/#/")],
-        pytest.param({"refreshToken": None, "clientSecret": None}, True, id="of a legacy profile"),
+        pytest.param({"refreshToken": None, "clientSecret": None}, True, id="from a legacy profile"),
         pytest.param({"startUrl": "https://y/start"}, False, id="another start URL"),
         pytest.param({"accessToken": None}, False, id="no token"),
         pytest.param({"accessToken": 5}, False, id="a token that is a number"),
-        pytest.param({"expiresAt": None}, False, id="no end"),
-        pytest.param({"expiresAt": "soon"}, False, id="an end that is not a time"),
-        pytest.param({"registrationExpiresAt": "soon"}, False, id="a registration's end that is not a time"),
+        pytest.param({"expiresAt": None}, False, id="no expiry"),
+        pytest.param({"expiresAt": "soon"}, False, id="an expiry that is not a time"),
+        pytest.param({"registrationExpiresAt": "soon"}, False, id="a registration expiry that is not a time"),
     ],
 )
 def test_the_aws_clis_file_is_read_as_botocore_reads_it(
@@ -565,7 +554,7 @@ def test_the_aws_clis_file_is_read_as_botocore_reads_it(
     found = eks_token.left_by_aws_cli(str(file), portal)
     assert (found is not None) == good
     assert not found or (found["accessToken"], found["expiresAt"]) == ("access", f"{FUTURE}Z")
-    # what cannot be written back is not refreshed: the new refresh token would be lost to every tool
+    # a read-only file is not refreshed, because every tool would lose the new refresh token
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "refreshToken" not in (eks_token.left_by_aws_cli(str(file), portal) or {})
 
@@ -574,10 +563,10 @@ def test_the_aws_clis_file_is_read_as_botocore_reads_it(
 
 
 @pytest.mark.parametrize("flow", [temporary_keys_from_stdin, keys_with_mfa_from_stdin, role_over_sso], ids=named)
-def test_a_keyring_with_the_limit_of_windows_keeps_long_sessions(
+def test_long_sessions_fit_into_a_keyring_with_the_size_limit_of_windows(
     flow: Flow, scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The program runs in this process, told that this is Windows."""
+    """The program runs in this process and is told that the platform is Windows."""
     backend = LimitedBackend()
     mint = scene.keys.mint
 
@@ -629,7 +618,7 @@ def test_another_persons_aws_sso_login_ends_the_first_ones_role_sessions(scene: 
     assert "mallory" in scene.whose(scene.token("work")).arn
 
 
-def test_what_is_minted_while_a_person_is_in_the_browser_is_forgotten(scene: Scene) -> None:
+def test_what_is_minted_during_a_sign_in_in_the_browser_is_forgotten(scene: Scene) -> None:
     scene.sso.assign(ACCOUNT, "Admin")
     scene.login("a", *scene.sso_options())
     with ThreadPoolExecutor() as pool:
