@@ -192,6 +192,11 @@ def test_a_damaged_identities_file_is_one_line(content: str, tmp_path: Path) -> 
     assert "eks-token login" in caught.value.hint
 
 
+def test_nothing_is_stored_without_a_home_or_a_file(tmp_path: Path) -> None:
+    for path in (None, str(tmp_path / "identities.json")):
+        assert read_identities(path) == ("", {}, ())
+
+
 def test_an_identity_that_the_keyring_lacks_is_an_error_that_names_login(
     desk: Sandbox, keyring_daemon: KeyringDaemon
 ) -> None:

@@ -1480,3 +1480,24 @@ def test_the_environment_does_the_launcher_no_harm(
     path = f"{found.parent}:{os.environ['PATH']}"
     done = run(desk, shell, *AUTHENTICATOR, environ={**variables, "EKS_TOKEN_PYTHON": None, "PATH": path})
     assert (done.returncode, done.stdout) == (0, "found")
+
+
+def test_a_directory_that_is_gone_when_the_launcher_goes_back_is_one_line(shell: Shell, desk: Desk) -> None:
+    desk.store()
+    work = desk.root / "work"
+    work.mkdir()
+    answer = desk.here() / "%answer"
+    answer.write_text('rmdir "$et_from"\n')  # as if somebody else removed it at that moment
+    os.utime(answer, (time.time() + 600,) * 2)
+    done = subprocess.run(
+        ["sh", str(desk.file), *TOKEN],
+        executable=shell.path,
+        env=desk.environ,
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not work.exists()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"eks-token: error: cannot go back to the directory {str(work)[:100]}\n"
