@@ -1271,21 +1271,22 @@ def check_above(path: str) -> None:
 
     That is so if they own it, or a directory or link on the way to it, or can write to such a directory. In a directory
     with the sticky bit, like /tmp, they cannot rename what others own. The user's own primary group may write: on many
-    systems it has no other member, and OpenShift gives homes to the group of its containers' users. What nobody else
-    can rename now stays where it is, so files may be opened by their paths after this. Raises OSError.
+    systems it has no other member, and OpenShift gives homes to the group of its containers' users. On macOS, however,
+    it is staff, and everyone is in it. What nobody else can rename now stays where it is, so files may be opened by
+    their paths after this. Raises OSError.
     """
     import stat
 
     if os.name != "posix":
         return
-    user, group = os.geteuid(), os.getegid()
+    user, group = os.geteuid(), -1 if sys.platform == "darwin" else os.getegid()
     here, names = "/", path.split("/")[::-1]
     while True:
         try:
             found = os.lstat(here)
         except FileNotFoundError:  # nothing is there yet
             return
-        if found.st_uid not in (user, 0):
+        if found.st_uid not in (user, 0) and not is_outside(found.st_uid):
             raise Refused(f"{here} belongs to another user")
         if stat.S_ISLNK(found.st_mode):
             link = os.readlink(here)
@@ -1300,6 +1301,18 @@ def check_above(path: str) -> None:
         name = names.pop()
         if name not in ("", "."):
             here = os.path.dirname(here) if name == ".." else os.path.join(here, name)
+
+
+def is_outside(user: int) -> bool:
+    """Whether this is how Linux shows everybody who is not in our user namespace, such as the root outside.
+
+    Flatpak, Nix's buildFHSEnv and rootless containers make such namespaces: / or /home is not root's there.
+    """
+    try:
+        with open("/proc/self/uid_map", "rb") as file:
+            return user == 65534 and file.read().split() != [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False
 
 
 def make_private(directory: str) -> None:
@@ -3042,7 +3055,10 @@ def check_others(path: str) -> None:
     try:
         check_above(path)
     except Refused as refused:
-        raise Problem(f"{refused}, so it is not used", "run this as that user, or with your own HOME") from None
+        hint = "run this as that user, or with your own HOME"
+        if os.geteuid():
+            hint = "set XDG_DATA_HOME to a directory that only you can write to, and move what is stored there"
+        raise Problem(f"{refused}, so {path} is not used", hint) from None
     for one in (os.path.dirname(path), path):
         if os.path.exists(one) and os.stat(one).st_mode & 0o022:
             raise Problem(f"others can write to {one}, so it is not used", f"chmod go-w {shell_word(one)}")
@@ -7693,7 +7709,7 @@ def check_cache(invocation: Invocation) -> Check:
         variable, lack = ("LOCALAPPDATA", "set") if windows else ("HOME", "an absolute path")
         return Check("cache", "fail", f"there is none: {variable} is not {lack}", f"set {variable}")
     what = "can write to" if windows else "own, with mode 0700"
-    repair = f"every call signs a new token; make {directory} a directory that you {what}"
+    repair = f"every call signs a new token; make {directory} a directory that you {what}, or {other_cache_home()}"
     try:
         make_trusted(directory)
         probe = os.path.join(directory, "doctor")

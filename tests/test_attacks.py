@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,9 @@ class Town:
         except OSError:
             return False
 
-    def run(self, *args: str) -> Completed:
+    def run(self, *args: str, through: Sequence[str] = ()) -> Completed:
         return subprocess.run(
-            [str(self.file), *args],
+            [*through, str(self.file), *args],
             user=ME,
             group=ME,
             extra_groups=[],
@@ -224,6 +224,25 @@ def test_every_directory_above_ours_is_checked(
     for path in (base / "eks-token", base / "eks-token/identities.json"):
         os.chown(path, ME, ME)
     assert (outcome(town.run(*TOKEN, "--refresh")) == "token") == used
+
+
+@as_root
+@pytest.mark.parametrize(("mapped", "above"), [("none", 0), ("me", 65534), ("as root", 0)])
+def test_a_user_namespace_has_a_cache(mapped: str, above: int, town: Town) -> None:
+    """As in Flatpak, a Nix sandbox or a rootless container: root and everyone else outside is user 65534 inside."""
+    options = {"none": [], "me": [f"--map-user={ME}", f"--map-group={ME}"], "as root": ["--map-root-user"]}[mapped]
+    within = [*need("unshare"), "--user", *options]
+    if "token" not in town.run("token", through=[*within, "echo"]).stdout:
+        missing("user namespaces")
+    town.own.chmod(0o700)
+    os.chown(town.shared, above, above)
+    town.shared.chmod(0o755)
+    for _ in range(2):
+        done = town.run(*TOKEN, through=within)
+        assert (outcome(done), done.stderr) == ("token", "")
+    assert list(town.own.rglob("%answer")) != []
+    done = town.run(*TOKEN, "--refresh")
+    assert (done.stderr == "") == (above == 0)  # outside, nobody is a user like others
 
 
 # --- planted files ------------------------------------------------------------------------------------------

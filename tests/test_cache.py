@@ -859,6 +859,18 @@ def test_a_directory_that_is_not_safe_is_refused_with_a_warning(
     assert line.startswith("eks-token: warning: nothing is cached")
 
 
+@posix
+def test_only_on_macos_the_users_own_group_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is staff there, with every user in it."""
+    os.chown(tmp_path, -1, os.getegid())
+    tmp_path.chmod(0o770)
+    monkeypatch.setattr(sys, "platform", "linux")
+    eks_token.check_above(str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(eks_token.Refused, match="others can write to"):
+        eks_token.check_above(str(tmp_path / "cache"))
+
+
 @as_root
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
 def test_root_caches_nothing_below_another_users_directory(
