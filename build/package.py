@@ -380,8 +380,10 @@ def self_contained(name: str) -> str:
 
 
 def check_text() -> str:
-    """check.py without its docstrings, as it stands in a shell's single quotes."""
-    text = self_contained("check.py")
+    """check.py and the end of __main__.py, without docstrings, as they stand in a shell's single quotes."""
+    started = (HERE / "__main__.py").read_text(encoding="utf-8")
+    started = started[started.index("import _signal") : started.index("\n# ")]
+    text = self_contained("check.py") + started
     lines = text.split("\n")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node) is not None:

@@ -150,7 +150,9 @@ def is_whole(app: str, only: Collection[str] = ()) -> bool:
             return False
         for entry in entries:
             size, _, name = entry.partition(" ")
-            if (not only or name in only) and os.stat(f"{app}/{name}").st_size != int(size):
+            if only and name not in only:  # write_program lists the first ones first
+                break
+            if os.stat(f"{app}/{name}").st_size != int(size):
                 return False
     except (OSError, Refused, ValueError):
         return False
@@ -389,6 +391,7 @@ def write_program(archive: str, app: str) -> None:
                 entries.append(f"{len(content)} {name}")
     except (zipfile.BadZipFile, zlib.error, EOFError):
         raise damaged(archive) from None
+    entries.sort(key=lambda entry: entry.partition(" ")[2] not in CHECKED_FIRST)
     write_file(os.path.join(app, MANIFEST), "\n".join([*entries, BUILD]))
 
 
