@@ -224,7 +224,7 @@ class Bench:
             say(f"{error}; the keys are in {self.keys_in} instead, which changes the times")
 
     def of(self, executable: str, label: str) -> Bench:
-        """The same for another executable, with homes of its own. `label` is added to the names of its rows."""
+        """The same for another executable, with separate homes. `label` is added to the names of its rows."""
         other = copy.copy(self)
         other.executable, other.label, other.root = executable, label, self.root / label.strip(", ")
         other.root.mkdir()

@@ -586,8 +586,8 @@ class RecordingProxy(HttpServer, Recorder):
     """The server that AWS_ENDPOINT_URL names. It adds to moto what AWS does and moto does not.
 
     Signatures and session tokens are checked; GetCallerIdentity is answered from `keys`; a role can only be
-    assumed if it was made here, by whom it trusts, with the MFA code of the serial number; GetSessionToken
-    mints credentials (moto's are one constant); the lifetime of what is minted can be below AWS's least.
+    assumed if it was made here, by those it trusts, with the MFA code of the serial number; GetSessionToken
+    mints credentials (moto's are one constant); their lifetime can be below AWS's minimum.
     """
 
     def __init__(self, moto: MotoServer, keys: Keys) -> None:

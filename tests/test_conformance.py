@@ -62,23 +62,23 @@ OF_SESSION = f"[profile p]\n{SSO}sso_session = corp\n{SESSION}"
 WEB = f"[profile p]\n{ADMIN}web_identity_token_file = FILE-token\n"
 
 SHAPES = {
-    # which file, which section
-    "the default profile of the credentials file": Shape("alice", credentials="[default]\nKEYS-alice\n"),
-    "the default profile of the config file": Shape("alice", "[default]\nKEYS-alice\n"),
-    "the config file's default with the word profile": Shape("alice", "[profile default]\nKEYS-alice\n"),
+    # files and sections
+    "the default profile in the credentials file": Shape("alice", credentials="[default]\nKEYS-alice\n"),
+    "the default profile in the config file": Shape("alice", "[default]\nKEYS-alice\n"),
+    "the default profile with the word profile": Shape("alice", "[profile default]\nKEYS-alice\n"),
     "the credentials file before the config file": Shape(
         "alice", "[profile p]\nKEYS-bob\n", "[p]\nKEYS-alice\n", profile="p"
     ),
-    "a profile of the credentials file": Shape("alice", "", "[default]\nKEYS-bob\n" + WORK, profile="work"),
-    "a profile of the config file": Shape("alice", "[profile work]\nKEYS-alice\n", profile="work"),
+    "a profile in the credentials file": Shape("alice", "", "[default]\nKEYS-bob\n" + WORK, profile="work"),
+    "a profile in the config file": Shape("alice", "[profile work]\nKEYS-alice\n", profile="work"),
     "a quoted name": Shape("alice", '[profile "my work"]\nKEYS-alice\n', profile="my work"),
     "a name in another case": Shape(None, "[profile work]\nKEYS-alice\n", profile="Work"),
-    "a section of the config file that lacks the word profile": Shape(None, "[p]\nKEYS-alice\n", profile="p"),
-    "a profile that is not there": Shape(None, "", "[default]\nKEYS-alice\n", profile="p"),
-    "a profile of settings alone": Shape(None, "[profile p]\nregion = eu-west-1\n", profile="p"),
+    "a section in the config file without the word profile": Shape(None, "[p]\nKEYS-alice\n", profile="p"),
+    "a missing profile": Shape(None, "", "[default]\nKEYS-alice\n", profile="p"),
+    "a profile with only settings": Shape(None, "[profile p]\nregion = eu-west-1\n", profile="p"),
     "nothing at all": Shape(None),
     "a config file that cannot be parsed": Shape(None, "role_arn\n[profile", WORK, profile="work"),
-    "files elsewhere": Shape(
+    "files in other places": Shape(
         "alice",
         env={"AWS_SHARED_CREDENTIALS_FILE": "FILE-5b776f726b5d0a4b4559532d616c6963650a", "AWS_PROFILE": "work"},
     ),
@@ -88,23 +88,21 @@ SHAPES = {
     "environment keys": Shape("env", "", "[default]\nKEYS-alice\n", env={"KEYS": "env"}),
     "environment keys of a session": Shape("guest", env={"KEYS": "guest"}),
     "environment keys before AWS_PROFILE": Shape("env", "", WORK, env={"KEYS": "env", "AWS_PROFILE": "work"}),
-    "a profile named by an option before environment keys": Shape(
-        "alice", "", WORK, profile="work", env={"KEYS": "env"}
-    ),
+    "a profile option before environment keys": Shape("alice", "", WORK, profile="work", env={"KEYS": "env"}),
     # keys
     "keys with a session token": Shape("guest", "", "[p]\nKEYS-guest\n", profile="p"),
-    "keys with a session token by its former name": Shape("guest", "", "[p]\nFORMER-KEYS-guest\n", profile="p"),
+    "keys with a session token under its old name": Shape("guest", "", "[p]\nOLD-KEYS-guest\n", profile="p"),
     "a session token of another session": Shape("alice", "", "[p]\nKEYS-alice\n[q]\nKEYS-guest\n", profile="p"),
-    "an access key id alone": Shape(None, "", "[p]\naws_access_key_id = AKIAALONE\n", profile="p"),
-    "a secret alone": Shape(None, "", "[p]\naws_secret_access_key = alone\n", profile="p"),
-    "keys in the config file with an id alone in the other": Shape(
+    "only an access key id": Shape(None, "", "[p]\naws_access_key_id = AKIAALONE\n", profile="p"),
+    "only a secret": Shape(None, "", "[p]\naws_secret_access_key = alone\n", profile="p"),
+    "keys in the config file and only an id in the other": Shape(
         None, "[profile p]\nKEYS-alice\n", "[p]\naws_access_key_id = AKIAALONE\n", profile="p"
     ),
     "mfa_serial next to keys, which does nothing": Shape("alice", "", "[p]\nKEYS-alice\nmfa_serial = SERIAL\n", "p"),
     # roles
     "a role": Shape("admin", ROLE, WORK, "p"),
-    "a role by AWS_PROFILE": Shape("admin", ROLE, WORK, env={"AWS_PROFILE": "p"}),
-    "a role of the default profile": Shape("admin", f"[default]\n{ADMIN}source_profile = work\n", WORK),
+    "a role from AWS_PROFILE": Shape("admin", ROLE, WORK, env={"AWS_PROFILE": "p"}),
+    "a role in the default profile": Shape("admin", f"[default]\n{ADMIN}source_profile = work\n", WORK),
     "a role in the credentials file": Shape("admin", "", f"{WORK}[p]\n{ADMIN}source_profile = work\n", "p"),
     "a role whose source is the default profile": Shape(
         "admin", f"[profile p]\n{ADMIN}source_profile = default\n", "[default]\nKEYS-alice\n", "p"
@@ -118,29 +116,29 @@ SHAPES = {
         WORK,
         "p",
     ),
-    "a chain that leaves a role out": Shape(
+    "a chain without one of its roles": Shape(
         None, "[profile p]\nrole_arn = ROLE-third\nsource_profile = work\n", WORK, "p"
     ),
     "a role that does not trust its source": Shape(None, ROLE, "[work]\nKEYS-bob\n", "p"),
     "a role with its external id": Shape("ext", f"{ROLE.replace('-admin', '-ext')}external_id = ours\n", WORK, "p"),
-    "a role with another external id": Shape(
+    "a role with a wrong external id": Shape(
         None, f"{ROLE.replace('-admin', '-ext')}external_id = theirs\n", WORK, "p"
     ),
     "a role without its external id": Shape(None, ROLE.replace("-admin", "-ext"), WORK, "p"),
     "a session name": Shape("admin/alice", f"{ROLE}role_session_name = alice\n", WORK, "p"),
     "a session name that is too short": Shape(None, f"{ROLE}role_session_name = a\n", WORK, "p"),
     "a duration": Shape("admin", f"{ROLE}duration_seconds = 1800\n", WORK, "p"),
-    "a duration over the role's": Shape(None, f"{ROLE}duration_seconds = 43200\n", WORK, "p"),
+    "a duration above the role's maximum": Shape(None, f"{ROLE}duration_seconds = 43200\n", WORK, "p"),
     "a duration that is not a number, which is ignored": Shape("admin", f"{ROLE}duration_seconds = 1h\n", WORK, "p"),
     "a region": Shape("admin", f"{ROLE}region = eu-west-1\n", WORK, "p"),
     "a device on the role": Shape(
         "mfa", f"{ROLE.replace('-admin', '-mfa')}mfa_serial = SERIAL\n", WORK, "p", code=True
     ),
-    "a device on the role that needs none": Shape("admin", f"{ROLE}mfa_serial = SERIAL\n", WORK, "p", code=True),
-    "a device on the user of a role that asks for one": Shape(
+    "a device on a role that does not need one": Shape("admin", f"{ROLE}mfa_serial = SERIAL\n", WORK, "p", code=True),
+    "a device on the source, not on the role": Shape(
         None, ROLE.replace("-admin", "-mfa"), f"{WORK}mfa_serial = SERIAL\n", "p"
     ),
-    "a device below in a chain": Shape(
+    "a device on the first role of a chain": Shape(
         "second",
         "[profile one]\nrole_arn = ROLE-admin\nsource_profile = work\nmfa_serial = SERIAL\n"
         "[profile p]\nrole_arn = ROLE-second\nsource_profile = one\n",
@@ -148,23 +146,23 @@ SHAPES = {
         "p",
         code=True,
     ),
-    "a source that is not there": Shape(None, ROLE, "", "p"),
-    "a source of settings alone": Shape(None, f"{ROLE}[profile work]\nregion = eu-west-1\n", "", "p"),
-    "a source with an id alone": Shape(None, ROLE, "[work]\naws_access_key_id = AKIAALONE\n", "p"),
+    "a missing source": Shape(None, ROLE, "", "p"),
+    "a source with only settings": Shape(None, f"{ROLE}[profile work]\nregion = eu-west-1\n", "", "p"),
+    "a source with only an id": Shape(None, ROLE, "[work]\naws_access_key_id = AKIAALONE\n", "p"),
     "a source with keys and a role, whose keys are used": Shape(
         "admin", f"{ROLE}[profile work]\nrole_arn = ROLE-second\nsource_profile = p\n", WORK, "p"
     ),
     "a role without a source": Shape(None, f"[profile p]\n{ADMIN}", WORK, "p"),
     "a role without a source, next to keys": Shape(None, f"[profile p]\n{ADMIN}KEYS-alice\n", "", "p"),
-    "itself as the source, with keys": Shape("admin", f"[profile p]\n{ADMIN}source_profile = p\nKEYS-alice\n", "", "p"),
-    "itself as the source, with keys and a device": Shape(
+    "its own source, with keys": Shape("admin", f"[profile p]\n{ADMIN}source_profile = p\nKEYS-alice\n", "", "p"),
+    "its own source, with keys and a device": Shape(
         "mfa",
         "[profile p]\nrole_arn = ROLE-mfa\nsource_profile = p\nmfa_serial = SERIAL\nKEYS-alice\n",
         "",
         "p",
         code=True,
     ),
-    "itself as the source, without keys": Shape(None, f"[profile p]\n{ADMIN}source_profile = p\n", "", "p"),
+    "its own source, without keys": Shape(None, f"[profile p]\n{ADMIN}source_profile = p\n", "", "p"),
     "a loop": Shape(
         None,
         f"[profile p]\n{ADMIN}source_profile = q\n[profile q]\nrole_arn = ROLE-second\nsource_profile = p\n",
@@ -175,7 +173,7 @@ SHAPES = {
     "credential_source Environment": Shape(
         "admin", f"[profile p]\n{ADMIN}credential_source = Environment\n", profile="p", env={"KEYS": "alice"}
     ),
-    "credential_source Environment without keys there": Shape(
+    "credential_source Environment without keys": Shape(
         None, f"[profile p]\n{ADMIN}credential_source = Environment\n", WORK, "p"
     ),
     "credential_source EcsContainer": Shape(
@@ -187,13 +185,13 @@ SHAPES = {
     "an unknown credential_source": Shape(
         None, f"[profile p]\n{ADMIN}credential_source = Cloud\n", profile="p", env={"KEYS": "alice"}
     ),
-    # elsewhere
+    # containers, processes and web identities
     "a container": Shape("guest", env={"CONTAINER": "guest"}),
     "a container with a token": Shape(
         "guest", env={"CONTAINER": "guest", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "Basic container"}
     ),
     "a container that fails": Shape(None, env={"CONTAINER": "nobody"}),
-    "a container that does not say when its credentials end": Shape(None, env={"CONTAINER": "endless"}),
+    "a container whose credentials do not expire": Shape(None, env={"CONTAINER": "endless"}),
     "a process": Shape("alice", f"[profile p]\n{process(**GIVEN)}\n", profile="p"),
     "a process with a session": Shape(
         "guest",
@@ -202,8 +200,10 @@ SHAPES = {
         + "\n",
         profile="p",
     ),
-    "a process whose keys end": Shape("alice", f"[profile p]\n{process(**GIVEN, Expiration=utc(3600))}\n", profile="p"),
-    "a process whose keys have ended": Shape(
+    "a process whose keys will expire": Shape(
+        "alice", f"[profile p]\n{process(**GIVEN, Expiration=utc(3600))}\n", profile="p"
+    ),
+    "a process whose keys have expired": Shape(
         None, f"[profile p]\n{process(**GIVEN, Expiration='2020-01-01T00:00:00Z')}\n", profile="p"
     ),
     "a process of a later version": Shape(None, f"[profile p]\n{process(**GIVEN | {'Version': 2})}\n", profile="p"),
@@ -211,7 +211,7 @@ SHAPES = {
         None, f"[profile p]\n{process(Version=1, AccessKeyId='ID-alice')}\n", profile="p"
     ),
     "a process that fails": Shape(None, "[profile p]\ncredential_process = false\n", profile="p"),
-    "a process that is not there": Shape(None, "[profile p]\ncredential_process = /nowhere\n", profile="p"),
+    "a missing process": Shape(None, "[profile p]\ncredential_process = /nowhere\n", profile="p"),
     "a process that does not print JSON": Shape(None, "[profile p]\ncredential_process = echo hello\n", profile="p"),
     "a process as a role's source": Shape("admin", f"{ROLE}[profile work]\n{process(**GIVEN)}\n", profile="p"),
     "keys before a process": Shape("bob", f"[profile p]\n{process(**GIVEN)}\nKEYS-alice\n", "[p]\nKEYS-bob\n", "p"),
@@ -220,7 +220,7 @@ SHAPES = {
     "a web identity before keys": Shape("admin", WEB, "[p]\nKEYS-bob\n", "p"),
     "a web identity without its file": Shape(None, WEB.replace("FILE-token", "/nowhere"), profile="p"),
     "a web identity without a role": Shape(None, "[profile p]\nweb_identity_token_file = FILE-token\n", profile="p"),
-    "a web identity of the environment": Shape(
+    "a web identity from the environment": Shape(
         "admin/pod",
         env={
             "AWS_ROLE_ARN": "ROLE-admin",
@@ -228,7 +228,7 @@ SHAPES = {
             "AWS_ROLE_SESSION_NAME": "pod",
         },
     ),
-    "a web identity of the environment, and a profile named by an option": Shape(
+    "a profile option before a web identity from the environment": Shape(
         "alice", "", WORK, "work", env={"AWS_ROLE_ARN": "ROLE-admin", "AWS_WEB_IDENTITY_TOKEN_FILE": "FILE-token"}
     ),
     # SSO
@@ -236,14 +236,14 @@ SHAPES = {
     "a legacy start URL": Shape("sso", LEGACY, profile="p", signed_in="legacy"),
     "an sso-session without a login": Shape(None, OF_SESSION, profile="p"),
     "a legacy start URL without a login": Shape(None, LEGACY, profile="p"),
-    "an sso-session that is not there": Shape(None, OF_SESSION.replace("= corp", "= x"), profile="p", signed_in="corp"),
+    "a missing sso-session": Shape(None, OF_SESSION.replace("= corp", "= x"), profile="p", signed_in="corp"),
     "SSO without an account": Shape(
         None, LEGACY.replace("sso_account_id = 123456789012\n", ""), profile="p", signed_in="legacy"
     ),
     "SSO without a region": Shape(
         None, LEGACY.replace(f"sso_region = {SSO_REGION}\n", ""), profile="p", signed_in="legacy"
     ),
-    "SSO with a role that is not the person's": Shape(
+    "SSO with a role that the user does not have": Shape(
         None, OF_SESSION.replace("Admin", "Owner"), profile="p", signed_in="corp"
     ),
     "an sso-session and a profile that contradict each other": Shape(
@@ -273,7 +273,7 @@ SHAPES = {
         "p",
         {"AWS_ENDPOINT_URL": ""},
     ),
-    "a services section that is not there": Shape(
+    "a missing services section": Shape(
         None, f"{ROLE}services = ours\n", WORK, "p", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     ),
 }
@@ -281,7 +281,7 @@ SHAPES = {
 
 GO_PROCESS = "role_arn = ROLE-admin\n" + process(**GIVEN)
 # What the AWS SDK for Go, which aws-iam-authenticator uses, reads differently from botocore, and what it reads alike.
-LIKEWISE = [
+SAME_IN_GO = [
     "environment keys before AWS_PROFILE",
     "AWS_PROFILE",
     "AWS_DEFAULT_PROFILE",
@@ -295,18 +295,18 @@ LIKEWISE = [
     "a legacy start URL",
     "a web identity",
     "a loop",
-    "itself as the source, with keys",
+    "its own source, with keys",
     "keys before a process",
-    "an access key id alone",
+    "only an access key id",
 ]
-GO_SHAPES = {name: SHAPES[name] for name in LIKEWISE} | {
-    "a web identity of the environment before AWS_PROFILE": Shape(
+GO_SHAPES = {name: SHAPES[name] for name in SAME_IN_GO} | {
+    "a web identity from the environment before AWS_PROFILE": Shape(
         "admin",
         "",
         WORK,
         env={"AWS_PROFILE": "work", "AWS_ROLE_ARN": "ROLE-admin", "AWS_WEB_IDENTITY_TOKEN_FILE": "FILE-token"},
     ),
-    "environment keys before a web identity of the environment": Shape(
+    "environment keys before a web identity from the environment": Shape(
         "env", env={"KEYS": "env", "AWS_ROLE_ARN": "ROLE-admin", "AWS_WEB_IDENTITY_TOKEN_FILE": "FILE-token"}
     ),
     "keys before SSO": Shape("bob", OF_SESSION, "[p]\nKEYS-bob\n", "p", signed_in="corp"),
@@ -326,16 +326,16 @@ GO_SHAPES = {name: SHAPES[name] for name in LIKEWISE} | {
     "a container that assumes the profile's role": Shape(
         "admin", f"[profile p]\n{ADMIN}", "", "p", env={"CONTAINER": "guest"}
     ),
-    "a source with keys and a role, which is assumed as well": Shape(
+    "a source with keys and a role, which is assumed too": Shape(
         "second", f"[profile p]\nrole_arn = ROLE-second\nsource_profile = work\n[profile work]\n{ADMIN}", WORK, "p"
     ),
-    "a profile of settings alone, in a container": Shape(
+    "a profile with only settings, in a container": Shape(
         "guest", "[profile p]\nregion = eu-west-1\n", "", "p", env={"CONTAINER": "guest"}
     ),
-    "a source of settings alone, in a container": Shape(
+    "a source with only settings, in a container": Shape(
         None, f"{ROLE}[profile work]\nregion = eu-west-1\n", "", "p", env={"CONTAINER": "guest"}
     ),
-    "a source of a role alone, in a container": Shape(
+    "a source with only a role, in a container": Shape(
         None,
         f"[profile p]\nrole_arn = ROLE-second\nsource_profile = work\n[profile work]\n{ADMIN}",
         "",
@@ -353,10 +353,10 @@ GO_SHAPES = {name: SHAPES[name] for name in LIKEWISE} | {
     "a process in a shell": Shape(
         "alice", f"[profile p]\n{process(**GIVEN).replace('cat ', 'cat $NOTHING < ')}\n", "", "p"
     ),
-    "a name that is not there": Shape(None, "", WORK, "p"),
-    "a section given twice": Shape("alice", "[profile p]\nKEYS-bob\n[profile p]\nKEYS-alice\n", "", "p"),
-    "a section given twice in the credentials file": Shape("alice", "", "[p]\nKEYS-bob\n[p]\nKEYS-alice\n", "p"),
-    "a key given twice": Shape("alice", "", "[p]\nKEYS-bob\nKEYS-alice\n", "p"),
+    "a missing name": Shape(None, "", WORK, "p"),
+    "a section that occurs twice": Shape("alice", "[profile p]\nKEYS-bob\n[profile p]\nKEYS-alice\n", "", "p"),
+    "a section that occurs twice in the credentials file": Shape("alice", "", "[p]\nKEYS-bob\n[p]\nKEYS-alice\n", "p"),
+    "a key that occurs twice": Shape("alice", "", "[p]\nKEYS-bob\nKEYS-alice\n", "p"),
 }
 
 
@@ -373,7 +373,7 @@ class Container(HttpServer):
 
 
 class World:
-    """The users, roles and servers that the shapes name."""
+    """The users, roles and servers that shapes refer to."""
 
     def __init__(self, home: Sandbox, moto: RecordingProxy, sso: SsoOidcServer, keys: Keys) -> None:
         self.home, self.moto, self.sso, self.keys = home, moto, sso, keys
@@ -404,7 +404,7 @@ class World:
         values: list[tuple[str, Callable[[str], str]]] = [
             (r"FILE-((?:[0-9a-f]{2})+)\b", lambda content: str(self.file(self.fill(bytes.fromhex(content).decode())))),
             (r"FILE-(token)", lambda name: str(self.file("a-web-identity-token"))),
-            (r"FORMER-KEYS-(\w+)", lambda who: self.section(who).replace("session_token", "security_token")),
+            (r"OLD-KEYS-(\w+)", lambda who: self.section(who).replace("session_token", "security_token")),
             (r"KEYS-(\w+)", self.section),
             (r"ID-(\w+)", lambda who: self.users[who][0]),
             (r"SECRET-(\w+)", lambda who: self.users[who][1]),
@@ -491,7 +491,7 @@ def run(home: Sandbox, command: list[str | Path], env: Mapping[str, str | None],
 
 
 @pytest.mark.parametrize("shape", [pytest.param(shape, id=name) for name, shape in SHAPES.items()])
-def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, world: World, program: Program) -> None:
+def test_aws_config_means_what_it_means_to_botocore(shape: Shape, world: World, program: Program) -> None:
     home = world.home
     world.prepare(shape)
     with world.container() as container:
@@ -510,7 +510,7 @@ def test_a_shape_of_aws_config_means_what_it_means_to_botocore(shape: Shape, wor
 
 
 @pytest.mark.parametrize("shape", [pytest.param(shape, id=name) for name, shape in GO_SHAPES.items()])
-def test_a_shape_of_aws_config_means_what_it_means_to_aws_iam_authenticator(
+def test_aws_config_means_what_it_means_to_aws_iam_authenticator(
     shape: Shape, world: World, authenticator: Path
 ) -> None:
     home = world.home

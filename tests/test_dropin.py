@@ -1,7 +1,7 @@
-"""Kubeconfigs of other programs, with nothing but `command:` changed: they work, for the same principal.
+"""Kubeconfigs of other programs, with nothing but `command:` changed, work for the same principal.
 
-The AWS CLI runs as well, as the judge of its own grammar. The one from PyPI is v1, which takes
-AWS_DEFAULT_PROFILE before AWS_PROFILE; v2, the contract, has it the other way round.
+The AWS CLI runs too, as the reference for its grammar. The one from PyPI is v1, which prefers
+AWS_DEFAULT_PROFILE to AWS_PROFILE. Version 2, which we follow, does the opposite.
 """
 
 import json
@@ -88,7 +88,7 @@ CHOSEN = {
     "AWS_PROFILE before AWS_DEFAULT_PROFILE": Row(
         "work", "work", "work", env={"AWS_PROFILE": "work", "AWS_DEFAULT_PROFILE": "other"}, judged=False
     ),
-    "ATMOS_IDENTITY, for Atmos alone": Row("work", "default", "default", env={"ATMOS_IDENTITY": "work"}),
+    "ATMOS_IDENTITY, only for Atmos": Row("work", "default", "default", env={"ATMOS_IDENTITY": "work"}),
     "ATMOS_IDENTITY before environment keys": Row(
         "work", "environment", "environment", env={**ENVIRONMENT, "ATMOS_IDENTITY": "work"}
     ),
@@ -105,8 +105,8 @@ CHOSEN = {
     "--identity before the stored default": Row(
         "ops", None, None, stored=TWO, default="dev", options={"atmos": ["-i", "ops"]}
     ),
-    "--identity= is as if unset": Row("dev", None, None, stored=["dev"], options={"atmos": ["--identity="]}),
-    "ATMOS_IDENTITY=false is the AWS environment's own": Row(
+    "an empty --identity is ignored": Row("dev", None, None, stored=["dev"], options={"atmos": ["--identity="]}),
+    "ATMOS_IDENTITY=false leaves the choice to AWS variables": Row(
         "default", "default", "default", env={"ATMOS_IDENTITY": "False"}, stored=["dev"]
     ),
     "--identity=off, with AWS_PROFILE": Row(
@@ -130,24 +130,24 @@ CHOSEN = {
     "AWS_PROFILE names a stored identity": Row(
         "dev", "dev", "dev", env={"AWS_PROFILE": "dev"}, stored=TWO, default="ops", judged=False
     ),
-    "a stored identity before a profile of its name": Row(
+    "a stored identity before a profile": Row(
         "dev", "dev", "dev", env={"AWS_PROFILE": "work"}, stored=["dev=work"], judged=False
     ),
-    "the stored default, where AWS config has none": Row(
+    "the stored default, if AWS config has none": Row(
         "dev", "dev", "dev", profiles=NO_DEFAULT, stored=TWO, default="dev", judged=False
     ),
-    "the stored default after AWS' own, but for Atmos": Row("dev", "default", "default", stored=TWO, default="dev"),
+    "the stored default first, only for Atmos": Row("dev", "default", "default", stored=TWO, default="dev"),
     "the only stored identity": Row("dev", "dev", "dev", profiles=NO_DEFAULT, stored=["dev"], judged=False),
-    "the only stored identity after AWS' own, but for Atmos": Row("dev", "default", "default", stored=["dev"]),
-    "environment keys before what is stored": Row(
+    "the only stored identity first, only for Atmos": Row("dev", "default", "default", stored=["dev"]),
+    "environment keys before stored identities": Row(
         "environment", "environment", "environment", env=ENVIRONMENT, stored=["dev"]
     ),
-    "AWS_PROFILE before what is stored": Row(
+    "AWS_PROFILE before stored identities": Row(
         "work", "work", "work", env={"AWS_PROFILE": "work"}, stored=TWO, default="dev"
     ),
-    "several stored and none chosen": Row(TWO, TWO, TWO, profiles=NO_DEFAULT, stored=TWO, judged=False),
-    "several stored and AWS' own default": Row(TWO, "default", "default", stored=TWO),
-    "empty variables are as if unset": Row(
+    "several stored identities and no default": Row(TWO, TWO, TWO, profiles=NO_DEFAULT, stored=TWO, judged=False),
+    "several stored, and the default profile": Row(TWO, "default", "default", stored=TWO),
+    "empty variables are ignored": Row(
         "default",
         "default",
         "default",
@@ -156,7 +156,7 @@ CHOSEN = {
         ),
         judged=False,
     ),
-    "a profile that is not there": Row(
+    "a missing profile": Row(
         ("absent",), ("absent",), ("absent",), env={"AWS_PROFILE": "absent"}, stored=["dev"], judged=False
     ),
 }
@@ -188,9 +188,9 @@ def test_the_token_is_for_the_identity_that_the_original_would_choose(row: Row, 
 @pytest.mark.parametrize(
     ("there", "not_there"),
     [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID")],
-    ids=["the id alone", "the secret alone"],
+    ids=["only the id", "only the secret"],
 )
-def test_one_environment_key_without_the_other_is_an_error_that_names_it(
+def test_one_environment_key_without_the_other_is_an_error_that_names_both(
     grammar: str, there: str, not_there: str, place: Sandbox
 ) -> None:
     place.credentials(access_key("default").profile())
@@ -237,7 +237,7 @@ ADMIN = f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/EKSGetTokenAuth"
     [
         pytest.param([], "alice", id="plain"),
         pytest.param(["--role-arn", f"arn:aws:iam::{ACCOUNT}:role/admin"], "admin", id="with a role"),
-        pytest.param(["--profile", "work"], "bob", id="with a profile, which becomes a variable"),
+        pytest.param(["--profile", "work"], "bob", id="with a profile, as a variable"),
     ],
 )
 def test_what_aws_eks_update_kubeconfig_writes_works(options: list[str], expected: str, scene: Scene, aws: str) -> None:
@@ -250,7 +250,7 @@ def test_what_aws_eks_update_kubeconfig_writes_works(options: list[str], expecte
 
     principal = scene.principal(scene.moto.environment)
     assert principal == {"alice": scene.alice.arn, "bob": scene.bob.arn, "admin": ADMIN}[expected]
-    if expected != "admin":  # the CLI uses AWS_ENDPOINT_URL, which it needs here, for its tokens too
+    if expected != "admin":  # to assume a role it would need AWS_ENDPOINT_URL, and would then sign for that host
         scene.kubeconfig.write_text(of_aws.replace("command: aws\n", f"command: {aws}\n"))
         assert scene.principal({}) == principal
 
@@ -293,7 +293,7 @@ WRITTEN = {
         "bob",
     ),
     "aws-iam-authenticator, with a role": ({"args": ["token", "-i", "demo", "-r", ROLE]}, "admin"),
-    "Terraform's module, with the words alone": (
+    "Terraform's module, without options": (
         {"args": ["eks", "get-token", "--cluster-name", "demo"], "apiVersion": "client.authentication.k8s.io/v1"},
         "alice",
     ),

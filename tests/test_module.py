@@ -7,9 +7,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
-from conftest import Sandbox
+from conftest import Completed, Sandbox
 
 import eks_token
 
@@ -87,19 +88,18 @@ def profiles(home: Sandbox) -> Sandbox:
     return home
 
 
+def run_into(stdout: int | IO[str], home: Sandbox, arguments: list[str]) -> Completed:
+    command, env = [str(home.executable), *arguments], home.environment()
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, env=env, text=True, check=False
+    )
+
+
 @COMMANDS
 def test_a_closed_pipe_ends_quietly(profiles: Sandbox, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [str(profiles.executable), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        env=profiles.environment(),
-        text=True,
-        check=False,
-    )
+    done = run_into(writer, profiles, arguments)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 
@@ -109,15 +109,7 @@ def test_a_closed_pipe_ends_quietly(profiles: Sandbox, arguments: list[str]) -> 
 def test_a_full_stdout_is_one_error_line_and_no_bug(profiles: Sandbox, arguments: list[str]) -> None:
     manifest = next(profiles.home.glob(".cache/eks-token/app/*/manifest"))
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [str(profiles.executable), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            env=profiles.environment(),
-            text=True,
-            check=False,
-        )
+        done = run_into(full, profiles, arguments)
     assert (done.returncode, done.stderr) == (
         1,
         "eks-token: error: cannot write to stdout: No space left on device\n",

@@ -475,7 +475,7 @@ def test_two_sso_sessions_at_one_start_url_are_two_people(by: str, scene: Scene)
 # --- the AWS CLI's own file ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seconds", [300, -60], ids=["soon over", "over"])
+@pytest.mark.parametrize("seconds", [300, -60], ids=["expiring", "expired"])
 def test_the_aws_clis_session_is_refreshed_in_its_own_file(seconds: float, scene: Scene) -> None:
     name, expected = sso_session_left_by_the_aws_cli(scene)
     path = scene.left_by_aws_cli("corp", expiresAt=utc(seconds))
