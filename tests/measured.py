@@ -98,7 +98,7 @@ def report() -> int:
     found.set_option("paths", {"program": [str(ROOT), "*/site-packages"], "start": start})
     found.combine([str(measured)])
     found.save()
-    total = found.report()
+    total = found.report(include=[str(ROOT / "eks_token.py"), str(measured / "start.py")])  # and no changed copies
     wanted = found.get_option("report:fail_under")
     return 2 if isinstance(wanted, (int, float)) and total < wanted else 0
 

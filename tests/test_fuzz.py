@@ -293,7 +293,9 @@ def damaged_world(draw: st.DrawFn, world: World, kinds: Sequence[str]) -> World:
         name = draw(st.sampled_from(VARIABLES))
         return world._replace(environ={**world.environ, name: draw(text.filter(lambda text: not text.startswith("/")))})
     if what == "exec info":
-        info = world.environ.get("KUBERNETES_EXEC_INFO", '{"spec": {"interactive": true}}').encode()
+        info = world.environ.get("KUBERNETES_EXEC_INFO", '{"spec": {"interactive": true}}').encode(
+            errors="surrogateescape"
+        )
         new_info = draw(damaged_bytes(info)).decode(errors="surrogateescape").replace("\0", "")
         return world._replace(environ={**world.environ, "KUBERNETES_EXEC_INFO": new_info})
     if what == "item" and world.items:
