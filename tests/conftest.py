@@ -270,8 +270,17 @@ os.execvp(sys.argv[1], sys.argv[1:])
 Completed = subprocess.CompletedProcess[str]
 
 
+def assert_fails(done: Completed, error: str, hint: str = "", status: int = 1) -> None:
+    """Nothing is on stdout. One line on stderr says what is wrong, and a second one may say what to do."""
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("eks-token: error: ") and error in first
+    assert len(rest) <= 1 and all(line.startswith("hint: ") for line in rest)
+    assert hint in "".join(rest)
+
+
 class Sandbox:
-    """A home of its own and an environment that has nothing of the outside but PATH.
+    """A separate home, and an environment that has only PATH in common with the one outside.
 
     Where a program is given, it counts as unpacked here before, and its Python answers each `run` for which a test
     does not name another one. A run on a terminal and one that is not waited for have a Python of their own.

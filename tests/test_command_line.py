@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from conftest import Completed, Sandbox
+from conftest import Sandbox, assert_fails
 from servers import RecordingProxy
 
 import eks_token
@@ -486,16 +486,6 @@ def test_role_arns_with_any_partition_and_path_are_accepted(role: str) -> None:
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "x" * 40}
 
 
-def assert_fails(done: Completed, status: int, error: str, hint: str = "") -> None:
-    """Nothing is on stdout. One line on stderr says what is wrong, and if there is a hint, a second says what to do."""
-    lines = done.stderr.splitlines()
-    assert (done.returncode, done.stdout) == (status, ""), done.stderr
-    assert lines[0].startswith("eks-token: error: ")
-    assert error in lines[0]
-    assert len(lines) == (2 if hint else 1), lines
-    assert not hint or (lines[1].startswith("hint: ") and hint in lines[1])
-
-
 @pytest.mark.parametrize(
     ("line", "status", "error", "hint"),
     [
@@ -518,7 +508,7 @@ def assert_fails(done: Completed, status: int, error: str, hint: str = "") -> No
 def test_a_failure_is_one_line_and_at_most_one_hint(
     line: list[str], status: int, error: str, hint: str, home: Sandbox
 ) -> None:
-    assert_fails(home.run(*line, env=KEYS), status, error, hint)
+    assert_fails(home.run(*line, env=KEYS), error, hint, status)
 
 
 @pytest.mark.parametrize("name", ["a.b", "dëmo", "a" * 200, "--role-arn=x"])
@@ -533,7 +523,7 @@ def test_update_kubeconfig_asks_eks_for_any_name_that_the_aws_cli_asks_for(
 
 def test_an_unknown_api_version_fails_before_anything_is_minted(home: Sandbox) -> None:
     environ = {"KUBERNETES_EXEC_INFO": info(apiVersion=named("v9"))}
-    assert_fails(home.run(*NAMED.split(), env=environ), 1, "client.authentication.k8s.io/v9", "apiVersion:")
+    assert_fails(home.run(*NAMED.split(), env=environ), "client.authentication.k8s.io/v9", "apiVersion:")
 
 
 def test_a_broken_exec_info_is_a_warning_and_the_token_is_printed(home: Sandbox) -> None:

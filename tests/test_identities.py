@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import Completed, KeyringDaemon, Sandbox
+from conftest import Completed, KeyringDaemon, Sandbox, assert_fails
 from servers import ACCOUNT, AccessKey, Keys, RecordingProxy
 from verifier import Identity, decoded_url, verify
 
@@ -65,16 +65,6 @@ def login(home: Sandbox, name: str = "dev", *options: str, key: AccessKey = ALIC
 def signed_by(done: Completed, keys: Keys) -> Identity:
     assert done.returncode == 0, done.stderr
     return verify(json.loads(done.stdout)["status"]["token"], cluster="demo", secrets=keys)
-
-
-def assert_fails(done: Completed, error: str, hint: str = "", status: int = 1) -> None:
-    lines = done.stderr.splitlines()
-    assert (done.returncode, done.stdout) == (status, ""), done.stderr
-    assert lines[0].startswith("eks-token: error: ")
-    assert error in lines[0]
-    assert len(lines) <= 2
-    assert all(line.startswith("hint: ") for line in lines[1:])
-    assert hint in "".join(lines[1:])
 
 
 # --- login --------------------------------------------------------------------------------------------------
@@ -142,30 +132,38 @@ def test_login_asks_aws_who_owns_the_keys(desk: Sandbox, moto: RecordingProxy) -
 
 
 @pytest.mark.parametrize(
-    ("wrong", "code"),
+    ("wrong", "env", "error"),
     [
-        pytest.param({"id": "AKIAUNKNOWNUNKNOWN00"}, "InvalidClientTokenId", id="an unknown id"),
-        pytest.param({"secret": "x" * 40}, "SignatureDoesNotMatch", id="another secret"),
+        pytest.param(
+            {"id": "AKIAUNKNOWNUNKNOWN00"},
+            {},
+            "AWS refused GetCallerIdentity: InvalidClientTokenId",
+            id="an unknown id",
+        ),
+        pytest.param(
+            {"secret": "x" * 40}, {}, "AWS refused GetCallerIdentity: SignatureDoesNotMatch", id="another secret"
+        ),
+        pytest.param({}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "127.0.0.1:9", id="no connection"),
     ],
 )
-def test_keys_that_aws_refuses_are_not_stored(
-    wrong: dict[str, str], code: str, desk: Sandbox, moto: RecordingProxy, keyring_daemon: KeyringDaemon
+def test_keys_that_aws_does_not_confirm_are_not_stored(
+    wrong: dict[str, str],
+    env: dict[str, str],
+    error: str,
+    desk: Sandbox,
+    moto: RecordingProxy,
+    keyring_daemon: KeyringDaemon,
 ) -> None:
     key = moto.create_user("alice")._replace(**wrong)
-    done = desk.run("login", "dev", "--stdin", stdin=process_output(key), env=moto.environment)
-    assert_fails(done, f"AWS refused GetCallerIdentity: {code}")
+    env = {**moto.environment, "AWS_MAX_ATTEMPTS": "1", **env}
+    done = desk.run("login", "dev", "--stdin", stdin=process_output(key), env=env)
+    assert_fails(done, error)
     assert key.secret not in done.stderr
     assert keyring_daemon.stored() == []
     assert not (desk.data / "identities.json").exists()
 
 
-def test_if_aws_cannot_be_reached_nothing_is_stored(desk: Sandbox, keyring_daemon: KeyringDaemon) -> None:
-    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
-    assert_fails(desk.run("login", "dev", "--stdin", stdin=process_output(), env=env), "127.0.0.1:9")
-    assert keyring_daemon.stored() == []
-
-
-# --- the two places of an identity --------------------------------------------------------------------------
+# --- identities.json and the keyring ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
-from conftest import Completed, KeyringDaemon, Sandbox
+from conftest import Completed, KeyringDaemon, Sandbox, assert_fails
 from servers import AccessKey, Keys
 from verifier import decoded_url, verify
 
@@ -39,14 +39,6 @@ def parameters(url: str) -> dict[str, str]:
 
 def host_of(done: Completed) -> str:
     return urlsplit(decoded_url(token_of(done))).netloc
-
-
-def fails(done: Completed, status: int, words: str) -> None:
-    assert (done.returncode, done.stdout) == (status, ""), done.stderr
-    first, *rest = done.stderr.splitlines()
-    assert first.startswith("eks-token: error: ")
-    assert words in first
-    assert all(line.startswith("hint: ") for line in rest) and len(rest) <= 1
 
 
 # --- hosts --------------------------------------------------------------------------------------------------
@@ -303,7 +295,7 @@ def test_credentials_that_do_not_expire_make_tokens_of_14_minutes(home: Sandbox)
 
 
 def test_expired_credentials_are_an_error(home: Sandbox, keyring_daemon: KeyringDaemon) -> None:
-    fails(home.run(*BARE, env=session(-5)), 1, "expired")
+    assert_fails(home.run(*BARE, env=session(-5)), "expired")
 
     bus = {"DBUS_SESSION_BUS_ADDRESS": keyring_daemon.address}
     given = {"Version": 1, "AccessKeyId": KEY.id, "SecretAccessKey": KEY.secret, "SessionToken": "x" * 100}
@@ -318,7 +310,7 @@ def test_expired_credentials_are_an_error(home: Sandbox, keyring_daemon: Keyring
     assert entry is not None
     vault.set_json("identity:dev", {**entry, "expiration": eks_token.rfc3339(time.time() - 5)})
     done = home.run(*BARE, "--refresh", env=bus)
-    fails(done, 1, "expired")
+    assert_fails(done, "expired")
     assert "eks-token login dev" in done.stderr
 
 
@@ -384,7 +376,7 @@ def test_the_session_token_is_part_of_the_token(home: Sandbox, keys: Keys) -> No
 
 
 def test_a_token_that_is_too_long_for_a_cluster_is_an_error(home: Sandbox) -> None:
-    fails(home.run(*BARE, env={**KEY.environment, "AWS_SESSION_TOKEN": "x" * 4096}), 1, "accept at most 4096")
+    assert_fails(home.run(*BARE, env={**KEY.environment, "AWS_SESSION_TOKEN": "x" * 4096}), "accept at most 4096")
     assert not (home.cache / "tokens").exists()
 
 
@@ -463,7 +455,9 @@ def test_output_and_query_print_what_the_aws_cli_prints(options: list[str], home
 
 @pytest.mark.parametrize("query", ["status.", "[", "'", "nofunction(kind)", "length(spec.x)"])
 def test_a_query_that_is_not_jmespath_is_rejected(query: str, home: Sandbox) -> None:
-    fails(home.run(*GET_TOKEN, "--region", "eu-west-1", "--query", query, env=KEY.environment), 2, "--query")
+    assert_fails(
+        home.run(*GET_TOKEN, "--region", "eu-west-1", "--query", query, env=KEY.environment), "--query", status=2
+    )
 
 
 def test_token_only_prints_the_bare_token(home: Sandbox, keys: Keys) -> None:
