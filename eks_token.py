@@ -6165,7 +6165,7 @@ def replace_contents(
 
     for path, _, _ in contents:
         check_home(path)
-    with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as rollback:
         for lock in kubectl_locks(path for path, _, _ in contents):
             take_kubectl_lock(lock)
             held.callback(discard, lock)
@@ -6174,12 +6174,12 @@ def replace_contents(
         for path, before, new in contents:
             old = before or b""
             if backup:
-                undo.callback(discard, backup(path, old, new))
+                rollback.callback(discard, backup(path, old, new))
             if before is None:
-                undo.callback(discard, path)
+                rollback.callback(discard, os.path.realpath(path))  # which is not there yet, unlike a link to it
             write_kubeconfig(path, old, new)
-            undo.callback(write_kubeconfig, path, new, old)
-        undo.pop_all()
+            rollback.callback(write_kubeconfig, path, new, old)
+        rollback.pop_all()
     return True
 
 
@@ -6587,7 +6587,7 @@ class Edits:
         self._edits.append((start, end, new))
 
     def _insert_lines(self, at: int, lines: Sequence[str], column: int) -> None:
-        """Insert lines below the one with this index."""
+        """Insert lines below the line of the character with this index."""
         text = "".join(f"{' ' * column}{line}{self._newline}" for line in lines)
         at = self._line_end(at)
         if at and self._text[at - 1] != "\n":  # the last line has no end
@@ -6613,14 +6613,18 @@ class Edits:
         return start, dash.end() - 1 - start if dash else 0
 
     def _end(self, node: Node) -> int:
-        """Where a node's last value ends. A block also has the comments and empty lines below it."""
+        """Where a node's last value ends. ruamel's end of a block includes the comments and empty lines below it."""
         end = int(node.end_mark.index)
-        if node.style not in ("|", ">") if node.id == "scalar" else node.flow_style:
+        if node.id == "scalar":
+            return len(self._text[:end].rstrip()) if node.style in ("|", ">") else end
+        if node.flow_style:
             return end
+        last = node.value[-1][1] if node.id == "mapping" else node.value[-1]
+        least = self._end(last) if last.start_mark.index > node.start_mark.index else 0  # an alias stands elsewhere
         while True:
             end = len(self._text[:end].rstrip())
             start = self._line_start(end)
-            if not self._text[start:end].lstrip().startswith("#"):
+            if start < least or not self._text[start:end].lstrip().startswith("#"):
                 return end
             end = start
 

@@ -243,6 +243,9 @@ WILD: dict[str, str | bytes] = {
     "flow": kubeconfig(FLOW),
     "odd quotes": kubeconfig(ODD_QUOTES),
     "block scalars": kubeconfig(BLOCK_SCALARS),
+    "a block scalar that ends like a comment": kubeconfig(
+        f"{AWS_CLI}      installHint: |\n        get it\n        # there\n# a comment\n"
+    ),
     "anchors": kubeconfig(ANCHORS),
     "tags": kubeconfig(AWS_CLI.replace("command: ", "command: !!str ").replace("value: dev", "value: !!str 12")),
     "an anchor in an extension": EXTENSION

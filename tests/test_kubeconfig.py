@@ -559,7 +559,9 @@ def test_a_kubeconfig_in_json_is_read_too(laptop: Sandbox, api_server: ApiServer
     assert is_let_in(laptop)
 
 
-@pytest.mark.parametrize("made", ["directory", "device", "immutable", pytest.param("read-only", marks=not_as_root)])
+@pytest.mark.parametrize(
+    "made", ["directory", "device", "dangling link", "immutable", pytest.param("read-only", marks=not_as_root)]
+)
 def test_a_kubeconfig_that_cannot_be_written_is_one_clear_error(made: str, laptop: Sandbox) -> None:
     path = config_path(laptop)
     path.parent.mkdir()
@@ -567,6 +569,8 @@ def test_a_kubeconfig_that_cannot_be_written_is_one_clear_error(made: str, lapto
         path.mkdir()
     elif made == "device":
         path.symlink_to("/dev/null")
+    elif made == "dangling link":
+        path.symlink_to("/proc/nowhere/config")
     elif made == "read-only":
         laptop.write(".kube/config", OTHERS).chmod(0o400)
     elif subprocess.run(["chattr", "+i", str(laptop.write(".kube/config", OTHERS))], capture_output=True).returncode:
