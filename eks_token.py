@@ -6204,6 +6204,7 @@ def write_kubeconfig(path: str, old: bytes, new: bytes) -> None:
     write (or is mounted by itself, as in a container), is overwritten, which is how kubectl writes. If the new content
     does not fit, the old content is restored. Raises Problem.
     """
+    import contextlib
     import stat
 
     real = os.path.realpath(path)
@@ -6221,9 +6222,11 @@ def write_kubeconfig(path: str, old: bytes, new: bytes) -> None:
     try:
         overwrite(real, new)
     except BaseException as error:
-        overwrite(real, old)
+        with contextlib.suppress(OSError):
+            overwrite(real, old)
         if isinstance(error, OSError):
-            raise Problem(f"{path} cannot be written: {error.strerror}; it was not changed") from error
+            outcome = "was not changed" if read_bytes(real) == old else "is damaged now, because it cannot be restored"
+            raise Problem(f"{path} cannot be written: {error.strerror}; it {outcome}") from error
         raise
 
 

@@ -585,14 +585,16 @@ def test_a_kubeconfig_that_cannot_be_written_is_one_clear_error(made: str, lapto
         subprocess.run(["chattr", "-i", str(path)], capture_output=True)
 
 
-@pytest.mark.parametrize("names", [1, 2], ids=["replaced", "overwritten"])
-def test_a_failed_write_leaves_the_file_as_it_was(names: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "limit"), [(1, 16), (2, 16), (2, 0)], ids=["replaced", "overwritten", "where nothing can be restored"]
+)
+def test_a_failed_write_leaves_the_file_as_it_was(names: int, limit: int, tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_bytes(b"old content")
     if names == 2:
         path.with_name("other").hardlink_to(path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(eks_token.Problem, match="File too large; it was not changed"):
             eks_token.write_kubeconfig(str(path), b"old content", b"new content, and longer")
