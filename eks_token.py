@@ -4761,6 +4761,7 @@ def read_login_session(file: str) -> Credentials | None:
 
 def container_provider(store: Store) -> Any:
     """botocore's provider for the credentials of a container, whose answer is checked."""
+    from http.client import responses
     from types import SimpleNamespace
 
     from botocore.credentials import ContainerProvider
@@ -4769,11 +4770,12 @@ def container_provider(store: Store) -> Any:
 
     class DiscreetSession(URLLib3Session):  # type: ignore[misc,unused-ignore]
         def send(self, request: Any) -> Any:
-            """An answer, but no content of an error that has credentials in it: botocore would quote it."""
+            """An answer, but no content of an error, which may be credentials: botocore would quote it."""
             answer = super().send(request)
-            if answer.status_code == 200 or b"SecretAccessKey" not in answer.content:
+            if answer.status_code == 200:
                 return answer
-            return SimpleNamespace(status_code=answer.status_code, content=b"")
+            reason = responses.get(answer.status_code, "")
+            return SimpleNamespace(status_code=answer.status_code, content=reason.encode())
 
     class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
         def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:

@@ -476,7 +476,7 @@ def test_a_run_mints_or_says_in_one_line_why_not(aws_answers: Aws) -> None:
         pytest.param(
             {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "/container"},
             429,
-            "Received non 200 response 429 from container metadata: it gave no reason",
+            "Received non 200 response 429 from container metadata: Too Many Requests",
             id="an error of a container's service that has credentials in it",
         ),
         pytest.param(
