@@ -35,7 +35,7 @@ from eks_token import (
 TYPE_CHECKING = False  # importing typing takes longer than running all of this
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 BUILD = "@BUILD@"
 VERSION = "@VERSION@"
@@ -97,7 +97,7 @@ def say(text: str) -> None:
         sys.stderr.write(shortened(printable(text)) + "\n")
         sys.stderr.flush()
     except (AttributeError, OSError, ValueError):  # it is missing or closed
-        pass
+        sys.unraisablehook = end_if_interrupted
 
 
 # In the directory
@@ -191,7 +191,7 @@ def note_use(app: str) -> None:
         if time.time() - os.stat(app).st_mtime > DAY:
             os.utime(app)
     except OSError:
-        pass
+        sys.unraisablehook = end_if_interrupted
 
 
 def remember_python(directory: str) -> None:
@@ -208,7 +208,7 @@ def remember_python(directory: str) -> None:
     try:
         os.unlink(starting)
     except FileNotFoundError:
-        pass
+        sys.unraisablehook = end_if_interrupted
     except OSError:
         remove(starting)
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
@@ -225,11 +225,11 @@ def remember_python(directory: str) -> None:
                 if file.read() == line:
                     return
     except OSError:
-        pass
+        sys.unraisablehook = end_if_interrupted
     try:
         write_file(path, line, modified)
     except OSError:
-        pass
+        sys.unraisablehook = end_if_interrupted
 
 
 # In the archive
@@ -354,7 +354,7 @@ def locked(path: str) -> int | None:
                 return descriptor
             time.sleep(0.02)
     except OSError:
-        pass
+        sys.unraisablehook = end_if_interrupted
     os.close(descriptor)
     return None
 
@@ -441,7 +441,15 @@ def remove(path: str) -> None:
         else:
             os.unlink(path)
     except OSError:
-        pass
+        sys.unraisablehook = end_if_interrupted
+
+
+def end_if_interrupted(ignored: Any) -> None:
+    """sys.unraisablehook: end on a Ctrl-C that Python only reports, as in a callback of the importer."""
+    if isinstance(ignored.exc_value, KeyboardInterrupt):
+        say(f"{PROGRAM}: error: interrupted")
+        os._exit(130)
+    sys.__unraisablehook__(ignored)
 
 
 # At the end, so that a copy of this file that was cut short does not have it, which build/__main__.py notices.
@@ -454,6 +462,7 @@ def main() -> None:
     try:
         # Until here, Ctrl-C was ignored (by the launcher) or ended the process (in __main__.py), because Python would
         # print a traceback. From here on it is an exception that we catch.
+        sys.unraisablehook = end_if_interrupted
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         if os.path.isdir(here):
             run_in_directory(here, archive=sys.argv[1], arguments=sys.argv[2:])

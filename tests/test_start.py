@@ -263,6 +263,21 @@ def test_ctrl_c_at_any_moment_is_no_traceback(home: Sandbox, app: Path) -> None:
     assert True in stopped
 
 
+def test_ctrl_c_in_a_callback_ends_the_program_too(home: Sandbox, app: Path) -> None:
+    """Python only reports what a weak reference's callback raises, as when the importer drops the lock of a module."""
+    path = app / "site-packages" / "eks_token.py"
+    text = path.read_text()
+    _, docstring, rest = text.split('"""', 2)
+    before, future, after = rest.partition("from __future__ import annotations\n")
+    dropped = "class Dropped:\n    def __del__(self):\n        raise KeyboardInterrupt\n\nDropped()\n"
+    docstring = docstring[: -len(dropped)]  # so that the size is the one in the manifest
+    path.write_text(f'"""{docstring}"""{before}{future}{dropped}{after}')
+    assert path.stat().st_size == len(text.encode())
+    shutil.rmtree(path.with_name("__pycache__"))
+    done = home.run(*TOKEN, "--refresh", env=KEYS)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "eks-token: error: interrupted\n")
+
+
 def test_a_file_system_that_loses_a_renamed_directory_is_an_error(
     executable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
