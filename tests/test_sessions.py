@@ -367,34 +367,27 @@ def test_a_change_of_a_sessions_parameters_makes_another_session(change: dict[st
     assert asked(scene) == {"AssumeRole": 1}
 
 
-@pytest.mark.parametrize("where", ["variable", "profile", "services"])
-def test_a_changed_endpoint_makes_another_session(where: str, scene: Scene) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param("", id="variable"),
+        pytest.param("endpoint_url = {}\n", id="profile"),
+        pytest.param("services = ours\n[services ours]\nsts =\n  endpoint_url = {}\n", id="services"),
+    ],
+)
+def test_a_changed_endpoint_makes_another_session(settings: str, scene: Scene) -> None:
     name, role = role_of_a_profile(scene)
     config = (scene.home.home / ".aws/config").read_text()
     assert scene.principal(name) == role
     forget(scene)
-    with RecordingProxy(scene.moto.moto, scene.keys) as second:
-        second.roles = scene.moto.roles
-        env: dict[str, str | None] = {"AWS_ENDPOINT_URL": None}
-        if where == "variable":
-            env = {"AWS_ENDPOINT_URL_STS": second.url}
-        elif where == "profile":
-            scene.home.config(f"{config}endpoint_url = {second.url}\n")
-        else:
-            scene.home.config(f"{config}services = ours\n[services ours]\nsts =\n  endpoint_url = {second.url}\n")
-        if where == "services":
-            # the same section of services with other content
+    for age in (40, 20):
+        with RecordingProxy(scene.moto.moto, scene.keys) as proxy:
+            proxy.roles = scene.moto.roles
+            scene.home.write(".aws/config", config + settings.format(proxy.url), age=age)
+            env = {"AWS_ENDPOINT_URL": None, "AWS_ENDPOINT_URL_STS": None if settings else proxy.url}
             assert scene.principal(name, env=env) == role
-            with RecordingProxy(scene.moto.moto, scene.keys) as third:
-                third.roles = scene.moto.roles
-                changed = (scene.home.home / ".aws/config").read_text().replace(second.url, third.url)
-                scene.home.write(".aws/config", changed, age=20)
-                assert scene.principal(name, env=env) == role
-                assert third.count("AssumeRole") == 1
-        else:
-            assert scene.principal(name, env=env) == role
-        assert second.count("AssumeRole") == 1
-        assert asked(scene) == {}
+            assert proxy.count("AssumeRole") == 1
+    assert asked(scene) == {}
 
 
 def test_new_keys_for_a_source_make_new_sessions_for_its_roles(scene: Scene) -> None:
