@@ -97,7 +97,7 @@ def say(text: str) -> None:
         sys.stderr.write(shortened(printable(text)) + "\n")
         sys.stderr.flush()
     except (AttributeError, OSError, ValueError):  # it is missing or closed
-        sys.unraisablehook = end_if_interrupted
+        pass
 
 
 # In the directory
@@ -191,7 +191,7 @@ def note_use(app: str) -> None:
         if time.time() - os.stat(app).st_mtime > DAY:
             os.utime(app)
     except OSError:
-        sys.unraisablehook = end_if_interrupted
+        pass
 
 
 def remember_python(directory: str) -> None:
@@ -208,7 +208,7 @@ def remember_python(directory: str) -> None:
     try:
         os.unlink(starting)
     except FileNotFoundError:
-        sys.unraisablehook = end_if_interrupted
+        pass
     except OSError:
         remove(starting)
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
@@ -225,11 +225,11 @@ def remember_python(directory: str) -> None:
                 if file.read() == line:
                     return
     except OSError:
-        sys.unraisablehook = end_if_interrupted
+        pass
     try:
         write_file(path, line, modified)
     except OSError:
-        sys.unraisablehook = end_if_interrupted
+        pass
 
 
 # In the archive
@@ -354,7 +354,7 @@ def locked(path: str) -> int | None:
                 return descriptor
             time.sleep(0.02)
     except OSError:
-        sys.unraisablehook = end_if_interrupted
+        pass
     os.close(descriptor)
     return None
 
@@ -441,7 +441,7 @@ def remove(path: str) -> None:
         else:
             os.unlink(path)
     except OSError:
-        sys.unraisablehook = end_if_interrupted
+        pass
 
 
 def end_if_interrupted(ignored: Any) -> None:
