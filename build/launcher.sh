@@ -213,6 +213,13 @@ et_recall() {
 	fi
 }
 
+# et_fail MESSAGE VALUE: ends with one line that cannot control the terminal, whatever is in the value.
+et_fail() {
+	printf '%s%.100s' "eks-token: error: $1: " "$2" | LC_ALL=C tr -c ' -~' '?' >&2
+	echo >&2
+	exit 1
+}
+
 # Errors up to here are misses, so nobody needs to see them.
 {
 	# Bash takes options (SHELLOPTS) and functions from the environment. They must not change what this script does.
@@ -240,8 +247,7 @@ et_recall() {
 } 2>/dev/null
 umask 077
 if [ -n "$et_lost" ]; then
-	printf '%s%.100s\n' "eks-token: error: cannot go back to the directory " "$et_from" >&2
-	exit 1
+	et_fail "cannot go back to the directory" "$et_from"
 fi
 
 if [ -n "${EKS_TOKEN_PYTHON-}" ]; then
@@ -249,13 +255,11 @@ if [ -n "${EKS_TOKEN_PYTHON-}" ]; then
 	*/*) [ -n "$et_untried" ] && [ "$EKS_TOKEN_PYTHON" -ef "$et_known" ] && et_start "$EKS_TOKEN_PYTHON" "$@" ;;
 	esac
 	if ! command -v "$EKS_TOKEN_PYTHON" >/dev/null 2>&1; then
-		printf '%s%.100s\n' "eks-token: error: EKS_TOKEN_PYTHON is not a program: " "$EKS_TOKEN_PYTHON" >&2
+		et_fail "EKS_TOKEN_PYTHON is not a program" "$EKS_TOKEN_PYTHON"
 	elif et_suits "$EKS_TOKEN_PYTHON"; then
 		et_start "$EKS_TOKEN_PYTHON" "$@"
-	else
-		printf '%s%.100s\n' "eks-token: error: EKS_TOKEN_PYTHON is not Python 3.10 or newer: " "$EKS_TOKEN_PYTHON" >&2
 	fi
-	exit 1
+	et_fail "EKS_TOKEN_PYTHON is not Python 3.10 or newer" "$EKS_TOKEN_PYTHON"
 fi
 
 if [ -n "$et_known" ] && { [ -n "$et_untried" ] || et_suits "$et_known"; }; then

@@ -1117,11 +1117,12 @@ def test_pythons_status_and_messages_pass_through(desk: Desk, shell: Shell) -> N
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
 
 
-@pytest.mark.parametrize("named", ["/nonexistent/python", "no-such-python", "two words"])
+@pytest.mark.parametrize("named", ["/nonexistent/python", "no-such-python", "two words", "a\n\x1b]0;b\x07"])
 def test_a_named_python_that_is_not_there_is_one_error_line(desk: Desk, shell: Shell, named: str) -> None:
+    """It cannot control the terminal."""
     done = run(desk, shell, environ={"EKS_TOKEN_PYTHON": named})
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"eks-token: error: EKS_TOKEN_PYTHON is not a program: {named}\n"
+    assert done.stderr == f"eks-token: error: EKS_TOKEN_PYTHON is not a program: {re.sub('[^ -~]', '?', named)}\n"
 
 
 UNSUITABLE = [
