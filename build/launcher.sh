@@ -213,10 +213,13 @@ et_recall() {
 	fi
 }
 
-# et_fail MESSAGE VALUE: ends with one line that cannot control the terminal, whatever is in the value.
+# et_fail MESSAGE VALUE: ends with one line. A value that could control the terminal is not shown.
 et_fail() {
-	printf '%s%.100s' "eks-token: error: $1: " "$2" | LC_ALL=C tr -c ' -~' '?' >&2
-	echo >&2
+	LC_ALL=C
+	case $2 in
+	*[![:print:]]*) printf '%s\n' "eks-token: error: $1" ;;
+	*) printf '%s%.100s\n' "eks-token: error: $1: " "$2" ;;
+	esac >&2
 	exit 1
 }
 
