@@ -26,7 +26,7 @@ FLAGS := --quiet --disable-pip-version-check
 
 # Debian packages, and a command that each provides, for the tests that use real keyrings and shells.
 SYSTEM := gnome-keyring:gnome-keyring-daemon libsecret-tools:secret-tool dbus:dbus-daemon dash:dash bash:bash \
-	busybox:busybox zsh:zsh mksh:mksh ksh93u+m:ksh93 yash:yash fish:fish shellcheck:shellcheck strace:strace
+	busybox:busybox zsh:zsh mksh:mksh ksh93u+m:ksh93 yash:yash fish:fish shellcheck:shellcheck strace:strace ntfs-3g:lowntfs-3g
 
 # The keyrings of other desktops. They bring in about 100 packages, so only their own target installs them.
 KEYRINGS := libkf5wallet-bin:kwalletd5 keepassxc:keepassxc xvfb:Xvfb xdotool:xdotool libsecret-tools:secret-tool dbus:dbus-daemon

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -37,8 +36,9 @@ def next_second() -> None:
 
 
 def done(*command: str) -> None:
-    """A system that does not let us, as most containers, cannot have this file system."""
-    if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True, check=False).returncode:
+    """Most containers do not let us mount; a program that is not there is missing."""
+    need(command[0])
+    if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip(f"only on a system that lets us {' '.join(command[:3])}")
 
 
