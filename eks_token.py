@@ -35,12 +35,15 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from contextlib import ExitStack
+    from types import ModuleType
     from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
     from keyring.backend import KeyringBackend
 
     K = TypeVar("K")
     T = TypeVar("T")
+    Botocore = Any  # an object of botocore's, or what is in one: botocore has no types
+    Jeepney = Any  # an object of jeepney's, or the values of a D-Bus message, whose types SecretsBus checks
     Profile = Mapping[str, str]  # the settings of an AWS profile, or of an identity, which is laid over one
 else:
 
@@ -1047,7 +1050,8 @@ def command_parser(name: str) -> ArgumentParser:
 # 3. If there is none, a `Lock` lets one process sign a token, while the others wait for its answer.
 # 4. Half-way through its life an answer is still used, but one process signs the next token in the background.
 #
-# build/launcher.sh does the first two steps by itself, so it relies on this layout:
+# build/launcher.sh does the first two steps by itself, with tests that Python wrote into the answer
+# (`conditions_for_sh`), and relies on this layout:
 #
 #     tokens/PART|/PART|/…/|/NAME=VALUE|/…/   one directory for each part of the request line; slashes in a part nest
 #         %answer                             the answer, a sh script; its modification time is FRESH_UNTIL
@@ -1451,18 +1455,18 @@ class Conditions(NamedTuple):
 
 
 def conditions_for_sh(answer: Answer, home: str) -> Conditions:
-    """How sh sees every change of the watched files. Raises PythonOnly if it might not, and OSError.
+    """How sh sees that a watched file changed. Raises PythonOnly if it might not, and OSError.
 
     sh does not know inodes. It sees that a file was edited by its date, that another file or directory was renamed over
     it by the date of the directory above, and that a link leads elsewhere by comparing it with where it led. Therefore
-    no date may be so new that the file can change again within the same second, and those of files and of their
-    directories must not be the one that all files of an archive have.
+    no date may be so new that the file can change again within the same second, and none may be one that archives give
+    all their files. One change goes unseen: an edit in place that puts the old date back (SECURITY.md).
 
     The launcher is in the cache directory. Its variables et_line and et_here are the request line and the directory of
     the answer. It has checked FRESH_UNTIL, but not that the answer was issued in the past.
     """
     settled = time.time_ns() - SETTLE_SECONDS * 10**9
-    issued = answer.issued * 10**9 - 1  # what is newer is of that second, even in a shell that compares whole seconds
+    issued = answer.issued * 10**9 - 1  # -nt is strict, and some shells compare whole seconds
     absent, links = [], []
     dates: dict[str, int] = {}  # of files and their directories
     further: dict[str, int] = {}  # of the directories above these, for which it is enough that none becomes newer
@@ -2218,7 +2222,7 @@ class Keychain(StockKeyring):
 
         super().__init__(backend, "the macOS Keychain")
         backend.keychain = None  # type: ignore[attr-defined]  # KEYCHAIN_PATH: keyring only warns about it, on stderr
-        self.api: Any = api  # which has no types
+        self.api: ModuleType = api
         self.api._sec.SecItemUpdate.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         self.api._found.CFDataCreate.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_long)
         self.api._found.CFDataCreate.restype = ctypes.c_void_p
@@ -2660,7 +2664,7 @@ class SecretsBus:
         self.environ = environ
         self.may_show = not is_ahead(environ)
         self.can_prompt = interactive and bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
-        self.connection: Any = None
+        self.connection: Jeepney = None
         self.session = ""  # the path of the Secret Service's session, which secrets are sent with
         self.deadline = 0.0
 
@@ -2696,7 +2700,7 @@ class SecretsBus:
         class Connection(DBusConnection):  # type: ignore[misc]
             """Every wait ends when the operation's time is up. jeepney's own first call, Hello, would wait forever."""
 
-            def receive(self, *, timeout: float | None = None) -> Any:
+            def receive(self, *, timeout: float | None = None) -> Jeepney:
                 try:
                     return super().receive(timeout=bus.seconds_left())
                 except OSError:  # among these is TimeoutError
@@ -2812,7 +2816,7 @@ class SecretsBus:
     def seconds_left(self) -> float:
         return max(self.deadline - time.monotonic(), 0.001)
 
-    def call(self, path: str, member: str, *arguments: Any) -> Any:
+    def call(self, path: str, member: str, *arguments: object) -> Jeepney:
         """The values that a method of the Secret Service returns."""
         from jeepney import new_method_call
 
@@ -2820,7 +2824,7 @@ class SecretsBus:
         method = member.partition(".")[2]
         return self.send(new_method_call(address(path, member), method, takes or None, arguments), returns)
 
-    def get(self, path: str, name: str) -> Any:
+    def get(self, path: str, name: str) -> Jeepney:
         """A property's value."""
         from jeepney import Properties
 
@@ -2835,7 +2839,7 @@ class SecretsBus:
         properties = Properties(address(path, name))
         self.send(properties.set(name.partition(".")[2], SECRET_PROPERTIES[name], value), "")
 
-    def send(self, message: Any, returns: str) -> Any:
+    def send(self, message: Jeepney, returns: str) -> Jeepney:
         """The values of the reply, which have the D-Bus types `returns`."""
         from jeepney import HeaderFields
 
@@ -2843,14 +2847,14 @@ class SecretsBus:
         return checked(reply, returns, message.header.fields[HeaderFields.member])
 
 
-def address(path: str, member: str) -> Any:
+def address(path: str, member: str) -> object:
     """jeepney's address of an object and its interface, for a member such as `Item.Delete`."""
     from jeepney import DBusAddress
 
     return DBusAddress(path, SECRETS_BUS, SECRETS_API + member.partition(".")[0])
 
 
-def checked(message: Any, signature: str, member: str) -> Any:
+def checked(message: Jeepney, signature: str, member: str) -> Jeepney:
     """The values of a message, which must have these D-Bus types. Raises DBusErrorResponse if it is an error."""
     from jeepney import HeaderFields
     from jeepney.wrappers import unwrap_msg
@@ -3588,7 +3592,7 @@ class last_of_its_name:
         self.loader.configparser = configparser
 
 
-def config_problem(error: Any) -> Problem:
+def config_problem(error: Botocore) -> Problem:
     """botocore's ConfigParseError, with the line and the reason. The line itself may contain a secret."""
     import configparser
 
@@ -3712,7 +3716,7 @@ class Store:
         if as_go in self._written:
             return self._written[as_go]
         config, credentials = aws_files(self.environ)
-        found: dict[str, Any] = {"profiles": {}}
+        found: dict[str, Botocore] = {"profiles": {}}
         try:
             with last_of_its_name() if as_go else nullcontext():
                 with suppress(ConfigNotFound):
@@ -3748,7 +3752,8 @@ def aws_files(environ: Mapping[str, str]) -> list[str]:
 # -- 5. sessions ------------------------------------------------------------------------------------------------------
 #
 # Temporary credentials and SSO tokens are stored in the vault, through botocore's `cache` hooks. sessions.json says
-# which ones exist and when they expire, so that nobody has to open the vault to know.
+# which ones exist and when they expire, so that nobody has to open the vault to know. An SSO token belongs to a
+# `Portal`: a start URL, a region and, if it has a name, an sso-session.
 
 RENEW_SECONDS = 120  # sessions with less left are renewed first
 RENEW_AHEAD_SECONDS = 16 * 60  # the same, if nobody waits: so that they last as long as the next token
@@ -4113,7 +4118,7 @@ def sha1(text: str) -> str:
 
 
 def sso_user(portal: Portal) -> str:
-    """The vault's user for the SSO token of a portal."""
+    """The name in the vault of a portal's SSO token. Each sso-session has its own."""
     return f"sso:{sha256(' '.join(filter(None, (portal.region, portal.start_url, portal.session))))[:32]}"
 
 
@@ -4181,7 +4186,7 @@ class Resolver:
         self.mfa_code: str | None = None  # read from stdin already; "" if it has been used
         self.used_codes: set[str] = set()  # which mfa_process printed in this run
         self.name = ""  # the chosen identity
-        self.session: Any = None  # botocore's, once it is needed
+        self.session: Botocore = None  # botocore's, once it is needed
         self.as_go = False  # read profiles as the AWS SDK for Go does
         self.profile: Profile = {}  # the identity's settings
 
@@ -4262,7 +4267,7 @@ class Resolver:
         """A setting of the AWS SDKs, from its variable or the identity's keys; "" if there is none."""
         return self.store.environ.get(f"AWS_{name.upper()}") or self.profile.get(name, "")
 
-    def open_session(self, choice: Choice, request: Request) -> Any:
+    def open_session(self, choice: Choice, request: Request) -> Botocore:
         """A botocore session for the chosen profile, with the stored identities among its profiles."""
         with plain_errors(self.name):
             self.as_go = request.grammar == AUTHENTICATOR.name
@@ -4285,7 +4290,7 @@ class Resolver:
                 session.files = self.store.files(choice.profile, self.as_go)
             return session
 
-    def load(self, choice: Choice, request: Request) -> tuple[Any, Choice]:
+    def load(self, choice: Choice, request: Request) -> tuple[Botocore, Choice]:
         """botocore's credentials for the choice, and the choice itself, or a stored identity in its place.
 
         The stored identity is tried after botocore's chain of providers and before instance metadata.
@@ -4318,7 +4323,7 @@ class Resolver:
         debug(f"{self.name}: credentials from botocore's provider {found.method}")
         return found, choice
 
-    def assume(self, source: Any, choice: Choice, request: Request) -> Any:
+    def assume(self, source: Botocore, choice: Choice, request: Request) -> Botocore:
         """The credentials of the role that --role-arn names, which the identity assumes."""
         from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
 
@@ -4421,7 +4426,7 @@ class Resolver:
 # botocore's session, which is opened only if keys need it
 
 
-def identity_session(profile: str | None) -> Any:
+def identity_session(profile: str | None) -> Botocore:
     """A botocore session that sees the stored identities among the profiles, in its `files`."""
     from botocore.credentials import CachedCredentialFetcher
     from botocore.session import Session
@@ -4438,7 +4443,7 @@ def identity_session(profile: str | None) -> Any:
         def full_config(self) -> Mapping[str, object]:
             return dict(zip(AwsFiles._fields, self.files, strict=True))
 
-        def create_client(self, service_name: str, *arguments: Any, **named: Any) -> Any:
+        def create_client(self, service_name: str, *arguments: object, **named: Botocore) -> Botocore:
             debug(f"asking AWS: {service_name}")
             keep_secret(named.get("aws_secret_access_key"))
             keep_secret(named.get("aws_session_token"))
@@ -4455,14 +4460,14 @@ def identity_session(profile: str | None) -> Any:
     return session
 
 
-def client_config(request: Request) -> Any:
+def client_config(request: Request) -> Botocore:
     from botocore.config import Config
 
     timeouts = {"connect_timeout": request.connect_timeout, "read_timeout": request.read_timeout}
     return Config(**{name: int(seconds) or None for name, seconds in timeouts.items() if seconds})
 
 
-def client(session: Any, service: str, keys: Any, **more: Any) -> Any:
+def client(session: Botocore, service: str, keys: Credentials | Botocore, **more: object) -> Botocore:
     return session.create_client(
         service,
         aws_access_key_id=keys.access_key,
@@ -4472,7 +4477,7 @@ def client(session: Any, service: str, keys: Any, **more: Any) -> Any:
     )
 
 
-def frozen(credentials: Any, name: str) -> Credentials:
+def frozen(credentials: Botocore, name: str) -> Credentials:
     """botocore's credentials as they are now, renewed if necessary."""
     with plain_errors(name):
         keys = credentials.get_frozen_credentials()
@@ -4480,10 +4485,11 @@ def frozen(credentials: Any, name: str) -> Credentials:
     return Credentials(keys.access_key, keys.secret_key, keys.token, expiry.timestamp() if expiry else None)
 
 
-def caller_identity(session: Any, keys: Credentials) -> dict[str, Any]:
+def caller_identity(session: Botocore, keys: Credentials) -> dict[str, str]:
     """sts:GetCallerIdentity for these keys, with the settings of the session's profile. Raises Problem."""
     with plain_errors():
-        return dict(client(session, "sts", keys).get_caller_identity())
+        answer = client(session, "sts", keys).get_caller_identity()
+        return {field: answer[field] for field in ANSWERS["GetCallerIdentity"]}
 
 
 def import_when_used(*names: str) -> None:
@@ -4492,7 +4498,7 @@ def import_when_used(*names: str) -> None:
     from types import ModuleType
 
     class Later(ModuleType):
-        def __getattr__(self, attribute: str) -> Any:
+        def __getattr__(self, attribute: str) -> object:
             if sys.modules.get(self.__name__) is self:
                 del sys.modules[self.__name__]
             module = import_module(self.__name__)
@@ -4506,7 +4512,7 @@ def import_when_used(*names: str) -> None:
 # botocore's providers, in the order in which they are asked
 
 
-def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[Any]]:
+def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Botocore], list[Botocore]]:
     """botocore's chain of providers in botocore's order, and separately the last of them, instance metadata.
 
     botocore.credentials.create_credential_resolver builds the same chain, but has no place for the vault, for a stored
@@ -4543,7 +4549,7 @@ def provider_chain(resolver: Resolver, choice: Choice) -> tuple[list[Any], list[
     return [*first, container], [metadata]
 
 
-def profile_providers(resolver: Resolver, cache: SessionCache) -> Any:
+def profile_providers(resolver: Resolver, cache: SessionCache) -> Botocore:
     """botocore's builder of a profile's providers. A stored identity's keys are from the vault, never from a file."""
     from botocore.credentials import (
         ConfigProvider,
@@ -4556,7 +4562,7 @@ def profile_providers(resolver: Resolver, cache: SessionCache) -> Any:
     store, session = resolver.store, resolver.session
 
     class LaidOverProviders(ProfileProviderBuilder):  # type: ignore[misc,unused-ignore]
-        def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Any]:
+        def providers(self, profile_name: str, disable_env_vars: bool = False) -> list[Botocore]:
             keys = session.files.profiles.get(profile_name, {})
             if MFA_SOURCE in keys:
                 return [keys_provider(resolver, profile_name, keys[MFA_SOURCE], keys)]
@@ -4578,12 +4584,12 @@ def profile_providers(resolver: Resolver, cache: SessionCache) -> Any:
     )
 
 
-def environment_provider(environ: Mapping[str, str]) -> Any:
+def environment_provider(environ: Mapping[str, str]) -> Botocore:
     """botocore's provider for the keys in the environment."""
     from botocore.credentials import EnvProvider
 
     class CheckedEnvironment(EnvProvider):  # type: ignore[misc,unused-ignore]
-        def load(self) -> Any:
+        def load(self) -> Botocore:
             expires = environ.get("AWS_CREDENTIAL_EXPIRATION")
             if expires and not is_moment(expires):
                 raise Problem("AWS_CREDENTIAL_EXPIRATION is not an ISO 8601 time with a time zone")
@@ -4592,14 +4598,14 @@ def environment_provider(environ: Mapping[str, str]) -> Any:
     return CheckedEnvironment(environ)
 
 
-def keys_provider(resolver: Resolver, profile: str, source: str, settings: Profile) -> Any:
+def keys_provider(resolver: Resolver, profile: str, source: str, settings: Profile) -> Botocore:
     """A botocore provider for the keys of `source`, or for an MFA session if `settings` have an mfa_serial."""
     from botocore.credentials import CredentialProvider, DeferredRefreshableCredentials
 
     class KeysProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
         METHOD = "keyring"
 
-        def load(self) -> Any:
+        def load(self) -> Botocore:
             if "mfa_serial" in settings:
                 fetcher = mfa_session_fetcher(resolver, profile, source, settings)
                 return DeferredRefreshableCredentials(method="mfa", refresh_using=fetcher.fetch_credentials)
@@ -4619,7 +4625,7 @@ def long_term_keys(resolver: Resolver, source: str) -> Credentials:
     return Credentials(keys[SECRET_KEYS[0]], keys[SECRET_KEYS[1]], keys.get(SECRET_KEYS[2]), None)
 
 
-def as_botocore_has_them(keys: Credentials, method: str) -> Any:
+def as_botocore_has_them(keys: Credentials, method: str) -> Botocore:
     """botocore's credentials object for these keys, which come from its provider `method`."""
     from botocore.credentials import Credentials as StaticCredentials
     from botocore.credentials import RefreshableCredentials
@@ -4631,7 +4637,7 @@ def as_botocore_has_them(keys: Credentials, method: str) -> Any:
     return RefreshableCredentials.create_from_metadata(same, lambda: same, method)
 
 
-def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Profile) -> Any:
+def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings: Profile) -> Botocore:
     """A botocore fetcher that opens an MFA session (sts:GetSessionToken), which all roles of the identity share."""
     from botocore.credentials import CachedCredentialFetcher
     from botocore.exceptions import ClientError
@@ -4642,7 +4648,7 @@ def mfa_session_fetcher(resolver: Resolver, profile: str, source: str, settings:
         def _create_cache_key(self) -> str:
             return f"mfa {serial}"
 
-        def _get_credentials(self) -> Any:
+        def _get_credentials(self) -> Botocore:
             sts = client(resolver.session, "sts", long_term_keys(resolver, source))
             duration = int(settings.get("duration_seconds", MFA_SECONDS))
             for attempt in (1, 2, 3):
@@ -4670,7 +4676,7 @@ def processes_running(environ: Mapping[str, str]) -> list[str]:
     return environ.get(PROCESS_VARIABLE, "").splitlines()
 
 
-def process_provider(store: Store, profile: str, settings: Profile, in_shell: bool) -> Any:
+def process_provider(store: Store, profile: str, settings: Profile, in_shell: bool) -> Botocore:
     """botocore's provider for credential_process, with errors that name the profile and a stderr that is ours.
 
     The AWS SDK for Go runs it in a shell, which knows ~ and $HOME. botocore does not.
@@ -4681,7 +4687,7 @@ def process_provider(store: Store, profile: str, settings: Profile, in_shell: bo
     class OurProcessProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
         METHOD = "custom-process"
 
-        def load(self) -> Any:
+        def load(self) -> Botocore:
             command = settings.get("credential_process")
             if command is None:
                 return None
@@ -4698,7 +4704,7 @@ def process_provider(store: Store, profile: str, settings: Profile, in_shell: bo
     return OurProcessProvider()
 
 
-def login_provider(resolver: Resolver, profile: str, settings: Profile) -> Any:
+def login_provider(resolver: Resolver, profile: str, settings: Profile) -> Botocore:
     """botocore's provider for login_session (`aws login`), whose own one needs a compiled library even to read it."""
     from botocore.credentials import CredentialProvider
     from botocore.utils import generate_login_cache_key, get_login_token_cache_directory
@@ -4708,7 +4714,7 @@ def login_provider(resolver: Resolver, profile: str, settings: Profile) -> Any:
     class OurLoginProvider(CredentialProvider):  # type: ignore[misc,unused-ignore]
         METHOD = "login"
 
-        def load(self) -> Any:
+        def load(self) -> Botocore:
             session = settings.get("login_session")
             if session is None:
                 return None
@@ -4759,7 +4765,7 @@ def read_login_session(file: str) -> Credentials | None:
     return None
 
 
-def container_provider(store: Store) -> Any:
+def container_provider(store: Store) -> Botocore:
     """botocore's provider for the credentials of a container, whose answer is checked."""
     from http.client import responses
     from types import SimpleNamespace
@@ -4769,7 +4775,7 @@ def container_provider(store: Store) -> Any:
     from botocore.utils import ContainerMetadataFetcher
 
     class DiscreetSession(URLLib3Session):  # type: ignore[misc,unused-ignore]
-        def send(self, request: Any) -> Any:
+        def send(self, request: Botocore) -> Botocore:
             """An answer, but no content of an error, which may be credentials: botocore would quote it."""
             answer = super().send(request)
             if answer.status_code == 200:
@@ -4778,7 +4784,7 @@ def container_provider(store: Store) -> Any:
             return SimpleNamespace(status_code=answer.status_code, content=reason.encode())
 
     class CheckedFetcher(ContainerMetadataFetcher):  # type: ignore[misc,unused-ignore]
-        def retrieve_full_uri(self, full_url: str, headers: Any = None) -> Any:
+        def retrieve_full_uri(self, full_url: str, headers: Botocore = None) -> Botocore:
             answer = super().retrieve_full_uri(full_url, headers)
             if is_loopback(full_url):
                 store.changing = "the local server in AWS_CONTAINER_CREDENTIALS_FULL_URI"
@@ -4791,13 +4797,13 @@ def container_provider(store: Store) -> Any:
     return ContainerProvider(fetcher=CheckedFetcher(DiscreetSession(timeout=CheckedFetcher.TIMEOUT_SECONDS)))
 
 
-def metadata_provider(store: Store, session: Any) -> Any:
+def metadata_provider(store: Store, session: Botocore) -> Botocore:
     """botocore's provider for the credentials of an EC2 instance."""
     from botocore.credentials import InstanceMetadataProvider
     from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
 
     class NotedFetcher(InstanceMetadataFetcher):  # type: ignore[misc,unused-ignore]
-        def retrieve_iam_role_credentials(self) -> Any:
+        def retrieve_iam_role_credentials(self) -> Botocore:
             if is_loopback(variable("ec2_metadata_service_endpoint") or ""):
                 store.changing = "the local server in AWS_EC2_METADATA_SERVICE_ENDPOINT"
             return super().retrieve_iam_role_credentials()
@@ -4930,7 +4936,7 @@ ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
 }
 
 
-def check_answer(service: str, answer: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> None:
+def check_answer(service: str, answer: Mapping[str, Botocore], wanted: Mapping[str, Sequence[str]]) -> None:
     """Raise Problem if an answer lacks something that we are going to read from it."""
     for name, fields in wanted.items():
         member = answer.get(name)
@@ -4941,18 +4947,18 @@ def check_answer(service: str, answer: Mapping[str, Any], wanted: Mapping[str, S
             raise Problem(f"the {service} service's answer lacks {lacking[0]!r}")
 
 
-def service_name(model: Any) -> str:
+def service_name(model: Botocore) -> str:
     service = str(model.service_model.service_name)
     return "SSO" if service.startswith("sso") else service.upper()
 
 
-def check_botocores_answer(http_response: Any, parsed: Any, model: Any, **context: Any) -> None:
+def check_botocores_answer(http_response: Botocore, parsed: Botocore, model: Botocore, **context: object) -> None:
     """botocore's "after-call" hook, which runs before botocore looks for an error in the answer."""
     if http_response.status_code < 300:
         check_answer(service_name(model), parsed, ANSWERS.get(model.name, {}))
 
 
-def check_raw_answer(operation_model: Any, response_dict: Mapping[str, Any], **context: Any) -> None:
+def check_raw_answer(operation_model: Botocore, response_dict: Botocore, **context: object) -> None:
     """botocore's "before-parse" hook. Its parsers have no error of their own for an answer that is not AWS's.
 
     Raises Problem for a redirect, a page of a proxy, or fields of other types than in botocore's model of the service.
@@ -4992,7 +4998,7 @@ def wrong_in_xml(body: bytes) -> str:
     return "" if root.tag.endswith("Response") else "XML"
 
 
-def wrong_in_json(body: bytes, shape: Any) -> str:
+def wrong_in_json(body: bytes, shape: Botocore) -> str:
     """What is wrong with a JSON answer: "JSON", the name of a field, or ""."""
     import json
 
@@ -5006,11 +5012,11 @@ def wrong_in_json(body: bytes, shape: Any) -> str:
 JSON_TYPES = {"structure": dict, "map": dict, "list": list, "string": str, "integer": int, "long": int, "boolean": bool}
 
 
-def misfit(shape: Any, value: Any, name: str) -> str:
+def misfit(shape: Botocore, value: object, name: str) -> str:
     """The name of the first field in a JSON value that is not of the type in botocore's model, or ""."""
     if shape is None or value is None:
         return ""
-    wanted: Any = JSON_TYPES.get(shape.type_name, object)
+    wanted: Botocore = JSON_TYPES.get(shape.type_name, object)
     if not isinstance(value, wanted) or (wanted is int and (isinstance(value, bool) or value > LAST_SECOND * 1000)):
         return name
     if shape.type_name == "structure":
@@ -5029,14 +5035,14 @@ DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"  # RFC 8628, secti
 SLOW_DOWN_SECONDS = 5  # RFC 8628, section 3.5: added to the interval each time the server asks us to slow down
 
 
-def unsigned_client(session: Any, service: str, region: str) -> Any:
+def unsigned_client(session: Botocore, service: str, region: str) -> Botocore:
     from botocore import UNSIGNED
     from botocore.config import Config
 
     return session.create_client(service, region_name=region, config=Config(signature_version=UNSIGNED))
 
 
-def authorize_device(session: Any, portal: Portal, no_browser: bool) -> dict[str, str]:
+def authorize_device(session: Botocore, portal: Portal, no_browser: bool) -> dict[str, str]:
     """An SSO token by device authorization (RFC 8628): a person confirms a code in a browser on any machine.
 
     Raises Problem if the person denies the request, or does not confirm it in time.
@@ -5067,7 +5073,7 @@ def authorize_device(session: Any, portal: Portal, no_browser: bool) -> dict[str
         return token
 
 
-def poll_for_token(oidc: Any, question: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, Any]:
+def poll_for_token(oidc: Botocore, question: Mapping[str, str], device: Botocore) -> Botocore:
     """Ask for the token until the person has answered (RFC 8628, section 3.5). Raises Problem."""
     interval = device.get("interval", 5)
     deadline = time.monotonic() + device["expiresIn"]
@@ -5119,7 +5125,7 @@ def open_browser(link: str) -> None:
             debug("no browser could be started")
 
 
-def authorize_again(store: Store, session: Any, portal: Portal, no_browser: bool) -> None:
+def authorize_again(store: Store, session: Botocore, portal: Portal, no_browser: bool) -> None:
     """Start an SSO session, and empty the cache of tokens minted while the person was in the browser."""
     keep_sso_token(store, portal, authorize_device(session, portal, no_browser))
     if store.cache:
@@ -5127,9 +5133,9 @@ def authorize_again(store: Store, session: Any, portal: Portal, no_browser: bool
         store.generation = store.cache.generation()
 
 
-def pages(operation: Callable[..., Any], key: str, **question: Any) -> list[Any]:
+def pages(operation: Botocore, key: str, **question: str) -> list[Botocore]:
     """All pages of a listing of the SSO portal."""
-    found: list[Any] = []
+    found: list[Botocore] = []
     while True:
         answer = operation(**question)
         found += answer[key]
@@ -5188,7 +5194,7 @@ def sts_endpoint(
     return Endpoint(found.url.partition("://")[2], schemes[0].get("signingRegion", region))
 
 
-def check_region(region: str, partitions: Sequence[Mapping[str, Any]]) -> str:
+def check_region(region: str, partitions: Sequence[Botocore]) -> str:
     """The ID of the region's partition. Warns if the region is not known. Raises Problem if it cannot exist."""
     import re
 
@@ -5234,7 +5240,7 @@ def bearer_token(url: str) -> str:
     return token
 
 
-def exec_credential(token: str, version: str, expires: int) -> dict[str, Any]:
+def exec_credential(token: str, version: str, expires: int) -> dict[str, object]:
     return {
         "kind": "ExecCredential",
         "apiVersion": CLIENT_AUTHENTICATION + version,
@@ -5243,12 +5249,11 @@ def exec_credential(token: str, version: str, expires: int) -> dict[str, Any]:
     }
 
 
-def rendered(credential: Mapping[str, Any], request: Request) -> str:
-    """The credential in the output format that was requested, without a newline at the end."""
-
+def rendered(token: str, expires: int, request: Request) -> str:
+    """The token in the output format that was requested, without a newline at the end."""
     if request.output == "token":
-        return str(credential["status"]["token"])
-    shown: Any = credential
+        return token
+    credential = shown = exec_credential(token, request.version, expires)
     if request.query:
         import jmespath
 
@@ -5259,7 +5264,7 @@ def rendered(credential: Mapping[str, Any], request: Request) -> str:
     return "\n".join(text_lines(shown)) if request.output == "text" else json_text(shown)
 
 
-def text_lines(value: Any, name: str = "") -> list[str]:
+def text_lines(value: object, name: str = "") -> list[str]:
     """Lines in the format of the AWS CLI's `--output text` (aws/aws-cli, awscli/text.py): scalars joined by tabs, and
     each nested value on a line of its own that starts with its name."""
     if isinstance(value, dict):
@@ -5296,7 +5301,7 @@ def mint(request: Request, resolver: Resolver) -> Minted:
         )
         cacheable = False
     debug(f"signed for {endpoint.host} with {credentials.access_key[-4:]:.>8}, expires {rfc3339(expires)}")
-    return Minted(rendered(exec_credential(token, request.version, expires), request), issued, expires, cacheable)
+    return Minted(rendered(token, expires, request), issued, expires, cacheable)
 
 
 def token_command(invocation: Invocation) -> int:
@@ -5575,7 +5580,7 @@ class Account(NamedTuple):
 
     name: str  # of the credentials, for messages
     identity: str  # that an entry has to name, or ""
-    clients: Mapping[str, Any]  # botocore's, by region
+    clients: Mapping[str, Botocore]  # botocore's, by region
 
 
 def open_account(invocation: Invocation, wanted: Provision) -> Account:
@@ -5673,7 +5678,7 @@ def effective_identity(resolver: Resolver, request: Request) -> str:
     return "default" if (RESOLVED_KEYS | set(SECRET_KEYS)) & keys.keys() else ""
 
 
-def cluster_fields(found: Mapping[str, Any], name: str) -> dict[str, str]:
+def cluster_fields(found: Botocore, name: str) -> dict[str, str]:
     """What DescribeCluster says about a cluster. Raises Problem if that is another one, or cannot be used now."""
     import re
 
@@ -5696,7 +5701,7 @@ def cluster_fields(found: Mapping[str, Any], name: str) -> dict[str, str]:
     return {field: values.get(field) or "" for field in forms}
 
 
-def new_entry(found: Mapping[str, Any], name: str, identity: str, wanted: Provision) -> Entry:
+def new_entry(found: Botocore, name: str, identity: str, wanted: Provision) -> Entry:
     """The entry for a cluster, from what DescribeCluster returned. Raises Problem if the cluster cannot be used now."""
     about = cluster_fields(found, name)
     arn = about["arn"]
@@ -6202,7 +6207,7 @@ def check_home(path: str) -> None:
 def write_kubeconfig(path: str, old: bytes, new: bytes) -> None:
     """Write a kubeconfig. If we are killed, it has the old content or the new; links, mode and owner stay.
 
-    A new file takes its place. A file that has several names or another owner, or is in a directory where we cannot
+    A new file takes its place. A file that has hard links or another owner, or is in a directory where we cannot
     write (or is mounted by itself, as in a container), is overwritten, which is how kubectl writes. If the new content
     does not fit, the old content is restored. Raises Problem.
     """
@@ -6329,7 +6334,7 @@ if TYPE_CHECKING:
         """What we use of ruamel.yaml's nodes."""
 
         id: str  # mapping, sequence or scalar
-        value: Any  # pairs of nodes, nodes, or a string
+        value: Any  # pairs of nodes, nodes, or a string, by the id
         style: str | None  # of a scalar: its quotes, or | or >
         flow_style: bool  # of the others: whether they are in brackets
         start_mark: Mark  # before an anchor, if there is one
@@ -6553,7 +6558,7 @@ class Edits:
             self._insert_lines(self._end(node), lines_of(new), self._dash(node.value[0])[1])
 
     def _replace(self, key: Node, old: Node, value: Yaml, in_brackets: bool) -> None:
-        """Write another value of a mapping. The old one may be null or empty."""
+        """Replace a value in a mapping. The old one may be null or empty."""
         start, end = old.start_mark.index + len(properties(old)), self._end(old)
         if start >= end:
             start = end = self._after_colon(key)
@@ -6688,7 +6693,8 @@ def is_string(value: str) -> bool:
 
 # -- 9. adopt ---------------------------------------------------------------------------------------------------------
 #
-# Switches other plugins' entries to this program. `adopt --undo` switches them back.
+# Switches other plugins' entries to this program. `adopt --undo` switches them back. Files are written as in section 8
+# (`replace_contents`).
 
 
 class Found(NamedTuple):
@@ -7223,7 +7229,7 @@ def whose_keys(wanted: SignIn, resolver: Resolver, keys: Credentials) -> str:
     return str(caller_identity(session, keys)["Arn"])
 
 
-def no_profile(resolver: Resolver) -> Any:
+def no_profile(resolver: Resolver) -> Botocore:
     """A botocore session without an identity, for looking at all profiles."""
     return resolver.open_session(Choice("", named=False, environment=False), Request("", "", "", ""))
 
@@ -7396,7 +7402,7 @@ def process_line(wanted: SignIn, resolver: Resolver, invocation: Invocation) -> 
     return f"for the AWS CLI, SDKs and Terraform, add to [{section}] in {file}: credential_process = {command}"
 
 
-def choose_role(session: Any, region: str, token: str, account: str, role: str, terminal: bool) -> tuple[str, str]:
+def choose_role(session: Botocore, region: str, token: str, account: str, role: str, terminal: bool) -> tuple[str, str]:
     """The account and role to use: the only ones, or those that a person chooses. Raises Problem."""
     with plain_errors():
         sso = unsigned_client(session, "sso", region)
@@ -7469,7 +7475,7 @@ def logout_command(invocation: Invocation, options: Namespace) -> int:
     return 0
 
 
-def end_sso_session(resolver: Resolver, session: Any, portal: Portal) -> bool:
+def end_sso_session(resolver: Resolver, session: Botocore, portal: Portal) -> bool:
     """Revoke an SSO token if the service answers, and remove it in any case. Returns False if there was none."""
     token = read_sso_token(resolver.store, portal)
     if token is not None:
@@ -7490,7 +7496,7 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
     resolver = Resolver(invocation, None, interactive=False)
     resolver.store.forgiving = True
     files, sessions = resolver.store.files(), read_notes(resolver.store.path)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, str]] = []
     for name, laid_over in sorted(files.profiles.items()):
         if MFA_SOURCE in laid_over:
             continue
@@ -7512,11 +7518,11 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
                 "from": "AWS config" if stored is None else "eks-token",
                 "access_key_ending": ending,
                 "session_ends": rfc3339(max(ends)) if ends and max(ends) > time.time() else "",
-                "default": name == resolver.store.stored.only(),
             }
         )
+    default = resolver.store.stored.only()
     if options.output == "json":
-        show(json_text(rows, indent=2))
+        show(json_text([{**row, "default": row["name"] == default} for row in rows], indent=2))
         return 0
     if not rows:
         say(f"there are no identities yet; store one with `{PROGRAM} login NAME`")
@@ -7524,8 +7530,8 @@ def identities_command(invocation: Invocation, options: Namespace) -> int:
     shown = [("NAME", "KIND", "FROM", "KEY", "SESSION ENDS", "")]
     for row in rows:
         key = f"...{row['access_key_ending']}" if row["access_key_ending"] else ""
-        default = "default" if row["default"] else ""
-        shown.append((row["name"], row["kind"], row["from"], key, row["session_ends"], default))
+        marked = "default" if row["name"] == default else ""
+        shown.append((row["name"], row["kind"], row["from"], key, row["session_ends"], marked))
     widths = [max(len(line[column]) for line in shown) for column in range(5)]
     for line in shown:
         show(one_line("  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip()))

@@ -36,9 +36,9 @@ et_find_cache() {
 }
 
 # et_enter: makes the cache directory the current one, unless it is a link or belongs to another user, or we might not
-# find back. What is then read is in this very directory, even if somebody who can write to a directory above it renames
-# things meanwhile. After a link, cd takes .. for the link's own parent, and other programs for that of what it leads to.
-# If the current directory was removed, zsh and ksh93 call it a dot.
+# find the way back. What is then read is in this very directory, even if somebody who can write to a directory above it
+# renames things meanwhile. After a link, cd takes .. for the link's own parent, and other programs for that of what it
+# leads to. If the current directory was removed, zsh and ksh93 call it a dot.
 et_enter() {
 	case $et_from$et_cache/ in [!/]* | */../*) return 1 ;; esac
 	[ -n "$et_cache" ] && ! [ -h "$et_cache" ] && [ . -ef "$et_from" ] && [ -x "$et_from" ] && cd "$et_cache" || return
