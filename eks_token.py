@@ -845,60 +845,53 @@ def is_update_kubeconfig(argv: Sequence[str]) -> bool:
 SHELLS = ("bash", "zsh", "fish")
 
 
-class Option(NamedTuple):
-    """An option or argument of one of our own commands, as argparse adds it."""
-
-    names: str
-    metavar: str  # "" for a flag
-    help: str  # "" for one that help does not show
-    more: Mapping[str, object] = {}
-
-
 class Command(NamedTuple):
+    """One of our own commands.
+
+    Its options and arguments are (names, metavar or "" for a flag, help or "" to hide it, and maybe more for argparse).
+    A string is the heading of those after it. They are plain tuples, because making values takes 0.1 ms at each start.
+    """
+
     summary: str
-    options: Sequence[Option | str]  # a string is the heading of those after it
+    options: Sequence[str | tuple[str, str, str] | tuple[str, str, str, Mapping[str, object]]]
     examples: str
 
 
-OUTPUT = Option(
-    "-o --output", "", "the output format", {"action": "store", "choices": ("text", "json"), "default": "text"}
-)
-IDENTITY = Option("-i --identity", "NAME", "the identity (default: as for a token)")
-START = Option(
-    "--command", "PATH", "how kubectl starts this program (default: its name if PATH has it, else its whole path)"
-)
+OUTPUT = ("-o --output", "", "the output format", {"action": "store", "choices": ("text", "json"), "default": "text"})
+IDENTITY = ("-i --identity", "NAME", "the identity (default: as for a token)")
+START = ("--command", "PATH", "how kubectl starts this program (default: its name if PATH has it, else its whole path)")
 
 COMMANDS = {
     "login": Command(
         "sign in: store an identity, or use a stored one",
         (
-            Option("name", "NAME", "the identity (default: the default or only one)", {"nargs": "?"}),
-            Option("--default", "", "use this identity if none is given"),
-            Option("--region", "REGION", "the identity's AWS region"),
-            Option("--no-verify", "", "do not check the credentials with AWS"),
+            ("name", "NAME", "the identity (default: the default or only one)", {"nargs": "?"}),
+            ("--default", "", "use this identity if none is given"),
+            ("--region", "REGION", "the identity's AWS region"),
+            ("--no-verify", "", "do not check the credentials with AWS"),
             "an access key",
-            Option("--stdin", "", "read the keys from stdin, in the JSON format of credential_process"),
-            Option("--new-keys", "", "ask for keys even if some are stored"),
-            Option("--import-profile", "PROFILE", "import the keys of an AWS profile"),
+            ("--stdin", "", "read the keys from stdin, in the JSON format of credential_process"),
+            ("--new-keys", "", "ask for keys even if some are stored"),
+            ("--import-profile", "PROFILE", "import the keys of an AWS profile"),
             "multi-factor authentication",
-            Option("--mfa-serial", "ARN", "the MFA device for the keys or the role"),
-            Option("--mfa-process", "COMMAND", "a command that prints the MFA code, instead of asking you"),
-            Option("--mfa-code-stdin", "", "read the MFA code from stdin, after any JSON"),
+            ("--mfa-serial", "ARN", "the MFA device for the keys or the role"),
+            ("--mfa-process", "COMMAND", "a command that prints the MFA code, instead of asking you"),
+            ("--mfa-code-stdin", "", "read the MFA code from stdin, after any JSON"),
             "a role",
-            Option("--role-arn", "ARN", "the role to assume"),
-            Option("--source", "NAME", "the identity or AWS profile that assumes it"),
-            Option("--external-id", "ID", "the external ID that the role's trust policy requires"),
-            Option("--role-session-name", "NAME", "the name of the role session"),
-            Option("--duration-seconds", "N", "how long the role or MFA session lasts"),
+            ("--role-arn", "ARN", "the role to assume"),
+            ("--source", "NAME", "the identity or AWS profile that assumes it"),
+            ("--external-id", "ID", "the external ID that the role's trust policy requires"),
+            ("--role-session-name", "NAME", "the name of the role session"),
+            ("--duration-seconds", "N", "how long the role or MFA session lasts"),
             "AWS SSO (IAM Identity Center)",
-            Option("--sso-start-url", "URL", "the URL to sign in at"),
-            Option("--sso-region", "REGION", "the AWS region of the start URL"),
-            Option("--sso-session", "NAME", "an sso-session in the AWS config file, instead of both"),
-            Option("--sso-account-id", "ID", "the account (default: you choose)"),
-            Option("--sso-role-name", "NAME", "the role in that account (default: you choose)"),
-            Option("--no-browser", "", "only show the link, do not open a browser"),
+            ("--sso-start-url", "URL", "the URL to sign in at"),
+            ("--sso-region", "REGION", "the AWS region of the start URL"),
+            ("--sso-session", "NAME", "an sso-session in the AWS config file, instead of both"),
+            ("--sso-account-id", "ID", "the account (default: you choose)"),
+            ("--sso-role-name", "NAME", "the role in that account (default: you choose)"),
+            ("--no-browser", "", "only show the link, do not open a browser"),
             "a cluster",
-            Option("--cluster-name", "NAME", "also write a kubeconfig entry for this cluster"),
+            ("--cluster-name", "NAME", "also write a kubeconfig entry for this cluster"),
         ),
         f"""\
   {PROGRAM} login dev                               asks how dev signs in, or signs in again
@@ -911,10 +904,10 @@ COMMANDS = {
     "logout": Command(
         "remove an identity and everything stored for it",
         (
-            Option("name", "NAME", "the identity", {"nargs": "?"}),
-            Option("--all", "", "every identity, session and SSO token"),
-            Option("--keep-kubeconfig", "", "keep the identity's kubeconfig entries"),
-            Option("--kubeconfig", "PATH", "the file they are in (default: as for kubectl)"),
+            ("name", "NAME", "the identity", {"nargs": "?"}),
+            ("--all", "", "every identity, session and SSO token"),
+            ("--keep-kubeconfig", "", "keep the identity's kubeconfig entries"),
+            ("--kubeconfig", "PATH", "the file they are in (default: as for kubectl)"),
         ),
         f"""\
   {PROGRAM} logout dev      removes its keys, sessions, SSO token and kubeconfig entries
@@ -929,14 +922,14 @@ COMMANDS = {
     ),
     "whoami": Command(
         "ask AWS who an identity is",
-        (OUTPUT, IDENTITY, Option("--region", "REGION", "the AWS region of the STS endpoint to ask")),
+        (OUTPUT, IDENTITY, ("--region", "REGION", "the AWS region of the STS endpoint to ask")),
         f"""\
   {PROGRAM} whoami -i dev
   {PROGRAM} whoami -i dev -o json""",
     ),
     "credentials": Command(
         "print credentials for other AWS tools, as their credential_process",
-        (IDENTITY._replace(help="a stored identity or an AWS profile", more={"required": True}),),
+        (("-i --identity", "NAME", "a stored identity or an AWS profile", {"required": True}),),
         f"""\
   in ~/.aws/config, for the AWS CLI, the AWS SDKs and Terraform:
     [profile dev]
@@ -945,22 +938,20 @@ COMMANDS = {
     "kubeconfig": Command(
         "write a cluster's kubeconfig entry",
         (
-            Option("--cluster-name", "NAME", "the EKS cluster"),
-            Option("--all", "", "every cluster in the region; keeps the current context"),
-            Option(
-                "--region", "REGION", "the cluster's AWS region; with --all, `all` is every region", {"required": True}
-            ),
-            Option("--prune", "", "with --all, also remove the identity's entries whose cluster is gone"),
+            ("--cluster-name", "NAME", "the EKS cluster"),
+            ("--all", "", "every cluster in the region; keeps the current context"),
+            ("--region", "REGION", "the cluster's AWS region; with --all, `all` is every region", {"required": True}),
+            ("--prune", "", "with --all, also remove the identity's entries whose cluster is gone"),
             IDENTITY,
-            Option("--role-arn", "ARN", "a role that the entry also assumes"),
-            Option("--external-id", "ID", "the external ID that the role requires"),
-            Option("--session-name", "NAME", "the name of the role session"),
-            Option("--alias", "NAME", "the context's name (default: the cluster's ARN)"),
-            Option("--user-alias", "NAME", "the kubeconfig user's name"),
+            ("--role-arn", "ARN", "a role that the entry also assumes"),
+            ("--external-id", "ID", "the external ID that the role requires"),
+            ("--session-name", "NAME", "the name of the role session"),
+            ("--alias", "NAME", "the context's name (default: the cluster's ARN)"),
+            ("--user-alias", "NAME", "the kubeconfig user's name"),
             START,
-            Option("--kubeconfig", "PATH", "the file to write (default: as for kubectl)"),
-            Option("--dry-run", "", "show what would be written, without writing it"),
-            Option("--no-set-current", "", "do not change the current context"),
+            ("--kubeconfig", "PATH", "the file to write (default: as for kubectl)"),
+            ("--dry-run", "", "show what would be written, without writing it"),
+            ("--no-set-current", "", "do not change the current context"),
         ),
         f"""\
   {PROGRAM} kubeconfig --cluster-name main --region us-east-2 --identity dev
@@ -970,17 +961,17 @@ COMMANDS = {
     "adopt": Command(
         "switch other plugins' kubeconfig entries to eks-token",
         (
-            Option(
+            (
                 "--context",
                 "NAME",
                 "adopt the entries of these contexts",
                 {"nargs": "+", "action": "extend", "default": []},
             ),
-            Option("--all", "", "adopt every entry (default: you are asked for each)"),
-            Option("--kubeconfig", "PATH", "the file (default: as for kubectl, and Atmos's own)"),
-            Option("--dry-run", "", "show what would change, without changing it"),
-            Option("--undo", "", "restore the files as they were before"),
-            Option("--unwrap", "", "also replace a wrapper that only chooses a profile, such as aws-vault"),
+            ("--all", "", "adopt every entry (default: you are asked for each)"),
+            ("--kubeconfig", "PATH", "the file (default: as for kubectl, and Atmos's own)"),
+            ("--dry-run", "", "show what would change, without changing it"),
+            ("--undo", "", "restore the files as they were before"),
+            ("--unwrap", "", "also replace a wrapper that only chooses a profile, such as aws-vault"),
             START,
         ),
         f"""\
@@ -992,8 +983,8 @@ COMMANDS = {
         "find what keeps kubectl from getting a token",
         (
             OUTPUT,
-            Option("--online", "", "also compare this machine's clock with AWS's"),
-            Option("--kubeconfig", "PATH", "the file to check (default: as for kubectl, and Atmos's own)"),
+            ("--online", "", "also compare this machine's clock with AWS's"),
+            ("--kubeconfig", "PATH", "the file to check (default: as for kubectl, and Atmos's own)"),
         ),
         f"""\
   {PROGRAM} doctor              exits with status 1 if a check fails
@@ -1003,8 +994,8 @@ COMMANDS = {
     "completion": Command(
         "print a shell completion script",
         (
-            Option("shell", "", "the shell to print the script for", {"action": "store", "choices": SHELLS}),
-            Option("words", "", "", {"action": "store", "nargs": "..."}),  # what is on a command line
+            ("shell", "", "the shell to print the script for", {"action": "store", "choices": SHELLS}),
+            ("words", "", "", {"action": "store", "nargs": "..."}),  # what is on a command line
         ),
         f"""\
   eval "$({PROGRAM} completion bash)"        in ~/.bashrc
@@ -1034,12 +1025,14 @@ def command_parser(name: str) -> ArgumentParser:
         allow_abbrev=False,
     )
     group: argparse._ActionsContainer = parser
-    for option in (Option("--debug", "", "show on stderr what is done"), *command.options):
+    for option in (("--debug", "", "show on stderr what is done"), *command.options):
         if isinstance(option, str):
             group = parser.add_argument_group(option)
             continue
-        kind = {"default": "", "metavar": option.metavar} if option.metavar else {"action": "store_true"}
-        group.add_argument(*option.names.split(), help=option.help or argparse.SUPPRESS, **{**kind, **option.more})  # type: ignore[arg-type]
+        names, metavar, about, *more = option
+        kind: Mapping[str, object] = {"default": "", "metavar": metavar} if metavar else {"action": "store_true"}
+        kind = {**kind, **more[0]} if more else kind
+        group.add_argument(*names.split(), help=about or argparse.SUPPRESS, **kind)  # type: ignore[arg-type]
     return parser
 
 
